@@ -1,0 +1,79 @@
+# Every target does its own set-up: on a fresh clone `make test` or `make demo` is all there is to type.
+# Settings of pip (an index, a proxy) come from its own configuration and environment variables.
+
+PYTHON      ?= python3
+DEMO_ARGS   ?=
+PYTEST_ARGS ?=
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+PIP      := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+PACKAGES := compression storage jobs
+PINS     := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # two pips in one environment would trip over each other
+.PHONY: help demo test check lint format types contracts wheel bench clean
+
+help:
+	@echo "make demo       train, prune, quantize and publish a small fleet on this machine"
+	@echo "make test       run all tests                  (PYTEST_ARGS='tests/storage -x')"
+	@echo "make check      lint + types + contracts"
+	@echo "make format     let ruff rewrite the sources"
+	@echo "make wheel      build dist/fleetpress-*.whl"
+	@echo "make clean      remove everything that was made here, the environment too"
+
+demo: $(VENV)/.demo
+	$(BIN)/fleetpress demo $(DEMO_ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+check: lint types contracts
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.lint $(VENV)/.demo .types/fleetpress
+	MYPYPATH=.types $(BIN)/mypy $(PACKAGES:%=-p fleetpress.%)
+
+contracts: $(VENV)/.lint $(VENV)/.demo
+	$(BIN)/lint-imports
+
+# setuptools packs whatever an earlier build left in build/, so that goes first.
+wheel: $(VENV)/.test
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) .types build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# Type checkers do not follow an editable install; a folder in which `fleetpress` is a link to this one serves them.
+.types/fleetpress:
+	mkdir -p .types
+	ln -sfn .. $@
+
+# One stamp a set of dependencies. torch comes first and alone: what follows finds it there and looks for no other build.
+$(VENV)/.torch: constraints.txt
+	@echo "setting up $(VENV): once, some minutes, about 2 GB"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch $(PINS)
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch $(PINS)
+	$(PIP) -e '.[test]'
+	@touch $(VENV)/.demo $@
+
+$(VENV)/.lint: $(VENV)/.torch $(PINS)
+	$(PIP) -e '.[lint]'
+	@touch $@

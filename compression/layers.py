@@ -1,0 +1,167 @@
+"""The layers of a program: operators that own weights, found in its graph whatever code it came from."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from fleetpress.compression.errors import TargetError
+from fleetpress.compression.program import STORED
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOp:
+    """Where an operator keeps its weight and bias, and along which axis of the weight its output units lie."""
+
+    kind: str
+    weight: int
+    bias: int | None
+    axis: int
+
+
+LAYER_OPS = {
+    aten.linear.default: LayerOp(kind="Linear", weight=1, bias=2, axis=0),
+    aten.addmm.default: LayerOp(kind="Linear", weight=2, bias=0, axis=1),
+    aten.matmul.default: LayerOp(kind="Linear", weight=1, bias=None, axis=1),
+    aten.mm.default: LayerOp(kind="Linear", weight=1, bias=None, axis=1),
+    aten.conv1d.default: LayerOp(kind="Conv1d", weight=1, bias=2, axis=0),
+    aten.conv1d.padding: LayerOp(kind="Conv1d", weight=1, bias=2, axis=0),
+    aten.conv2d.default: LayerOp(kind="Conv2d", weight=1, bias=2, axis=0),
+    aten.conv2d.padding: LayerOp(kind="Conv2d", weight=1, bias=2, axis=0),
+    aten.conv3d.default: LayerOp(kind="Conv3d", weight=1, bias=2, axis=0),
+    aten.conv3d.padding: LayerOp(kind="Conv3d", weight=1, bias=2, axis=0),
+    aten.conv_transpose1d.default: LayerOp(kind="ConvTranspose1d", weight=1, bias=2, axis=1),
+    aten.conv_transpose2d.input: LayerOp(kind="ConvTranspose2d", weight=1, bias=2, axis=1),
+    aten.conv_transpose3d.input: LayerOp(kind="ConvTranspose3d", weight=1, bias=2, axis=1),
+    aten.embedding.default: LayerOp(kind="Embedding", weight=0, bias=None, axis=0),
+}
+RECURRENT_OPS = {
+    aten.lstm.input: "LSTM",
+    aten.gru.input: "GRU",
+    aten.rnn_tanh.input: "RNN",
+    aten.rnn_relu.input: "RNN",
+}
+KINDS = tuple(dict.fromkeys([*(op.kind for op in LAYER_OPS.values()), *RECURRENT_OPS.values()]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Weights that one or more operators use: `weights` and `biases` are state names, `axis` the weights' unit axis.
+
+    `name` is the weight's state name without `.weight`; a recurrent layer is named by its module.
+    """
+
+    name: str
+    kind: str
+    weights: tuple[str, ...]
+    biases: tuple[str, ...]
+    axis: int
+    nodes: tuple[str, ...]
+
+
+def layers(program: ExportedProgram) -> tuple[Layer, ...]:
+    """The program's layers in the order of their first use. A weight that is computed in the graph belongs to none."""
+    stored = {
+        spec.arg.name: spec.target
+        for spec in program.graph_signature.input_specs
+        if spec.kind in STORED and spec.target is not None
+    }
+    found: dict[tuple[str, ...], Layer] = {}
+    for node in program.graph.nodes:
+        layer = _layer_of(node, stored)
+        if layer is None:
+            continue
+        seen = found.get((layer.kind, *layer.weights))
+        nodes = (*seen.nodes, node.name) if seen else layer.nodes
+        found[(layer.kind, *layer.weights)] = Layer(**{**vars(layer), "nodes": nodes})
+    return tuple(found.values())
+
+
+def _layer_of(node: fx.Node, stored: dict[str, str]) -> Layer | None:
+    if node.op != "call_function":
+        return None
+    if node.target in RECURRENT_OPS:
+        params = node.args[2]
+        names = [stored.get(item.name) for item in params if isinstance(item, fx.Node)]  # type: ignore[union-attr]
+        if None in names:
+            return None
+        known = [name for name in names if name is not None]
+        weights = tuple(name for name in known if _dims(params, name, stored) == 2)
+        return Layer(
+            name=known[0].rpartition(".")[0] or known[0],
+            kind=RECURRENT_OPS[node.target],
+            weights=weights,
+            biases=tuple(name for name in known if name not in weights),
+            axis=0,
+            nodes=(node.name,),
+        )
+    op = LAYER_OPS.get(node.target)  # type: ignore[call-overload]
+    if op is None or len(node.args) <= op.weight:
+        return None
+    weight = node.args[op.weight]
+    if not isinstance(weight, fx.Node) or weight.name not in stored or weight.meta["val"].dim() < 2:
+        return None
+    bias = node.args[op.bias] if op.bias is not None and len(node.args) > op.bias else None
+    bias_name = stored.get(bias.name) if isinstance(bias, fx.Node) else None
+    name = stored[weight.name]
+    return Layer(
+        name=name.removesuffix(".weight"),
+        kind=op.kind,
+        weights=(name,),
+        biases=(bias_name,) if bias_name else (),
+        axis=op.axis,
+        nodes=(node.name,),
+    )
+
+
+def _dims(params: object, name: str, stored: dict[str, str]) -> int:
+    assert isinstance(params, (list, tuple))
+    return next(int(item.meta["val"].dim()) for item in params if stored.get(item.name) == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Layers that a step works on, and the `ignore` entries that matched nothing (a warning, not an error)."""
+
+    layers: tuple[Layer, ...]
+    unused_ignores: tuple[str, ...]
+
+
+def select(
+    candidates: Sequence[Layer], targets: Iterable[str], ignore: Iterable[str], *, kinds: Sequence[str]
+) -> Selection:
+    """Layers that `targets` name and `ignore` does not; without targets those of the given `kinds`.
+
+    An entry is a layer's name, a kind, or `re:` and a pattern that the whole name matches.
+    Raises TargetError for a target that matches no layer, with the nearest name.
+    """
+    targets, ignore = tuple(targets), tuple(ignore)
+    for target in targets:
+        if not any(matches(layer, target) for layer in candidates):
+            words = [*(layer.name for layer in candidates), *{layer.kind for layer in candidates}]
+            near = difflib.get_close_matches(target, words, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(words) or 'none'}"
+            raise TargetError(f"target {target!r} matches no layer; {hint}")
+    wanted = [
+        layer
+        for layer in candidates
+        if (any(matches(layer, target) for target in targets) if targets else layer.kind in kinds)
+    ]
+    unused = tuple(entry for entry in ignore if not any(matches(layer, entry) for layer in candidates))
+    return Selection(
+        layers=tuple(layer for layer in wanted if not any(matches(layer, entry) for entry in ignore)),
+        unused_ignores=unused,
+    )
+
+
+def matches(layer: Layer, entry: str) -> bool:
+    """Whether a `targets` or `ignore` entry means this layer."""
+    if entry.startswith("re:"):
+        return re.fullmatch(entry[3:], layer.name) is not None
+    return entry in (layer.name, layer.kind)

@@ -1,0 +1,81 @@
+"""Structured pruning: delete whole neurons and channels from a program's graph."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch.export import ExportedProgram
+
+from fleetpress.compression.errors import PruningError
+from fleetpress.compression.program import tensors
+from fleetpress.compression.pruning import gradient_stability, magnitude, random_
+from fleetpress.compression.pruning.delete import delete
+from fleetpress.compression.pruning.method import GradientStatistics, PruningMethod, ScoreContext
+from fleetpress.compression.pruning.select import PruneOptions, check, choose
+from fleetpress.compression.pruning.units import UnitGroup, Units, find_units, output_axis
+
+__all__ = [
+    "PRUNERS",
+    "PruneOptions",
+    "PruneResult",
+    "PruningMethod",
+    "UnitGroup",
+    "Units",
+    "delete",
+    "find_units",
+    "prune",
+]
+
+PRUNERS: dict[str, PruningMethod] = {
+    "gradient_stability": gradient_stability.METHOD,
+    "magnitude": magnitude.METHOD,
+    "random": random_.METHOD,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What to delete: `removed` holds the original's output units by layer, coupled layers included; `delete` does it.
+
+    `skipped` says why a layer that was asked for keeps all its units, `units` how many each had.
+    """
+
+    removed: Mapping[str, tuple[int, ...]]
+    skipped: Mapping[str, str]
+    units: Mapping[str, int]
+
+
+def prune(
+    program: ExportedProgram,
+    options: PruneOptions,
+    statistics: Mapping[str, GradientStatistics] | None = None,
+    seed: int = 0,
+) -> PruneResult:
+    """Choose the units to delete; the same arguments give the same choice.
+
+    Raises MethodError for options that do not fit the method, TargetError for a target without a layer and PruningError
+    when nothing can be deleted.
+    """
+    check(options, tuple(PRUNERS))
+    method = PRUNERS[options.method]
+    units = find_units(program, options.targets, options.ignore)
+    if not units.groups:
+        reasons = "; ".join(f"{layer}: {reason}" for layer, reason in units.skipped.items())
+        raise PruningError(f"no unit can be deleted: {reasons or 'the program has no Linear or Conv layer'}")
+    context = ScoreContext(
+        values=tensors(program), layers=units.layers, statistics=statistics or {}, seed=seed
+    )
+    gone = units.coupling.among(choose(units, method, options, context))
+    removed = {}
+    for name in (layer for layer in units.layers if any(layer in group.members for group in units.groups)):
+        axis = output_axis(units.coupling, units.layers[name])
+        assert axis is not None
+        if gone[axis].any():
+            removed[name] = tuple(np.flatnonzero(gone[axis]).tolist())
+    if not removed:
+        count = sum(group.count for group in units.groups)
+        how = "the thresholds are" if options.sparsity is None else f"sparsity {options.sparsity} is"
+        raise PruningError(
+            f"{how} too small to delete any of the {count} units in {len(units.groups)} groups; raise it"
+        )
+    return PruneResult(removed=removed, skipped=dict(units.skipped), units=dict(units.totals))

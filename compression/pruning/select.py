@@ -1,0 +1,112 @@
+"""From scores to the units that go."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fleetpress.compression.errors import MethodError, PruningError
+from fleetpress.compression.pruning.labels import Atoms, Mask
+from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
+from fleetpress.compression.pruning.units import Units
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """How much of what to delete.
+
+    `sparsity` is the share of the deletable units of every group of coupled layers (scope layer) or of the model (scope
+    global). The thresholds are compared with gradient_mean and gradient_std; a unit below both goes.
+    """
+
+    method: str = "gradient_stability"
+    sparsity: float | None = None
+    mean_threshold: float | None = None
+    std_threshold: float | None = None
+    scope: str = "layer"
+    targets: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+
+def check(options: PruneOptions, methods: Sequence[str]) -> None:
+    """Raise MethodError for options that do not go together."""
+    thresholds = (options.mean_threshold, options.std_threshold)
+    if options.method not in methods:
+        raise MethodError(
+            f"pruning method {options.method!r} is unknown; the methods are {', '.join(methods)}"
+        )
+    if options.scope not in ("layer", "global"):
+        raise MethodError(f"scope {options.scope!r} is unknown; it is layer or global")
+    if (options.sparsity is None) == (thresholds == (None, None)):
+        raise MethodError("give either `sparsity`, or `mean_threshold` and `std_threshold`")
+    if options.sparsity is not None and not 0 < options.sparsity < 1:
+        raise MethodError(f"sparsity {options.sparsity} is not between 0 and 1")
+    if options.sparsity is None and None in thresholds:
+        raise MethodError("`mean_threshold` and `std_threshold` belong together; give both")
+    if any(value is not None and not value > 0 for value in thresholds):
+        raise MethodError("thresholds are positive numbers")
+
+
+def choose(units: Units, method: PruningMethod, options: PruneOptions, context: ScoreContext) -> Atoms:
+    """Classes of the units that go; every dim of the program keeps its best unit at least."""
+    scores = [_finite(method.score(context, group), group.name) for group in units.groups]
+    if options.sparsity is None:
+        going = _below_thresholds(units, method, options, context)
+    elif options.scope == "layer":
+        going = [_lowest(score, options.sparsity) for score in scores]
+    else:
+        everything = _lowest(torch.cat(scores), options.sparsity)
+        going = list(torch.split(everything, [group.count for group in units.groups]))
+    classes = np.concatenate([group.classes for group in units.groups])
+    chosen = torch.cat(going).numpy()
+    return _none_emptied(units, classes, torch.cat(scores).numpy(), chosen)
+
+
+def _finite(score: Tensor, group: str) -> Tensor:
+    if not score.isfinite().all():
+        raise PruningError(
+            f"{group}: scores are not finite; the weights or gradients hold NaN or infinite values"
+        )
+    return score
+
+
+def _lowest(scores: Tensor, sparsity: float) -> Tensor:
+    """A mask of the floor(sparsity * n) lowest scores, the lowest index first among equals."""
+    # A product like 0.29 * 100 = 28.999... means 29.
+    count = math.floor(sparsity * len(scores) + 1e-9)
+    mask = torch.zeros(len(scores), dtype=torch.bool)
+    mask[torch.sort(scores, stable=True).indices[:count]] = True
+    return mask
+
+
+def _below_thresholds(
+    units: Units, method: PruningMethod, options: PruneOptions, context: ScoreContext
+) -> list[Tensor]:
+    if method.spread is None:
+        raise MethodError(
+            f"method {method.name} has no gradients to compare with mean_threshold and std_threshold; give `sparsity`"
+        )
+    going = []
+    for group in units.groups:
+        mean, std = method.spread(context, group)
+        going.append((mean < options.mean_threshold) & (std < options.std_threshold))
+    return going
+
+
+def _none_emptied(units: Units, classes: Atoms, scores: npt.NDArray[np.float64], chosen: Mask) -> Atoms:
+    """Classes that go, after every dim that would lose all its indices got its best unit back."""
+    coupling = units.coupling
+    place = np.full(len(coupling.roots), -1, dtype=np.int64)
+    place[classes] = np.arange(len(classes))
+    going = chosen.copy()
+    for axis in coupling.axes():
+        spots = place[coupling.classes(axis)]
+        if (spots >= 0).all() and going[spots].all():
+            going[spots[::-1][np.argmax(scores[spots[::-1]])]] = (
+                False  # the last of equals: the first ones go
+            )
+    return classes[going]

@@ -1,0 +1,129 @@
+"""Programs whose graph unpacks their weights: packed integers, scales and zero points are stored instead of floats.
+
+A weight `name` becomes the buffers `name_packed` (the bit stream of its codes), `name_scale` and, if not symmetric,
+`name_zero_point`; plain ATen operators in front of its first use derive it from them, bit for bit what
+`QuantizedWeight.dequantize` gives. So `torch.export.load(file).module()` runs the program without this package.
+A name tied to it becomes a second name of the packed buffer.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from fleetpress.compression.errors import ProgramError
+from fleetpress.compression.program import ProgramEditor, aliases
+from fleetpress.compression.quantization.packing import pack
+from fleetpress.compression.quantization.unpack_nodes import UnpackNodes, evaluate, find_unpacked, scale_shape
+from fleetpress.compression.quantization.weight import QuantizedWeight, packs_zero_points, predicted_bytes
+
+__all__ = ["pack_program", "predicted_bytes", "unpack_program"]
+
+PACKED, SCALE, ZERO_POINT = "_packed", "_scale", "_zero_point"
+
+
+def pack_program(program: ExportedProgram, quantized: Mapping[str, QuantizedWeight]) -> ExportedProgram:
+    """The program with the weights named in `quantized` stored packed.
+
+    Its outputs are those of the program over the dequantized weights, bit for bit. Tied weights are packed, stored and
+    unpacked once: naming one of them packs all. Raises ProgramError for names or shapes that are not the program's.
+    """
+    editor = ProgramEditor(program)
+    tied = aliases(editor.values)
+    owners: dict[str, QuantizedWeight] = {}
+    for name, weight in quantized.items():
+        _check(name, weight, editor.values)
+        owners.setdefault(tied.get(name, name), weight)
+    others = {owner: [name for name, first in tied.items() if first == owner] for owner in owners}
+    first_uses = _first_uses(editor, others)
+    nodes = UnpackNodes(editor.graph)
+    for owner in first_uses:
+        weight = owners[owner]
+        buffers = _buffers(owner, weight)
+        taken = next((name for name in buffers if name in editor.values), None)
+        if taken:
+            raise ProgramError(f"{owner}: the program already stores a tensor {taken!r}; rename that one")
+        for name in others[owner]:
+            editor.placeholders[name].replace_all_uses_with(editor.placeholders[owner])
+            editor.replace(
+                name, {name + PACKED: buffers[owner + PACKED]}, lambda _, added: next(iter(added.values()))
+            )
+
+        def unpacked(_: fx.Graph, added: dict[str, fx.Node], owner: str = owner) -> fx.Node:
+            packed, scale, zero_point = (added.get(owner + suffix) for suffix in (PACKED, SCALE, ZERO_POINT))
+            assert packed is not None
+            assert scale is not None
+            return nodes.add(owners[owner], packed, scale, zero_point, first_uses[owner])
+
+        editor.replace(owner, buffers, unpacked)
+    return editor.build()
+
+
+def unpack_program(program: ExportedProgram) -> ExportedProgram:
+    """The program with every packed weight stored as the plain parameter that the graph unpacked at each call.
+
+    The opposite of `pack_program`: same names, shapes, dtypes and outputs as the program had over the dequantized
+    weights. Weights that `pack_program` did not pack stay as they are.
+    """
+    editor = ProgramEditor(program)
+    suffixes = (PACKED, SCALE, ZERO_POINT)
+    stored = {
+        editor.placeholders[name]: value for name, value in editor.values.items() if name.endswith(suffixes)
+    }
+    streams = {name: value for name, value in editor.values.items() if name.endswith(PACKED)}
+    tied = aliases(streams)
+    made_by: set[fx.Node] = set()
+    spent: list[str] = []
+    for stream in streams:
+        name = stream.removesuffix(PACKED)
+        scale = editor.placeholders.get(name + SCALE)
+        found = find_unpacked(scale, stored) if scale is not None else None
+        if found is None or not any(editor.placeholders[stream] in node.all_input_nodes for node in found[1]):
+            continue
+        end, nodes = found
+        made_by.update(nodes)
+        value = evaluate(nodes, stored)
+        editor.fold(end, name, value, beside=stream)
+        others = [other for other, first in tied.items() if first == stream]
+        for other in others:
+            editor.fold(editor.placeholders[other], other.removesuffix(PACKED), value, beside=other)
+        spent += [name + suffix for suffix in suffixes if name + suffix in editor.values] + others
+    for node in reversed(list(editor.graph.nodes)):
+        if node in made_by and not node.users:
+            editor.graph.erase_node(node)
+    for name in spent:
+        editor.drop(name)
+    return editor.build()
+
+
+def _check(name: str, weight: QuantizedWeight, values: Mapping[str, Tensor]) -> None:
+    if name not in values:
+        raise ProgramError(f"{name}: the program stores no such tensor; quantize it from this program")
+    if tuple(values[name].shape) != weight.shape or values[name].dtype != weight.dtype:
+        raise ProgramError(
+            f"{name}: quantized as {weight.dtype} {weight.shape}, but the program holds {values[name].dtype} "
+            f"{tuple(values[name].shape)}; quantize it from this program"
+        )
+
+
+def _first_uses(editor: ProgramEditor, others: Mapping[str, list[str]]) -> dict[str, fx.Node]:
+    """The first node that uses each weight or a name tied to it, in the graph's order."""
+    order = {node: place for place, node in enumerate(editor.graph.nodes)}
+    first: dict[str, fx.Node] = {}
+    for owner, names in others.items():
+        uses = [user for name in (owner, *names) for user in editor.placeholders[name].users]
+        if not uses:
+            raise ProgramError(f"{owner}: the program's graph does not use this weight; add it to `ignore`")
+        first[owner] = min(uses, key=lambda node: order[node])
+    return dict(sorted(first.items(), key=lambda item: order[item[1]]))
+
+
+def _buffers(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
+    bits, shape = weight.scheme.num_bits, scale_shape(weight)
+    buffers = {name + PACKED: pack(weight.codes, bits), name + SCALE: weight.scale.reshape(shape)}
+    if weight.zero_point is not None:
+        packs = packs_zero_points(weight.zero_point.numel(), weight.scheme)
+        buffers[name + ZERO_POINT] = (
+            pack(weight.zero_point, bits) if packs else weight.zero_point.reshape(shape)
+        )
+    return buffers

@@ -1,0 +1,111 @@
+"""A quantized weight: its codes as rows of output units, and what turns them back into the tensor they came from."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fleetpress.compression.quantization import affine, packing
+from fleetpress.compression.scheme import QuantScheme, rows_and_columns
+
+# Unpacking packed zero points takes nodes in the graph: below this saving they stay one byte each.
+_WORTH_PACKING_BYTES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedWeight:
+    """Codes uint8 [rows, columns], one row per output unit, for a weight of `shape` with its units along `axis`.
+
+    `scale` [rows, groups] has the weight's dtype; `zero_point` is uint8 of the same shape, None if symmetric. Strategy
+    tensor has one of each, [1, 1]. The last group of a row is shorter if the size in `scheme` does not divide the row.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    scheme: QuantScheme
+    shape: tuple[int, ...]
+    axis: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weight's dtype."""
+        return self.scale.dtype
+
+    @property
+    def group_size(self) -> int | None:
+        """Weights per scale, None per channel or tensor; at most a row."""
+        size = self.scheme.group_size
+        return None if size is None else min(size, self.codes.shape[1])
+
+    def dequantize(self) -> Tensor:
+        """The weight in its original shape and dtype, contiguous."""
+        rows = affine.dequantize(self.codes, self.scale, self.zero_point, self.scheme)
+        return from_rows(rows, self.shape, self.axis)
+
+    def sqnr_db(self, weight: Tensor) -> float:
+        """Signal to quantization noise against the original `weight`, in decibels; infinite without noise."""
+        signal = noise = 0.0
+        rows = to_rows(weight.detach(), self.axis)
+        step = max(1, affine.TILE_ELEMENTS // max(1, rows.shape[1]))
+        per_row = self.scale.shape[0] == rows.shape[0]
+        for start in range(0, rows.shape[0], step):
+            at = slice(start, start + step)
+            scales = at if per_row else slice(None)
+            zero = None if self.zero_point is None else self.zero_point[scales]
+            tile = affine.dequantize(self.codes[at], self.scale[scales], zero, self.scheme).double()
+            original = rows[at].double()
+            signal += float(original.square().sum())
+            noise += float((tile - original).square().sum())
+        if noise == 0:
+            return math.inf
+        return 10 * math.log10(signal / noise) if signal else -math.inf
+
+    def stored_bytes(self) -> int:
+        """Bytes of codes, scales and zero points in a program."""
+        return predicted_bytes(self.shape, self.axis, self.scheme, self.dtype)
+
+
+def predicted_bytes(shape: tuple[int, ...], axis: int, scheme: QuantScheme, dtype: torch.dtype) -> int:
+    """Bytes of codes, scales and zero points of a weight in a program, from its shape alone."""
+    rows, columns = rows_and_columns(shape, axis)
+    groups = math.prod(scheme.groups(rows, columns))
+    size = packing.packed_bytes(rows * columns, scheme.num_bits) + groups * dtype.itemsize
+    if scheme.symmetric:
+        return size
+    return size + (
+        packing.packed_bytes(groups, scheme.num_bits) if packs_zero_points(groups, scheme) else groups
+    )
+
+
+def packs_zero_points(groups: int, scheme: QuantScheme) -> bool:
+    """Whether a program stores so many zero points as a bit stream rather than a byte each."""
+    return groups - packing.packed_bytes(groups, scheme.num_bits) >= _WORTH_PACKING_BYTES
+
+
+def to_rows(weight: Tensor, axis: int) -> Tensor:
+    """The weight as [output units, entries of a unit]; a view where memory order allows it."""
+    rows, columns = rows_and_columns(weight.shape, axis)
+    return weight.movedim(axis, 0).reshape(rows, columns)
+
+
+def from_rows(rows: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+    """The opposite of `to_rows`, contiguous."""
+    return rows.reshape(moved_shape(shape, axis)).movedim(0, axis).contiguous()
+
+
+def moved_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """`shape` with the size of `axis` in front."""
+    return shape[axis], *shape[:axis], *shape[axis + 1 :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeMethod:
+    """How rows [output units, entries] become codes: `quantize(rows, scheme)`; paper or document and one line on it."""
+
+    name: str
+    quantize: Callable[[Tensor, QuantScheme], QuantizedWeight]
+    paper: str
+    summary: str

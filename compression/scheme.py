@@ -1,0 +1,148 @@
+"""What a weight is quantized to: bits, symmetry, and how many weights share a scale."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import EllipsisType
+from typing import Literal, get_args
+
+import torch
+
+from fleetpress.compression.errors import MethodError
+
+Strategy = Literal["tensor", "channel", "group"]
+DEFAULT_GROUP_SIZE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantScheme:
+    """Affine quantization of weights to `num_bits` unsigned codes: `weight ~ (code - zero_point) * scale`.
+
+    A scale (and, if not symmetric, a zero point) belongs to the whole tensor, to an output unit (channel), or to
+    `group_size` neighbours in an output unit's row. Raises MethodError for options that do not go together.
+    """
+
+    num_bits: int
+    symmetric: bool = True
+    strategy: Strategy = "channel"
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_bits, bool) or self.num_bits not in range(2, 9):
+            raise MethodError(f"num_bits is {self.num_bits}; give a whole number from 2 to 8")
+        if self.strategy not in get_args(Strategy):
+            raise MethodError(f"strategy is {self.strategy!r}; give one of {', '.join(get_args(Strategy))}")
+        if self.strategy == "group":
+            if (
+                isinstance(self.group_size, bool)
+                or not isinstance(self.group_size, int)
+                or self.group_size < 1
+            ):
+                raise MethodError(
+                    f"group_size is {self.group_size}; strategy group takes a whole number from 1"
+                )
+        elif self.group_size is not None:
+            raise MethodError(
+                f"group_size is {self.group_size}, but strategy {self.strategy} has no groups; "
+                "leave group_size out or give strategy group"
+            )
+
+    @property
+    def middle(self) -> int:
+        """The code that a symmetric scheme maps to zero."""
+        return 1 << (self.num_bits - 1)
+
+    def groups(self, rows: int, columns: int) -> tuple[int, int]:
+        """Shape of the scales of a weight of `rows` output units with `columns` entries each."""
+        if self.strategy == "tensor":
+            return 1, 1
+        if self.group_size is None:
+            return rows, 1
+        return rows, math.ceil(columns / self.group_size)
+
+
+def _per_channel(num_bits: int, *, symmetric: bool) -> QuantScheme:
+    return QuantScheme(num_bits=num_bits, symmetric=symmetric)
+
+
+def _grouped(num_bits: int, *, symmetric: bool) -> QuantScheme:
+    return QuantScheme(
+        num_bits=num_bits, symmetric=symmetric, strategy="group", group_size=DEFAULT_GROUP_SIZE
+    )
+
+
+# 8 bits need no groups; fewer bits take those of compressed-tensors' presets of the same names.
+SCHEMES: dict[str, QuantScheme] = {
+    "W8A16": _per_channel(8, symmetric=True),
+    "W8A16_ASYM": _per_channel(8, symmetric=False),
+    "W7A16": _grouped(7, symmetric=True),
+    "W7A16_ASYM": _grouped(7, symmetric=False),
+    "W6A16": _grouped(6, symmetric=True),
+    "W6A16_ASYM": _grouped(6, symmetric=False),
+    "W5A16": _grouped(5, symmetric=True),
+    "W5A16_ASYM": _grouped(5, symmetric=False),
+    "W4A16": _grouped(4, symmetric=True),
+    "W4A16_ASYM": _grouped(4, symmetric=False),
+    "W3A16": _grouped(3, symmetric=True),
+    "W3A16_ASYM": _grouped(3, symmetric=False),
+    "W2A16": _grouped(2, symmetric=True),
+    "W2A16_ASYM": _grouped(2, symmetric=False),
+}
+DEFAULT_SCHEME = "W8A16"
+
+
+def resolve(
+    scheme: str | None = None,
+    num_bits: int | None = None,
+    symmetric: bool | None = None,
+    group_size: int | EllipsisType | None = ...,
+    strategy: Strategy | None = None,
+) -> QuantScheme:
+    """The named scheme with what is given besides it put in its place.
+
+    Without a name the preset of `num_bits` is the base (W8A16 without either). `group_size=None` means one scale per
+    channel; a number means groups of that size. Raises MethodError for an unknown name (with the nearest known one)
+    and for options that contradict each other.
+    """
+    if scheme is None:
+        scheme = DEFAULT_SCHEME if num_bits is None else f"W{num_bits}A16"
+        if scheme not in SCHEMES:
+            raise MethodError(f"num_bits is {num_bits}; give a whole number from 2 to 8")
+    if scheme not in SCHEMES:
+        near = difflib.get_close_matches(scheme.upper(), SCHEMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known schemes: {', '.join(SCHEMES)}"
+        raise MethodError(f"unknown scheme {scheme!r}; {hint}")
+    base = SCHEMES[scheme]
+    size = base.group_size if group_size is ... else group_size
+    if strategy is None:
+        strategy = base.strategy if group_size is ... else "channel" if group_size is None else "group"
+    elif group_size is ...:
+        size = (base.group_size or DEFAULT_GROUP_SIZE) if strategy == "group" else None
+    return replace(
+        base,
+        num_bits=base.num_bits if num_bits is None else num_bits,
+        symmetric=base.symmetric if symmetric is None else symmetric,
+        strategy=strategy,
+        group_size=size,
+    )
+
+
+def dividing_group_size(columns: int, group_size: int) -> int:
+    """The largest size up to `group_size` that divides `columns`, for formats without a shorter last group."""
+    return next(size for size in range(min(group_size, columns), 0, -1) if columns % size == 0)
+
+
+def rows_and_columns(shape: Sequence[int], axis: int) -> tuple[int, int]:
+    """How many output units a weight has along `axis`, and how many entries each of them has."""
+    return shape[axis], math.prod(shape) // max(shape[axis], 1)
+
+
+def bits_per_weight(
+    scheme: QuantScheme, shape: Sequence[int], scale_dtype: torch.dtype, *, axis: int = 0
+) -> float:
+    """Exact bits per weight of a quantized tensor: codes, scales and (if not symmetric) zero points of `num_bits`."""
+    rows, columns = rows_and_columns(shape, axis)
+    groups = math.prod(scheme.groups(rows, columns))
+    per_group = scale_dtype.itemsize * 8 + (0 if scheme.symmetric else scheme.num_bits)
+    return scheme.num_bits + groups * per_group / (rows * columns)

@@ -1,0 +1,244 @@
+"""Mean and spread of every neuron's gradients over mini-batches, collected in one pass and merged exactly.
+
+A neuron is an output unit of a layer: its row of the weight and its bias, n entries. Kept are, in float64, the sum of
+the gradients entry by entry (the mean may cancel) and the sum of their squares unit by unit (the variance, averaged over
+the entries of a unit, needs no more).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fleetpress.compression.errors import DataMismatchError
+from fleetpress.compression.layers import Layer, layers
+from fleetpress.compression.program import aliases, tensors, trainable
+
+UNIT_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+_GROUPS_ARGUMENT = 6
+_BATCHES = "batches"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronStatistics:
+    """`mean_square` [units]: mean over a unit's entries of the squared mean gradient; `variance` [units]: mean over
+    them of the gradient's variance. Both float64, both >= 0. `entries` is n, `batches` is T.
+    """
+
+    mean_square: Tensor
+    variance: Tensor
+    entries: int
+    batches: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSums:
+    """Sums over batches: of gradients, `weight` [units, entries of a row] and `bias` [units]; of `squares` [units]."""
+
+    weight: Tensor
+    bias: Tensor | None
+    squares: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientStatistics:
+    """Sums by layer name over `batches` mini-batches. Layers that share one tied weight appear once, as the first."""
+
+    layers: Mapping[str, LayerSums]
+    batches: int
+
+    def merge(self, other: "GradientStatistics") -> "GradientStatistics":
+        """The statistics over both sets of batches, which must be disjoint and of the same program."""
+        if shapes(self) != shapes(other):
+            raise DataMismatchError(
+                "gradient statistics of different programs cannot be merged; collect them again"
+            )
+        return GradientStatistics(
+            layers={name: _added(sums, other.layers[name]) for name, sums in self.layers.items()},
+            batches=self.batches + other.batches,
+        )
+
+    def neurons(self) -> dict[str, NeuronStatistics]:
+        """Mean and variance of each layer's units; needs at least one batch."""
+        if self.batches < 1:
+            raise DataMismatchError("gradient statistics over no batch; collect at least one")
+        return {name: _neurons(sums, self.batches) for name, sums in self.layers.items()}
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Plain tensors by name, for a file."""
+        found = {_BATCHES: torch.tensor([self.batches], dtype=torch.int64)}
+        for name, sums in self.layers.items():
+            found[f"{name}|weight"] = sums.weight
+            found[f"{name}|squares"] = sums.squares
+            if sums.bias is not None:
+                found[f"{name}|bias"] = sums.bias
+        return found
+
+    @classmethod
+    def from_tensors(cls, values: Mapping[str, Tensor]) -> "GradientStatistics":
+        """What `to_tensors` gave."""
+        names = [key.removesuffix("|squares") for key in values if key.endswith("|squares")]
+        try:
+            return cls(
+                layers={
+                    name: LayerSums(
+                        weight=values[f"{name}|weight"],
+                        bias=values.get(f"{name}|bias"),
+                        squares=values[f"{name}|squares"],
+                    )
+                    for name in names
+                },
+                batches=int(values[_BATCHES]),
+            )
+        except KeyError as error:
+            raise DataMismatchError(f"gradient statistics lack {error}; collect them again") from error
+
+
+def shapes(statistics: GradientStatistics) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Shape of each layer's sums, and whether it has a bias."""
+    return {
+        name: (tuple(sums.weight.shape), sums.bias is not None) for name, sums in statistics.layers.items()
+    }
+
+
+def _added(left: LayerSums, right: LayerSums) -> LayerSums:
+    both = left.bias is not None and right.bias is not None
+    return LayerSums(
+        weight=left.weight + right.weight,
+        bias=left.bias + right.bias if both else None,  # type: ignore[operator]
+        squares=left.squares + right.squares,
+    )
+
+
+def _neurons(sums: LayerSums, batches: int) -> NeuronStatistics:
+    entries = sums.weight.shape[1] + (sums.bias is not None)
+    mean_squares = torch.linalg.vector_norm(sums.weight, dim=1).square()
+    if sums.bias is not None:
+        mean_squares = mean_squares + sums.bias.square()
+    mean_square = mean_squares / entries / batches**2
+    return NeuronStatistics(
+        mean_square=mean_square,
+        variance=(sums.squares / entries / batches - mean_square).clamp(min=0),
+        entries=entries,
+        batches=batches,
+    )
+
+
+class GradientCollector:
+    """Adds up the gradients of a program's layers, batch by batch.
+
+    Each entry is converted to float64, added and squared once; `benchmarks/collect_cost.py` measures what that costs.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        stored = tensors(program)
+        self._owners = aliases(stored)
+        self._parts: list[_Part] = []
+        self._batches = 0
+        learned, seen = set(trainable(program)), set[str]()
+        for layer in layers(program):
+            weight = self._owners.get(layer.weights[0], layer.weights[0])
+            if layer.kind in UNIT_KINDS and weight in learned and weight not in seen:
+                seen.add(weight)
+                self._parts.append(
+                    _part(program, layer, weight, stored=stored, learned=learned, owners=self._owners)
+                )
+        largest = max((part.sums.weight.numel() for part in self._parts), default=0)
+        self._scratch = torch.empty(largest, dtype=torch.float64)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """State names of the parameters whose gradients `update` takes; tied ones by their first name."""
+        return tuple(name for part in self._parts for name in (part.weight, part.bias) if name is not None)
+
+    def update(self, gradients: Mapping[str, Tensor]) -> None:
+        """Count one batch: the gradient of its mean loss by state name."""
+        for part in self._parts:
+            rows = part.rows(gradients[part.weight])
+            wide = self._scratch[: rows.numel()].view(rows.shape).copy_(rows)
+            part.sums.weight.add_(wide)
+            lengths = torch.linalg.vector_norm(wide, dim=1)
+            part.sums.squares.addcmul_(lengths, lengths)
+            if part.bias is not None:
+                assert part.sums.bias is not None
+                wide = gradients[part.bias].double()
+                part.sums.bias.add_(wide)
+                part.sums.squares.addcmul_(wide, wide)
+        self._batches += 1
+
+    def statistics(self) -> GradientStatistics:
+        """The sums so far; later updates leave them as they are."""
+        return GradientStatistics(
+            layers={
+                part.layer: LayerSums(
+                    weight=part.sums.weight.clone(),
+                    bias=None if part.sums.bias is None else part.sums.bias.clone(),
+                    squares=part.sums.squares.clone(),
+                )
+                for part in self._parts
+            },
+            batches=self._batches,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    layer: str
+    weight: str
+    bias: str | None
+    rows: Callable[[Tensor], Tensor]
+    sums: LayerSums
+
+
+def _part(
+    program: ExportedProgram,
+    layer: Layer,
+    weight: str,
+    *,
+    stored: Mapping[str, Tensor],
+    learned: set[str],
+    owners: Mapping[str, str],
+) -> _Part:
+    rows = _rows(program, layer)
+    units, entries = rows(stored[weight]).shape
+    bias = owners.get(layer.biases[0], layer.biases[0]) if layer.biases else None
+    # A bias of another shape (one number for all units) belongs to no unit.
+    if bias is not None and (bias not in learned or stored[bias].shape != (units,)):
+        bias = None
+    return _Part(
+        layer=layer.name,
+        weight=weight,
+        bias=bias,
+        rows=rows,
+        sums=LayerSums(
+            weight=torch.zeros(units, entries, dtype=torch.float64),
+            bias=None if bias is None else torch.zeros(units, dtype=torch.float64),
+            squares=torch.zeros(units, dtype=torch.float64),
+        ),
+    )
+
+
+def _rows(program: ExportedProgram, layer: Layer) -> Callable[[Tensor], Tensor]:
+    """How a weight becomes one row per output unit."""
+    if layer.kind.startswith("ConvTranspose"):
+        groups = _groups(program, layer)
+        # [in, out / groups, ...]: unit o of group g has the inputs of group g.
+        return lambda weight: (
+            weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+            .transpose(1, 2)
+            .reshape(groups * weight.shape[1], -1)
+        )
+    if layer.axis == 0:
+        return lambda weight: weight.flatten(1)
+    return lambda weight: weight.movedim(layer.axis, 0).flatten(1)
+
+
+def _groups(program: ExportedProgram, layer: Layer) -> int:
+    node = next(node for node in program.graph.nodes if node.name == layer.nodes[0])
+    groups = (
+        node.args[_GROUPS_ARGUMENT] if len(node.args) > _GROUPS_ARGUMENT else node.kwargs.get("groups", 1)
+    )
+    assert isinstance(groups, int)
+    return groups

@@ -1,0 +1,320 @@
+"""Train a program, collect its gradient statistics: the same for any number of data-parallel ranks."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from fleetpress.compression.batches import (
+    TARGETS,
+    Arrays,
+    batches_in_order,
+    cast,
+    check_arrays,
+    count,
+    seeded,
+    shuffled_batches,
+)
+from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm
+from fleetpress.compression.errors import DataMismatchError, MethodError, TrainingDivergedError
+from fleetpress.compression.evaluation import Runner
+from fleetpress.compression.losses import LOSSES, Loss, sampled_loss
+from fleetpress.compression.modes import fixed_batch, state_of, training_module
+from fleetpress.compression.outputs import first_output, meaning
+from fleetpress.compression.program import aliases, bind, tensors, trainable
+from fleetpress.compression.statistics import GradientCollector, GradientStatistics
+
+Progress = Callable[[int, int, float], None]
+"""Batches done, batches in all, loss of the last one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """`batch_size` counts the samples of a global batch; `lr` None is the optimizer's own default."""
+
+    epochs: int = 1
+    batch_size: int = 64
+    optimizer: str = "adamw"
+    lr: float | None = None
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """`values`: trained tensors and buffers by state name. `losses`: mean of each epoch. `batch_size`: the one used,
+    which is the program's own where it was exported with one that it cannot do without.
+    """
+
+    values: dict[str, Tensor]
+    statistics: GradientStatistics | None
+    losses: list[float]
+    batch_size: int
+
+
+def _adamw(params: Iterable[Tensor], options: TrainOptions) -> Optimizer:
+    return AdamW(params, lr=_or(options.lr, 1e-3), weight_decay=options.weight_decay)
+
+
+def _adam(params: Iterable[Tensor], options: TrainOptions) -> Optimizer:
+    return Adam(params, lr=_or(options.lr, 1e-3), weight_decay=options.weight_decay)
+
+
+def _sgd(params: Iterable[Tensor], options: TrainOptions) -> Optimizer:
+    return SGD(params, lr=_or(options.lr, 1e-2), weight_decay=options.weight_decay, momentum=options.momentum)
+
+
+def _or(lr: float | None, default: float) -> float:
+    return default if lr is None else lr
+
+
+OPTIMIZERS: Mapping[str, Callable[[Iterable[Tensor], TrainOptions], Optimizer]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "sgd": _sgd,
+}
+
+
+def train(
+    program: ExportedProgram,
+    arrays: Arrays,
+    options: TrainOptions,
+    *,
+    loss: str,
+    seed: int,
+    teacher: ExportedProgram | None = None,
+    collect: bool = False,
+    collective: Collective = ALONE,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train in train mode; the program itself stays as it is.
+
+    `teacher` gives the targets of a loss that needs none (`distillation`). Every rank of `collective` takes its slice
+    of each global batch, so that summed gradients and batch statistics are those of one process (dropout draws differ).
+    float16 and bfloat16 weights are trained in float32 and cast back. With `collect` the gradients of every batch are
+    counted before its step. Raises TrainingDivergedError for a loss or weight that is not finite, DataMismatchError for
+    arrays that do not fit, MethodError for options that do not go together.
+    """
+    run = _Run(
+        program, arrays, options, loss=LOSSES[loss], teacher=teacher, collect=collect, collective=collective
+    )
+    done, losses = 0, []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed * 1_000_003 + collective.rank)
+        for epoch in range(options.epochs):
+            total = weights = 0.0
+            for index, batch in enumerate(shuffled_batches(arrays, run.batch_size, seed, epoch)):
+                if count(batch) < run.smallest:
+                    break
+                value, weight = run.step(batch)
+                if not math.isfinite(value):
+                    raise _diverged(f"the loss became {value}", epoch, index, run.lr)
+                total, weights, done = total + value * weight, weights + weight, done + 1
+                if progress is not None:
+                    progress(done, run.batches * options.epochs, value)
+            losses.append(total / weights if weights else math.nan)
+    values = state_of(run.module, program)
+    broken = [
+        name for name, value in values.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise _diverged(
+            f"{broken[0]} holds values that are not finite", options.epochs - 1, run.batches - 1, run.lr
+        )
+    return TrainResult(
+        values=values,
+        statistics=run.collector.statistics() if run.collector else None,
+        losses=losses,
+        batch_size=run.batch_size,
+    )
+
+
+def _diverged(what: str, epoch: int, batch: int, lr: float) -> TrainingDivergedError:
+    return TrainingDivergedError(
+        f"training diverged: {what} in epoch {epoch + 1}, batch {batch + 1}, with lr {lr:g}; lower lr "
+        f"(try {lr / 10:g}), and look for NaN or very large numbers in the data"
+    )
+
+
+class _Run:
+    """One rank's module, optimizer and statistics."""
+
+    def __init__(
+        self,
+        program: ExportedProgram,
+        arrays: Arrays,
+        options: TrainOptions,
+        *,
+        loss: Loss,
+        teacher: ExportedProgram | None,
+        collect: bool,
+        collective: Collective,
+    ) -> None:
+        check_arrays(program, arrays, loss.needs_targets, loss=loss.name)
+        fixed = _whole_batches(program, arrays, collective)
+        self.batch_size = fixed or options.batch_size
+        self.smallest = fixed or _smallest_batch(program)
+        self.batches = _batches(count(arrays), self.batch_size, self.smallest)
+        self._program, self._loss, self._collective = program, loss, collective
+        self._teacher = _teacher(loss, teacher, collect)
+        self.module = training_module(program)
+        self._norms = _synchronize(self.module, collective) if collective.size > 1 else []
+        self._params = _parameters(self.module, program)
+        self._optimizer = OPTIMIZERS[options.optimizer](self._params.values(), options)
+        self.lr = float(self._optimizer.param_groups[0]["lr"])
+        self.collector = GradientCollector(program) if collect else None
+
+    def step(self, batch: Arrays) -> tuple[float, int]:
+        """One optimizer step on a global batch: its mean loss, and the number of samples (or labels) in that mean."""
+        mine, empty = _slice(batch, self._collective)
+        for norm in self._norms:
+            norm.share = 0.0 if empty else 1.0
+        total = self._loss.weight(batch[TARGETS]) if self._loss.needs_targets else count(batch)
+        inputs = cast(self._program, mine, widen=True)
+        outputs = self._outputs(inputs)
+        targets = inputs[TARGETS] if self._teacher is None else self._teacher_outputs(mine)
+        own = 0 if empty else self._loss.weight(targets)
+        value = self._loss.compute(outputs, targets) * (own / max(total, 1))
+        gradients = torch.autograd.grad(
+            value, list(self._params.values()), allow_unused=True, materialize_grads=True
+        )
+        reported = value.detach().clone()
+        self._collective.sum_([*gradients, reported])
+        if self.collector is not None:
+            self.collector.update(dict(zip(self._params, gradients, strict=True)))
+        for parameter, gradient in zip(self._params.values(), gradients, strict=True):
+            parameter.grad = gradient
+        loss = float(reported)
+        if math.isfinite(loss):
+            self._optimizer.step()
+        return loss, total
+
+    def _outputs(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        args, kwargs = bind(self._program, {name: value for name, value in inputs.items() if name != TARGETS})
+        return first_output(self.module(*args, **kwargs))
+
+    def _teacher_outputs(self, batch: Arrays) -> Tensor:
+        assert self._teacher is not None
+        with torch.no_grad():
+            return self._teacher.outputs(batch)
+
+
+def collect(
+    program: ExportedProgram,
+    arrays: Arrays,
+    batch_size: int,
+    *,
+    loss: str,
+    seed: int,
+    first_batch: int = 0,
+) -> GradientStatistics:
+    """Gradient statistics at fixed weights, in eval mode and file order.
+
+    A loss without targets (`distillation`) has no gradient at the original weights: the targets are then drawn from
+    the program's own predictions, for each batch by (seed, its number), where `first_batch` is the number of the first
+    batch of these arrays in the whole. A program with a fixed batch size uses that one and drops a smaller last batch.
+    """
+    rule = LOSSES[loss]
+    check_arrays(program, arrays, rule.needs_targets, loss=loss)
+    runner = Runner(program, widen=True)
+    fixed = _whole_batches(program, arrays, ALONE)
+    collector = GradientCollector(program)
+    params = _parameters(runner.module, program)
+    wanted = {name: params[name] for name in collector.names}
+    kind = meaning(program)
+    for index, batch in enumerate(batches_in_order(arrays, fixed or batch_size)):
+        if fixed is not None and count(batch) < fixed:
+            break
+        outputs = runner.outputs(batch)
+        value = (
+            rule.compute(outputs, batch[TARGETS])
+            if rule.needs_targets
+            else sampled_loss(outputs, seeded(seed, first_batch + index), meaning=kind)
+        )
+        if not value.isfinite():
+            raise TrainingDivergedError(
+                f"the loss of batch {first_batch + index + 1} is {float(value)} while collecting gradient statistics; "
+                "look for NaN or very large numbers in the data and the weights"
+            )
+        gradients = torch.autograd.grad(
+            value, list(wanted.values()), allow_unused=True, materialize_grads=True
+        )
+        collector.update(dict(zip(wanted, gradients, strict=True)))
+    return collector.statistics()
+
+
+def _whole_batches(program: ExportedProgram, arrays: Arrays, collective: Collective) -> int | None:
+    fixed = fixed_batch(program)
+    if fixed is not None and collective.size > 1:
+        raise MethodError(
+            f"the program was exported for batches of exactly {fixed}, which {collective.size} workers cannot share; "
+            "export it with a dynamic batch size, or train with workers: 1"
+        )
+    if fixed is not None and count(arrays) < fixed:
+        raise DataMismatchError(
+            f"the program was exported for batches of exactly {fixed}, but there are {count(arrays)} samples; "
+            "give more, or export it with a dynamic batch size"
+        )
+    return fixed
+
+
+def _smallest_batch(program: ExportedProgram) -> int:
+    """A single sample has no variance: batch normalization cannot train on what one leaves over at the end."""
+    return 2 if any("batch_norm" in str(node.target) for node in program.graph.nodes) else 1
+
+
+def _batches(samples: int, size: int, smallest: int) -> int:
+    return samples // size + (samples % size >= smallest and samples % size > 0)
+
+
+def _teacher(loss: Loss, teacher: ExportedProgram | None, collect: bool) -> Runner | None:
+    if loss.needs_targets:
+        return None
+    if teacher is None:
+        raise MethodError(
+            f"the loss {loss.name} compares with the original model; give it as the teacher, or use targets"
+        )
+    if collect:
+        raise MethodError(
+            f"the loss {loss.name} has no gradient at the original weights, so training with it gives no statistics; "
+            "collect them at fixed weights (`collect`)"
+        )
+    return Runner(teacher, widen=True)
+
+
+def _parameters(module: fx.GraphModule, program: ExportedProgram) -> dict[str, Tensor]:
+    tied = aliases(tensors(program))
+    params = dict(module.named_parameters(remove_duplicate=False))
+    return {name: params[name].requires_grad_() for name in trainable(program) if name not in tied}
+
+
+def _slice(batch: Arrays, collective: Collective) -> tuple[dict[str, Tensor], bool]:
+    """This rank's share of a global batch; a rank without one gets a copy of the first sample, to count for nothing."""
+    samples = count(batch)
+    start = samples * collective.rank // collective.size
+    stop = samples * (collective.rank + 1) // collective.size
+    empty = start == stop
+    return {name: array[:1] if empty else array[start:stop] for name, array in batch.items()}, empty
+
+
+def _synchronize(module: fx.GraphModule, collective: Collective) -> list[SynchronizedBatchNorm]:
+    norms = []
+    for part in [part for part in module.modules() if isinstance(part, fx.GraphModule)]:
+        for node in list(part.graph.nodes):
+            if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
+                norm = SynchronizedBatchNorm(collective)
+                name = f"synchronized_{node.name}"
+                part.add_submodule(name, norm)
+                with part.graph.inserting_before(node):
+                    x, weight, bias, mean, variance, _, momentum, eps, _ = node.args
+                    options = {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance}
+                    options |= {"momentum": momentum, "eps": eps}
+                    node.replace_all_uses_with(part.graph.call_module(name, (x,), options))
+                part.graph.erase_node(node)
+                norms.append(norm)
+        part.recompile()
+    return norms

@@ -1,0 +1,19 @@
+"""When and where: spec, plan, steps, scheduler, ledger, executors, command line, report."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifacts import load_artifact as load_artifact
+    from .run import run_fleet as run_fleet
+
+__all__ = ["load_artifact", "run_fleet"]
+_HOMES = {"load_artifact": "artifacts", "run_fleet": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    """The Python interface, imported when it is first used: the command line must start without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,157 @@
+"""Published artifacts from outside: list them, load them, prove them, give plain weights back."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fleetpress.storage.artifact import LATEST, MANIFEST, read_manifest, resolve, verify_files
+from fleetpress.storage.errors import ObjectNotFound, StorageError
+from fleetpress.storage.store import open_store
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+    from fleetpress.storage.checkpoint import Checkpoint
+
+MODEL = "model.pt2"
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+_OURS = (MANIFEST, "metrics.json", "recipe.yaml")
+
+
+def published(output: str) -> list[dict[str, Any]]:
+    """The latest artifact of every model in an output: name, digest, run, kind, format and numbers."""
+    store = open_store(output)
+    found = []
+    for info in store.list("models/"):
+        parts = info.key.split("/")
+        if len(parts) != 3 or parts[2] != LATEST:
+            continue
+        pointer = json.loads(store.get(info.key))
+        place = f"models/{parts[1]}/{pointer['digest']}"
+        try:
+            manifest = json.loads(store.get(f"{place}/{MANIFEST}"))
+            metrics = json.loads(store.get(f"{place}/metrics.json"))
+        except ObjectNotFound:
+            continue
+        found.append(
+            {
+                "name": parts[1],
+                "digest": pointer["digest"],
+                "run": pointer["run"],
+                "kind": manifest["kind"],
+                "format": manifest["format"],
+                "before": metrics["before"],
+                "after": metrics["after"],
+                "compression_ratio": metrics["compression_ratio"],
+                "bits_per_weight": metrics["bits_per_weight"],
+            }
+        )
+    return found
+
+
+def load_artifact(uri: str) -> "nn.Module | dict[str, Tensor]":
+    """A runnable module of a program (weights unpacked once, in eval mode), or the plain state dict of a checkpoint.
+
+    `uri` names the artifact, or the model's folder for its latest one. Raises StorageError.
+    """
+    if read_manifest(uri)["kind"] == "program":
+        from fleetpress.compression.modes import eval_module
+        from fleetpress.compression.quantization import unpack_program
+
+        return eval_module(unpack_program(_program(uri)))
+    checkpoint = _checkpoint(uri)
+    return {name: value for _, part in _plain_shards(checkpoint) for name, value in part.items()}
+
+
+def verify(uri: str) -> list[str]:
+    """What is wrong with an artifact; nothing if every file is what was published and the model loads and runs."""
+    problems = verify_files(uri)
+    if problems:
+        return problems
+    try:
+        if read_manifest(uri)["kind"] == "program":
+            _run_once(_program(uri))
+        else:
+            for _ in _plain_shards(_checkpoint(uri)):
+                pass
+    except StorageError as error:
+        return [str(error)]
+    return []
+
+
+def dequantize(uri: str, destination: str) -> list[str]:
+    """Write the artifact with plain weights to `destination`; the names of the files written."""
+    target = open_store(destination)
+    if read_manifest(uri)["kind"] == "program":
+        from fleetpress.compression.quantization import unpack_program
+        from fleetpress.storage.programs import save_program
+
+        target.put(MODEL, save_program(unpack_program(_program(uri))))
+        return [MODEL]
+    return _dequantize_checkpoint(uri, destination)
+
+
+def _dequantize_checkpoint(uri: str, destination: str) -> list[str]:
+    from safetensors.torch import save
+
+    source, target = open_store(resolve(uri)), open_store(destination)
+    checkpoint = _checkpoint(uri)
+    written: list[str] = []
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file, tensors in _plain_shards(checkpoint):
+        target.put(file, save(tensors, metadata={"format": "pt"}))
+        written.append(file)
+        weight_map |= dict.fromkeys(tensors, file)
+        total += sum(value.nbytes for value in tensors.values())
+    config = {key: value for key, value in (checkpoint.config or {}).items() if key != "quantization_config"}
+    target.put(CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+    written.append(CONFIG)
+    if len(checkpoint.files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        target.put(INDEX, json.dumps(index, indent=2).encode() + b"\n")
+        written.append(INDEX)
+    for other in checkpoint.other_files:
+        if other.path not in (*_OURS, CONFIG, INDEX):
+            target.put(other.path, source.get(other.path))
+            written.append(other.path)
+    return written
+
+
+def _checkpoint(uri: str) -> "Checkpoint":
+    from fleetpress.storage.checkpoint import open_checkpoint
+
+    return open_checkpoint(resolve(uri))
+
+
+def _plain_shards(checkpoint: "Checkpoint") -> Any:
+    """(file, plain tensors) of each shard; packed weights are unpacked, everything else is as stored."""
+    from fleetpress.compression.quantization.compressed_tensors import unpack_shard
+    from fleetpress.storage.checkpoint import read_tensor
+
+    by_file: dict[str, list[str]] = {}
+    for name, place in checkpoint.tensors.items():
+        by_file.setdefault(place.file.path, []).append(name)
+    config = (checkpoint.config or {}).get("quantization_config")
+    for file, names in sorted(by_file.items()):
+        stored = {name: read_tensor(checkpoint, name) for name in names}
+        yield file, unpack_shard(stored, config)
+
+
+def _program(uri: str) -> "ExportedProgram":
+    from fleetpress.storage.programs import load_program
+
+    return load_program(open_store(resolve(uri)).get(MODEL))
+
+
+def _run_once(program: "ExportedProgram") -> None:
+    import torch
+
+    from fleetpress.compression.modes import eval_module
+    from fleetpress.compression.program import bind
+    from fleetpress.compression.smoke import smoke_inputs
+
+    args, kwargs = bind(program, smoke_inputs(program))
+    with torch.no_grad():
+        eval_module(program)(*args, **kwargs)

@@ -1,0 +1,189 @@
+"""The steps of a bare checkpoint: every task converts one output shard, the last one completes the artifact.
+
+Tensors are read one by one with range requests; no task holds more than its own shard.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from fleetpress.compression.checkpoint_layers import checkpoint_layers, select_checkpoint
+from fleetpress.compression.errors import TargetError
+from fleetpress.compression.layers import Layer
+from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
+from fleetpress.compression.quantization.compressed_tensors import pack_checkpoint_weight, quantization_config
+from fleetpress.storage import canonical_json
+from fleetpress.storage.artifact import ArtifactFile, artifact_key, point_latest, publish_manifest, write_artifact
+from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint, read_tensor
+from fleetpress.storage.errors import ArtifactCorrupt
+from fleetpress.storage.store import open_store
+
+from .errors import ModelError
+from .manifest import manifest_of, metrics_bytes
+from .materials import Payload, read_file, record, remembered
+from .quantizing import description, scheme_of
+from .recipe import Recipe, recipe_yaml
+from .tasks import Output, StepResult
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+
+
+def opened(payload: Payload) -> Checkpoint:
+    """The headers of the checkpoint as the plan saw it. Raises ModelError for one that is quantized already."""
+    model = payload["model"]
+    key = "checkpoint-" + hashlib.sha256(repr([file["etag"] for file in model["files"]]).encode()).hexdigest()
+    checkpoint = remembered(key, lambda: open_checkpoint(model["uri"]))
+    check_plain(checkpoint)
+    return checkpoint
+
+
+def check_plain(checkpoint: Checkpoint) -> None:
+    """Raises ModelError for a checkpoint that is quantized already."""
+    if checkpoint.quantized_by:
+        raise ModelError(
+            f"{checkpoint.uri} is quantized already (config.json says by {checkpoint.quantized_by}); "
+            "give the original checkpoint as source"
+        )
+
+
+def chosen_layers(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """The layers that the recipe quantizes. Raises TargetError if there are none."""
+    known = checkpoint_layers({name: place.info.shape for name, place in checkpoint.tensors.items()})
+    targets, ignore = tuple(options.get("targets", ())), tuple(options.get("ignore", ()))
+    chosen = select_checkpoint(known, targets, ignore).layers
+    if not chosen:
+        raise TargetError(f"{checkpoint.uri}: quantize reaches no layer; widen its targets")
+    return chosen
+
+
+def convert(payload: Payload) -> StepResult:
+    """Read the tensors of one shard, quantize those that the recipe names, and write the shard into the artifact."""
+    checkpoint, options = opened(payload), payload["options"]
+    scheme = scheme_of(options)
+    layers = {layer.weights[0]: layer for layer in chosen_layers(checkpoint, options)}
+    written: dict[str, Tensor] = {}
+    facts: list[dict[str, Any]] = []
+    for name in payload["tensors"]:
+        value = read_tensor(checkpoint, name)
+        layer = layers.get(name)
+        if layer is None:
+            written[name] = value
+            continue
+        (quantized,) = quantize_layer(layer, {name: value}, scheme, options["method"], even_groups=True).values()
+        packed = pack_checkpoint_weight(name, quantized)
+        written |= packed
+        stored = sum(part.nbytes for part in packed.values())
+        facts.append({**description(quantized, value), "layer": layer.name, "bytes_after": stored})
+    file = shard_file(payload["index"], payload["count"])
+    store, model = open_store(payload["output"]), payload["model"]["name"]
+    (done,) = write_artifact(store, model, payload["artifact"], {file: save(written, metadata={"format": "pt"})})
+    return StepResult(
+        result={
+            "file": done.as_dict(),
+            "tensors": sorted(written),
+            "tensor_bytes": sum(value.nbytes for value in written.values()),
+            "weights": facts,
+        },
+        outputs=(Output(key=artifact_key(model, payload["artifact"], file), bytes=done.bytes, sha256=done.sha256),),
+    )
+
+
+def assemble(payload: Payload) -> StepResult:
+    """Complete the artifact: config, index and every other file of the source; then manifest and pointer."""
+    checkpoint = opened(payload)
+    store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
+    parts = [record(payload, own).result for own in payload["stages"]["convert"]]
+    shards = [ArtifactFile(**part["file"]) for part in parts]
+    for shard in shards:
+        _check(store.get(artifact_key(name, digest, shard.path)), shard)
+    files = {CONFIG: _config(payload, checkpoint), "recipe.yaml": _recipe(payload)}
+    if len(shards) > 1:
+        files[INDEX] = _index(parts)
+    for file in checkpoint.other_files:
+        if file.path not in files:
+            files[file.path] = read_file(checkpoint.root, file)
+    metrics = _metrics(payload, checkpoint, parts, sum(shard.bytes for shard in shards))
+    files["metrics.json"] = metrics_bytes(metrics)
+    written = [*shards, *write_artifact(store, name, digest, files)]
+    written.sort(key=lambda file: file.path)
+    publish_manifest(store, name, digest, manifest_of(payload, kind="checkpoint", form="safetensors", files=written))
+    point_latest(store, name, digest, payload["run"])
+    return StepResult(
+        result={"state": "published", "reason": None, "metrics": metrics},
+        outputs=tuple(
+            Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256) for file in written
+        ),
+    )
+
+
+def shard_file(index: int, count: int) -> str:
+    """The conventional name of the `index`-th of `count` shards."""
+    return "model.safetensors" if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
+
+
+def _check(data: bytes, file: ArtifactFile) -> None:
+    if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+        raise ArtifactCorrupt(f"{file.path} is not what was written: check the store, delete it and run again")
+
+
+def _config(payload: Payload, checkpoint: Checkpoint) -> bytes:
+    options = payload["recipe"]["quantize"]
+    layers = checkpoint_layers({name: place.info.shape for name, place in checkpoint.tensors.items()})
+    chosen = {layer.name for layer in chosen_layers(checkpoint, options)}
+    ignored = [layer.name for layer in layers if layer.kind == "Linear" and layer.name not in chosen]
+    config = dict(checkpoint.config or {})
+    config["quantization_config"] = quantization_config(scheme_of(options), targets=["Linear"], ignore=ignored)
+    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _index(parts: list[dict[str, Any]]) -> bytes:
+    weight_map = {name: part["file"]["path"] for part in parts for name in part["tensors"]}
+    total = sum(part["tensor_bytes"] for part in parts)
+    return canonical_json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _metrics(payload: Payload, checkpoint: Checkpoint, parts: list[dict[str, Any]], size_bytes: int) -> dict[str, Any]:
+    weights = {facts["layer"]: facts for part in parts for facts in part["weights"]}
+    counts = {name: _count(place.info.shape) for name, place in checkpoint.tensors.items()}
+    before_bytes = sum(place.info.size_bytes for place in checkpoint.tensors.values())
+    after_bytes = sum(part["tensor_bytes"] for part in parts)
+    known = checkpoint_layers({name: place.info.shape for name, place in checkpoint.tensors.items()})
+    side = {"metric": None, "value": None, "parameters": sum(counts.values())}
+    return {
+        "before": {**side, "bytes": before_bytes},
+        "after": {**side, "bytes": size_bytes},
+        "compression_ratio": round(before_bytes / size_bytes, 4),
+        "bits_per_weight": round(8 * after_bytes / max(1, sum(counts.values())), 4),
+        "layers": [_layer_entry(layer, weights.get(layer.name)) for layer in known],
+        "warnings": [],
+    }
+
+
+def _layer_entry(layer: Layer, facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "sparsity": 0.0,
+        "removed_units": [],
+        "num_bits": facts["scheme"]["num_bits"] if facts else None,
+        "group_size": facts["group_size"] if facts else None,
+        "bytes_before": facts["bytes_before"] if facts else None,
+        "bytes_after": facts["bytes_after"] if facts else None,
+        "sqnr_db": facts["sqnr_db"] if facts else None,
+        "skipped": None if facts else "quantize: not among the targets",
+    }
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _recipe(payload: Payload) -> bytes:
+    return recipe_yaml(Recipe.model_validate(payload["recipe"])).encode()

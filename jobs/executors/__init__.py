@@ -1,0 +1,60 @@
+"""Executors run tasks somewhere. All run the same plain step function through `worker.execute`."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, Protocol
+
+from ..tasks import Failure, Task, TaskRecord
+from ..worker import RunRank, RunStep
+
+ExecutorName = Literal["inline", "ray"]
+
+
+class Executor(Protocol):
+    """Where tasks run. The driver keeps at most `slots` tasks submitted that were not handed back."""
+
+    @property
+    def slots(self) -> int:
+        """How many tasks can make progress at once, at least 1; may change while a cluster grows or shrinks."""
+        ...
+
+    def submit(self, task: Task) -> None:
+        """Start the task, or queue it; returns at once. Submitted again after a failure, it is a new attempt."""
+        ...
+
+    def wait(self, timeout_seconds: float) -> list[tuple[str, TaskRecord | Failure]]:
+        """Ends of submitted tasks as (task id, end): at least one, unless `timeout_seconds` pass or none is left."""
+        ...
+
+    def close(self) -> None:
+        """Drop what has not ended and release what the executor started; records already written stay."""
+        ...
+
+
+def open_executor(
+    name: ExecutorName,
+    run_step: RunStep,
+    ledger_uri: str,
+    *,
+    run_rank: RunRank | None = None,
+    address: str | None = None,
+) -> Executor:
+    """The executor called `name`, whose workers write records to the ledger at `ledger_uri`.
+
+    `run_step` must be a function that workers can import (or a `functools.partial` of one); so must `run_rank`,
+    which replaces it on each worker of a training task with `workers` > 1, where the executor has several.
+    `address` is a Ray cluster's (`host:port`, `ray://host:port`, `auto`); without one, RAY_ADDRESS counts, then
+    a cluster is started on this machine, for this process. Raises ClusterUnreachable.
+    """
+    if name == "inline":
+        from .inline import InlineExecutor
+
+        return InlineExecutor(run_step, ledger_uri)
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        # Ray's own switch for "every port on 127.0.0.1 only", despite its name; read when ray is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from .ray import RayExecutor
+
+    return RayExecutor(run_step, ledger_uri, run_rank=run_rank, address=address)

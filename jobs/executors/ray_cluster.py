@@ -1,0 +1,172 @@
+"""The Ray cluster under the executor: connect or start, and what its nodes have room for."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ..errors import ClusterUnreachable
+from ..tasks import Task
+
+_DEFAULT_CLIENT_PORT = 10001
+_OBJECT_STORE_BYTES = 128 * 2**20  # tensors never travel through Ray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What one living node offers to tasks."""
+
+    cpus: int
+    memory_bytes: int
+
+    def fits(self, memory_bytes: int) -> int:
+        """How many one-CPU workers of `memory_bytes` each the node holds when it is empty."""
+        return self.cpus if memory_bytes == 0 else min(self.cpus, self.memory_bytes // memory_bytes)
+
+
+def connect(address: str | None, deadline_seconds: float = 10.0) -> bool:
+    """Join the cluster at `address`, or start one on this machine; True if it was started here.
+
+    A cluster that this process is connected to already is reused. Raises ClusterUnreachable, within about
+    `deadline_seconds` when nothing, or something that is not Ray, is at the address.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        _start()
+        return True
+    if address != "auto":
+        _probe(address, deadline_seconds)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ClusterUnreachable(
+            f"cannot join the Ray cluster at {address}: {_one_line(error)}; check the address, that driver and cluster"
+            " have the same Ray and Python versions, and RAY_AUTH_TOKEN if the cluster wants a token"
+        ) from error
+    return False
+
+
+def is_on_this_machine() -> bool:
+    """True if every node of the cluster is this machine, so that nothing given to a worker leaves it."""
+    here = {"127.0.0.1", ray.util.get_node_ip_address()}  # type: ignore[no-untyped-call]
+    return all(node["NodeManagerAddress"] in here for node in _living_nodes())
+
+
+def rooms() -> list[Room]:
+    """What each living node offers, the largest memory first."""
+    resources = (node["Resources"] for node in _living_nodes())
+    found = [Room(cpus=int(one.get("CPU", 0)), memory_bytes=int(one.get("memory", 0))) for one in resources]
+    return sorted((room for room in found if room.cpus), key=lambda room: (-room.memory_bytes, -room.cpus))
+
+
+def problem_of(task: Task, workers: int, found: list[Room]) -> str:
+    """Why the cluster can never run `workers` workers of the task at once; empty if it can.
+
+    Ray itself would let such a task wait for ever.
+    """
+    if not found:
+        return ""  # only a head without CPUs yet: an autoscaler may be about to bring nodes
+    if sum(room.fits(task.memory_bytes) for room in found) >= workers:
+        return ""
+    asked = f"{workers} CPU" + (
+        f" with {_gib(task.memory_bytes)} of memory each" if task.memory_bytes else ""
+    )
+    largest = f"{found[0].cpus} CPU and {_gib(found[0].memory_bytes)}"
+    total = sum(room.cpus for room in found)
+    return (
+        f"{task.kind} asks for {asked}, which the cluster can never give: {len(found)} nodes with {total} CPU in"
+        f" all, the largest with {largest} of memory; lower resources.memory_per_task or resources.workers, or"
+        " add larger nodes"
+    )
+
+
+def aws_variables() -> dict[str, str]:
+    """The AWS_* variables of this process, credentials among them: never log them, never send them away."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def adopt_aws_variables(variables: Mapping[str, str]) -> None:
+    """Make the AWS_* variables of this worker equal to `variables`; workers live longer than a driver's settings."""
+    for name in aws_variables().keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _living_nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _start() -> None:
+    _own_token()
+    ray.init(
+        num_cpus=os.cpu_count(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=_OBJECT_STORE_BYTES,
+    )
+
+
+def _own_token() -> None:
+    """Give clusters started here a token of this process; Ray would write one into the home folder."""
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="fleetpress-ray-"))  # readable by its owner only
+    path = folder / "token"
+    path.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _probe(address: str, deadline_seconds: float) -> None:
+    """Refuse an address where no gRPC server answers: Ray would retry for minutes."""
+    host, port = _host_and_port(address)
+    remedy = "start the cluster, or correct --address or RAY_ADDRESS (host:port)"
+    try:
+        socket.create_connection((host, port), timeout=deadline_seconds / 2).close()
+    except OSError as error:
+        raise ClusterUnreachable(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); {remedy}"
+        ) from error
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return  # only Ray has the certificates to go on
+    import grpc  # type: ignore[import-untyped]  # comes with Ray
+
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=deadline_seconds / 2)
+        except grpc.FutureTimeoutError as error:
+            raise ClusterUnreachable(f"what listens at {address} is no Ray cluster; {remedy}") from error
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    place = address.removeprefix("ray://")
+    host, colon, port = place.rpartition(":")
+    if not colon and address != place:
+        host, port = place, str(_DEFAULT_CLIENT_PORT)
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ClusterUnreachable(
+            f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port or auto"
+        )
+    return host.strip("[]"), int(port)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,190 @@
+"""From a spec to a fleet: sources resolved to models, data to shards; only names, sizes and etags are read."""
+
+import hashlib
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fleetpress.storage.data import find_shards, shards_root
+from fleetpress.storage.errors import StorageError, StoreUnreachable
+from fleetpress.storage.sources import ModelSource, SourceFile, find_models
+from fleetpress.storage.uri import basename, is_s3, normalize, validate_key
+
+from .recipe import Recipe
+from .spec import DataSpec, ModelSpec, Spec
+from .tasks import ErrorClass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of a data set: `file.path` is a key of the store at `root`."""
+
+    root: str
+    file: SourceFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Shards to train and to evaluate on, and the names of loss and metric (None: they follow from the targets)."""
+
+    name: str
+    train: tuple[Shard, ...]
+    eval: tuple[Shard, ...]
+    loss: str | None
+    metric: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model of the fleet and what is to be done to it."""
+
+    name: str
+    source: ModelSource
+    recipe: Recipe
+    data: Data | None
+    factory: str | None = None
+    factory_digest: str | None = None
+    inputs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A model that cannot be begun, and why; it fails, the others go on."""
+
+    model: str
+    reason: str
+    error_class: ErrorClass = "input"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """Every model that the spec names, in its order, and the problems found on the way."""
+
+    models: tuple[Model, ...]
+    problems: tuple[Problem, ...]
+
+
+def resolve(spec: Spec, *, allow_code: bool = False) -> Fleet:
+    """List every source and data set of the spec. What cannot be found becomes a Problem of the models that need it."""
+    data = {name: _listed(_find_data, name, item) for name, item in spec.data.items()}
+    models: list[Model] = []
+    problems: list[Problem] = []
+    for entry in spec.models:
+        label = entry.name or _label(entry.source)
+        found = _listed(find_models, entry.source)
+        if isinstance(found, Problem):
+            problems.append(Problem(model=label, reason=found.reason, error_class=found.error_class))
+            continue
+        for source in found:
+            model = _model(spec, entry, source, data, many=len(found) > 1, allow_code=allow_code)
+            (models if isinstance(model, Model) else problems).append(model)  # type: ignore[arg-type]
+    return _without_twins(models, problems)
+
+
+def _listed(find: Any, *args: Any) -> Any:
+    try:
+        return find(*args)
+    except StoreUnreachable as error:
+        return Problem(model="", reason=str(error), error_class="transient")
+    except StorageError as error:
+        return Problem(model="", reason=str(error))
+
+
+def _find_data(name: str, item: DataSpec) -> Data | Problem:
+    train, held_out = _shards(item.train or ()), _shards(item.eval or ())
+    trained_on = {(shard.file.etag, shard.file.bytes): shard.file for shard in train}
+    for shard in held_out:
+        twin = trained_on.get((shard.file.etag, shard.file.bytes))
+        if twin is not None:
+            what = f"{shard.file.path} of eval is {twin.path} of train"
+            reason = f"data {name}: {what}; evaluate on data that was not trained on"
+            return Problem(model="", reason=reason)
+    return Data(name=name, train=train, eval=held_out, loss=item.loss, metric=item.metric)
+
+
+def _shards(patterns: Sequence[str]) -> tuple[Shard, ...]:
+    return tuple(
+        Shard(root=absolute(shards_root(pattern)), file=file) for pattern in patterns for file in find_shards(pattern)
+    )
+
+
+def absolute(uri: str) -> str:
+    """The place without regard to the working folder, which workers may not share."""
+    return normalize(uri) if is_s3(uri) else os.path.abspath(normalize(uri))
+
+
+def _model(
+    spec: Spec,
+    entry: ModelSpec,
+    source: ModelSource,
+    data: Mapping[str, Data | Problem],
+    *,
+    many: bool,
+    allow_code: bool,
+) -> Model | Problem:
+    name = source.name if many or not entry.name else entry.name
+    validate_key(name)
+    recipe = spec.recipes[entry.recipe]
+    chosen = data[entry.data] if entry.data else None
+    if isinstance(chosen, Problem):
+        return Problem(model=name, reason=chosen.reason, error_class=chosen.error_class)
+    reason = _unfit(source, entry, recipe, allow_code)
+    if reason:
+        return Problem(model=name, reason=reason)
+    return Model(
+        name=name,
+        source=source,
+        recipe=recipe,
+        data=chosen,
+        factory=entry.factory,
+        factory_digest=_factory_digest(entry.factory) if entry.factory else None,
+        inputs={key: value.model_dump(mode="json") for key, value in entry.inputs.items()} if entry.inputs else None,
+    )
+
+
+def _unfit(source: ModelSource, entry: ModelSpec, recipe: Recipe, allow_code: bool) -> str | None:
+    """Why this kind of model cannot do this recipe, if so."""
+    if source.kind == "checkpoint":
+        asked = [step for step in ("train", "collect", "prune", "finetune") if getattr(recipe, step) is not None]
+        if asked:
+            return (
+                f"{source.uri}: recipe {entry.recipe!r} asks to {', '.join(asked)}, which a bare checkpoint cannot do; "
+                "export the model to a program (.pt2), or use a recipe that only quantizes"
+            )
+    if source.kind == "module":
+        if not entry.factory:
+            return (
+                f"{source.uri}: a state dict needs the code that builds its module; add `factory: package.module:callable` "
+                "and run with --allow-code, or export the model to a program (.pt2)"
+            )
+        if not allow_code:
+            return f"{source.uri}: its factory {entry.factory!r} is code; run again with --allow-code to allow it"
+    return None
+
+
+def _factory_digest(factory: str) -> str | None:
+    """Hash of the file that the factory lives in: a change of that code is a change of the model."""
+    try:
+        found = importlib.util.find_spec(factory.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    if found is None or not found.origin or not Path(found.origin).is_file():
+        return None
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+
+
+def _without_twins(models: list[Model], problems: list[Problem]) -> Fleet:
+    counts = Counter(model.name for model in models)
+    for name, count in counts.items():
+        if count > 1:
+            places = " and ".join(model.source.uri for model in models if model.name == name)
+            problems.append(Problem(model=name, reason=f"two models are named {name!r}: {places}; give one a `name`"))
+    return Fleet(models=tuple(model for model in models if counts[model.name] == 1), problems=tuple(problems))
+
+
+def _label(source: str) -> str:
+    return basename(source.rstrip("/*")) or source

@@ -1,0 +1,74 @@
+"""The ledger: one small record per finished task, in the output, shared by all runs. Done once, never done again.
+
+A record is written after the objects that it names, and names their sizes, so a record that can be read and
+whose objects are there proves the task; anything less is as good as no record.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from fleetpress.storage.canonical_json import dumps
+from fleetpress.storage.errors import ObjectNotFound
+from fleetpress.storage.store import ObjectStore
+
+from .tasks import Output, TaskRecord, record_from_json, to_json
+
+_PREFIX = "records/"
+_SUFFIX = ".json"
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Records of the output at `store`. Raises the store's errors (StoreUnreachable, AccessDenied ...)."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._known: set[str] | None = None
+
+    def known(self) -> set[str]:
+        """Digests that have a record, by one listing at the first call; `find` says whether it holds."""
+        if self._known is None:
+            names = (info.key.removeprefix(_PREFIX) for info in self._store.list(_PREFIX))
+            self._known = {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
+        return set(self._known)
+
+    def find(self, digest: str) -> TaskRecord | None:
+        """The record of a finished task whose objects are all there in their full size, else None."""
+        key = _key(digest)
+        try:
+            record = record_from_json(json.loads(self._store.get(key)))
+        except ObjectNotFound:
+            return None
+        except ValueError as error:  # torn, not UTF-8, not JSON, or not a record
+            _log.warning("%s/%s is no valid record (%s): the task runs again", self._store.uri, key, error)
+            return None
+        problem = self._problem(record, digest)
+        if problem:
+            _log.warning("%s/%s does not hold (%s): the task runs again", self._store.uri, key, problem)
+            return None
+        return record
+
+    def write(self, record: TaskRecord) -> None:
+        """Writes the record; whatever `record.outputs` names must be stored already."""
+        self._store.put(_key(record.digest), dumps(to_json(record)))
+        if self._known is not None:
+            self._known.add(record.digest)
+
+    def _problem(self, record: TaskRecord, digest: str) -> str:
+        if record.digest != digest:
+            return f"it is the record of {record.digest}"
+        return next((problem for output in record.outputs if (problem := self._output_problem(output))), "")
+
+    def _output_problem(self, output: Output) -> str:
+        try:
+            stored = self._store.head(output.key).size_bytes
+        except ObjectNotFound:
+            return f"{output.key} is gone"
+        return "" if stored == output.bytes else f"{output.key} has {stored} bytes instead of {output.bytes}"
+
+
+def _key(digest: str) -> str:
+    return f"{_PREFIX}{digest}{_SUFFIX}"

@@ -1,0 +1,161 @@
+"""What steps build on: source bytes, tensors of earlier steps, arrays of data, and programs derived from them.
+
+Intermediates in the store are tensors and small records only. A program at any stage is derived again from the source
+archive by pure functions, so a resumed run builds exactly what an undisturbed one had in memory. Each process keeps
+the programs and arrays that it used last; their keys are digests, so they are never stale.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fleetpress.compression.program import aliases, tensors, with_tensors
+from fleetpress.compression.pruning import delete
+from fleetpress.storage.data import read_shard
+from fleetpress.storage.programs import load_program
+from fleetpress.storage.sources import SourceFile
+from fleetpress.storage.store import open_store
+
+from .errors import ModelError
+from .ledger import Ledger
+from .tasks import Output, TaskRecord
+
+Payload = Mapping[str, Any]
+T = TypeVar("T")
+
+_KEPT = 6  # values a process remembers; a small model needs its source, trained and pruned program, and two data sets
+_memory: OrderedDict[str, Any] = OrderedDict()
+
+
+def remembered(key: str, build: Callable[[], T]) -> T:
+    """`build()`, or what it gave when this process last asked for `key`. Values are shared: never modify them."""
+    if key in _memory:
+        _memory.move_to_end(key)
+    else:
+        _memory[key] = build()
+        while len(_memory) > _KEPT:
+            _memory.popitem(last=False)
+    value: T = _memory[key]
+    return value
+
+
+def source_bytes(payload: Payload) -> bytes:
+    """The model's own file, checked against the etag that the plan saw."""
+    model = payload["model"]
+    return read_file(model["root"], SourceFile(**model["files"][0]))
+
+
+def read_file(root: str, file: SourceFile) -> bytes:
+    """A file of a source, pinned to the etag that the plan saw. Raises SourceChanged if it is another one now."""
+    return open_store(root).get_range(file.path, 0, file.bytes, etag=file.etag) if file.bytes else b""
+
+
+def source_program(payload: Payload) -> ExportedProgram:
+    """The program as it came: the checked archive, or what the module's factory was exported to."""
+    exported = payload["stages"].get("export")
+    if exported:
+        return remembered(exported, lambda: load_program(_output(payload, exported, ".pt2")))
+    etag = payload["model"]["files"][0]["etag"]
+    return remembered(f"source-{etag}", lambda: load_program(source_bytes(payload)))
+
+
+def trained_program(payload: Payload) -> ExportedProgram:
+    """The source with the trained weights, if the recipe trains."""
+    digest = payload["stages"].get("train")
+    if not digest:
+        return source_program(payload)
+    return remembered(digest, lambda: _with_stored(payload, digest, source_program(payload)))
+
+
+def pruned_program(payload: Payload) -> ExportedProgram:
+    """The trained program without the deleted units, if the recipe prunes."""
+    digest = payload["stages"].get("prune")
+    if not digest:
+        return trained_program(payload)
+    return remembered(digest, lambda: delete(trained_program(payload), removed_units(payload, digest)))
+
+
+def final_program(payload: Payload) -> ExportedProgram:
+    """The pruned program with the fine-tuned weights, if the recipe fine-tunes."""
+    digest = payload["stages"].get("finetune")
+    if not digest:
+        return pruned_program(payload)
+    return remembered(digest, lambda: _with_stored(payload, digest, pruned_program(payload)))
+
+
+def removed_units(payload: Payload, digest: str) -> dict[str, tuple[int, ...]]:
+    """Deleted output units by layer, from the record of the prune task."""
+    removed = record(payload, digest).result["removed"]
+    return {name: tuple(units) for name, units in removed.items()}
+
+
+def record(payload: Payload, digest: str) -> TaskRecord:
+    """The record of an earlier task. Raises ModelError if it has vanished since the task was done."""
+    found = Ledger(open_store(payload["output"])).find(digest)
+    if found is None:
+        raise ModelError(f"the record {digest} of an earlier step has vanished from {payload['output']}; run again")
+    return found
+
+
+def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """All samples of the shards, in file order: arrays by name, first dimension = samples."""
+    key = "arrays-" + hashlib.sha256(repr([file["etag"] for file in files]).encode()).hexdigest()
+
+    def build() -> dict[str, Tensor]:
+        shards = [shard_arrays(file) for file in files]
+        names = set(shards[0]).intersection(*shards)
+        return {name: torch.cat([shard[name] for shard in shards]) for name in sorted(names)}
+
+    return remembered(key, build)
+
+
+def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:
+    """One shard's arrays as tensors."""
+    place = SourceFile(path=file["path"], etag=file["etag"], bytes=file["bytes"])
+    return {name: torch.from_numpy(value) for name, value in read_shard(open_store(file["root"]), place).items()}
+
+
+def store_tensors(payload: Payload, values: Mapping[str, Tensor], *, suffix: str = ".safetensors") -> Output:
+    """Write tensors beside the record of the running task; tied tensors once."""
+    tied = aliases(values)
+    plain = {name: value.detach().contiguous() for name, value in values.items() if name not in tied}
+    return store_bytes(payload, save(plain), suffix)
+
+
+def store_bytes(payload: Payload, data: bytes, suffix: str) -> Output:
+    """Write bytes beside the record of the running task."""
+    key = f"records/{payload['digest']}{suffix}"
+    open_store(payload["output"]).put(key, data)
+    return Output(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def stored_tensors(payload: Payload, digest: str, *, suffix: str = ".safetensors") -> dict[str, Tensor]:
+    """The tensors that an earlier task stored, their hash checked."""
+    return dict(load(_output(payload, digest, suffix)))
+
+
+def _output(payload: Payload, digest: str, suffix: str) -> bytes:
+    output = next(item for item in record(payload, digest).outputs if item.key.endswith(suffix))
+    data = open_store(payload["output"]).get(output.key)
+    if hashlib.sha256(data).hexdigest() != output.sha256:
+        raise ModelError(f"{payload['output']}/{output.key} is not what was written (its hash differs); delete it and run again")
+    return data
+
+
+def _with_stored(payload: Payload, digest: str, program: ExportedProgram) -> ExportedProgram:
+    values = {
+        name: value for name, value in stored_tensors(payload, digest).items() if not name.startswith(STATISTICS)
+    }
+    for name, owner in aliases(tensors(program)).items():
+        if owner in values:
+            values[name] = values[owner]
+    return with_tensors(program, values)
+
+
+STATISTICS = "statistics/"  # prefix of statistics among a training task's tensors

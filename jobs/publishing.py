@@ -1,0 +1,178 @@
+"""The last step of a program: measure it, refuse it or publish it, and prove what was published.
+
+The numbers of `after` are those of the bytes that are published: they are loaded again before anything is measured.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fleetpress.compression.cost import macs, parameters
+from fleetpress.compression.evaluation import evaluate
+from fleetpress.compression.smoke import smoke_inputs
+from fleetpress.compression.layers import layers
+from fleetpress.compression.metrics import METRICS, within
+from fleetpress.compression.modes import eval_module
+from fleetpress.compression.program import bind
+from fleetpress.compression.quantization import pack_program, unpack_program
+from fleetpress.storage.artifact import artifact_key, point_latest, publish_manifest, write_artifact
+from fleetpress.storage.errors import ArtifactCorrupt
+from fleetpress.storage.programs import load_program, save_program
+from fleetpress.storage.store import open_store
+
+from .latency import latency_ms
+from .manifest import manifest_of, metrics_bytes
+from .objective import is_fidelity, metric_name
+from .materials import Payload, arrays, final_program, record, source_program, trained_program
+from .quantizing import quantized_layers, quantized_weights
+from .recipe import Recipe, recipe_yaml
+from .tasks import Output, StepResult
+
+MODEL_FILE = "model.pt2"
+
+
+def publish(payload: Payload) -> StepResult:
+    """Assemble the compressed program, compare it with the original, and publish it unless it lost too much."""
+    final = final_program(payload)
+    packed = pack_program(final, quantized_weights(payload))
+    data = save_program(packed)
+    published = load_program(data)
+    metrics = _metrics(payload, unpack_program(published), published, len(data))
+    verdict = metrics.pop("verdict")
+    if verdict:
+        return StepResult(result={"state": "rejected", "reason": verdict, "metrics": metrics})
+    files = {MODEL_FILE: data, "metrics.json": metrics_bytes(metrics), "recipe.yaml": _recipe_bytes(payload)}
+    store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
+    written = write_artifact(store, name, digest, files)
+    _prove(packed, load_program(store.get(artifact_key(name, digest, MODEL_FILE))), payload)
+    publish_manifest(store, name, digest, manifest_of(payload, kind="program", form="pt2", files=written))
+    point_latest(store, name, digest, payload["run"])
+    outputs = tuple(
+        Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256) for file in written
+    )
+    return StepResult(result={"state": "published", "reason": None, "metrics": metrics}, outputs=outputs)
+
+
+def _metrics(payload: Payload, folded: ExportedProgram, published: ExportedProgram, size_bytes: int) -> dict[str, Any]:
+    source, trained = source_program(payload), trained_program(payload)
+    before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source)}
+    after: dict[str, Any] = {"bytes": size_bytes, **_cost(folded), "latency_packed_ms": _latency(published)}
+    verdict = _compare(payload, source, trained, folded, before, after)
+    layer_metrics = _layer_metrics(payload, final=folded)
+    return {
+        "before": before,
+        "after": after,
+        "compression_ratio": round(before["bytes"] / after["bytes"], 4),
+        "bits_per_weight": _bits_per_weight(layer_metrics, folded),
+        "layers": layer_metrics,
+        "warnings": [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]],
+        "verdict": verdict,
+    }
+
+
+def _cost(program: ExportedProgram) -> dict[str, Any]:
+    return {"parameters": parameters(program), "macs": macs(program), "latency_ms": _latency(program)}
+
+
+def _latency(program: ExportedProgram) -> float:
+    args, kwargs = bind(program, smoke_inputs(program, batch=1))
+    return latency_ms(eval_module(program), args, kwargs)
+
+
+def _compare(
+    payload: Payload,
+    source: ExportedProgram,
+    trained: ExportedProgram,
+    after_program: ExportedProgram,
+    before: dict[str, Any],
+    after: dict[str, Any],
+) -> str | None:
+    """Fill in the metric of both sides; the reason for a rejection, or None."""
+    data = payload["data"]
+    if data is None or not data["eval"]:
+        return None
+    samples = arrays(data["eval"])
+    name = metric_name(data, samples, source)
+
+    def value(program: ExportedProgram) -> float:
+        return evaluate(program, samples, name, reference=source if is_fidelity(name) else None)
+
+    best, stage = value(source), "source"
+    if trained is not source:
+        retrained = value(trained)
+        if retrained != best and (retrained > best) == METRICS[name].higher_is_better:
+            best, stage = retrained, "trained"
+    result = value(after_program)
+    before |= {"metric": name, "value": best, "stage": stage}
+    after |= {"metric": name, "value": result}
+    limit = payload["recipe"]["validate"]["max_drop"]
+    if within(name, best, result, limit):
+        return None
+    return f"{name} went from {best:.4f} to {result:.4f}, more than max_drop {limit} allows; prune less, use more bits or train longer"
+
+
+def _layer_metrics(payload: Payload, final: ExportedProgram) -> list[dict[str, Any]]:
+    """One entry per layer of the original, with what was done to it and why something was not."""
+    stages = payload["stages"]
+    pruned = record(payload, stages["prune"]).result if "prune" in stages else {"removed": {}, "units": {}, "skipped": {}}
+    weights, unquantized, _ = quantized_layers(payload)
+    found = []
+    for layer in layers(source_program(payload)):
+        removed = pruned["removed"].get(layer.name, [])
+        units = pruned["units"].get(layer.name)
+        mine = [facts for facts in weights.values() if facts["layer"] == layer.name]
+        reasons = [
+            f"{step}: {skipped[layer.name]}"
+            for step, skipped in (("prune", pruned["skipped"]), ("quantize", unquantized))
+            if layer.name in skipped
+        ]
+        found.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "sparsity": round(len(removed) / units, 6) if units else 0.0,
+                "removed_units": removed,
+                "num_bits": mine[0]["scheme"]["num_bits"] if mine else None,
+                "group_size": mine[0]["group_size"] if mine else None,
+                "bytes_before": sum(facts["bytes_before"] for facts in mine) if mine else None,
+                "bytes_after": sum(facts["bytes_after"] for facts in mine) if mine else None,
+                "sqnr_db": min(facts["sqnr_db"] for facts in mine) if mine else None,
+                "skipped": "; ".join(reasons) or None,
+            }
+        )
+    return found
+
+
+def _bits_per_weight(layer_metrics: list[dict[str, Any]], final: ExportedProgram) -> float:
+    """Stored bits of all parameters, scales and zero points counted, over their number."""
+    state = sum(
+        final.state_dict[name].nbytes for name in final.graph_signature.parameters if name in final.state_dict
+    )
+    saved = sum(item["bytes_before"] - item["bytes_after"] for item in layer_metrics if item["bytes_before"])
+    return round(8 * (state - saved) / max(1, parameters(final)), 4)
+
+
+def _prove(expected: ExportedProgram, published: ExportedProgram, payload: Payload) -> None:
+    """Run the published bytes and the program in memory on one batch; they must agree to the last bit."""
+    inputs = smoke_inputs(published)
+    mine, theirs = _outputs(expected, inputs), _outputs(published, inputs)
+    if len(mine) != len(theirs) or not all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)):
+        raise ArtifactCorrupt(
+            f"{payload['model']['name']}: the published program computes something else than the one in memory; "
+            "nothing was published"
+        )
+
+
+def _outputs(program: ExportedProgram, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    args, kwargs = bind(program, inputs)
+    with torch.no_grad():
+        result = eval_module(program)(*args, **kwargs)
+    leaves, _ = torch.utils._pytree.tree_flatten(result)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _recipe_bytes(payload: Payload) -> bytes:
+    return recipe_yaml(Recipe.model_validate(payload["recipe"])).encode()

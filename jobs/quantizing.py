@@ -1,0 +1,152 @@
+"""Layers to quantize: which, in which groups, and their codes to and from the store."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fleetpress.compression.errors import TargetError
+from fleetpress.compression.layers import KINDS, Layer, layers, select
+from fleetpress.compression.program import aliases, tensors
+from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer
+from fleetpress.compression.scheme import QuantScheme, resolve
+
+from .materials import Payload, record, store_tensors, stored_tensors
+from .tasks import StepResult
+
+
+# Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
+DEFAULT_KINDS = tuple(kind for kind in KINDS if kind != "Embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Layers that a recipe quantizes, those it would but must not (name -> reason), and `ignore`s without effect."""
+
+    layers: tuple[Layer, ...]
+    skipped: Mapping[str, str]
+    unused_ignores: tuple[str, ...]
+
+
+def scheme_of(options: Mapping[str, Any]) -> QuantScheme:
+    """The quantization scheme that a recipe's `quantize` step means."""
+    return resolve(**{key: options[key] for key in ("scheme", "num_bits", "symmetric", "group_size", "strategy") if key in options})
+
+
+def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
+    """The layers of a program that the step's `targets` and `ignore` choose; a tied weight only if all its users are.
+
+    Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized.
+    """
+    known = layers(program)
+    selection = select(known, options.get("targets", ()), options.get("ignore", ()), kinds=DEFAULT_KINDS)
+    owners = aliases(tensors(program))
+    chosen = {(layer.name, layer.kind) for layer in selection.layers}
+    kept = {
+        owners.get(weight, weight): layer
+        for layer in known
+        for weight in layer.weights
+        if (layer.name, layer.kind) not in chosen
+    }
+    skipped: dict[str, str] = {}
+    taken: list[Layer] = []
+    for layer in selection.layers:
+        tied = next((kept[owners.get(weight, weight)] for weight in layer.weights if owners.get(weight, weight) in kept), None)
+        if tied is None:
+            taken.append(layer)
+        else:
+            skipped[layer.name] = f"its weight is also that of {tied.name} ({tied.kind}), which is kept"
+    if not taken:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise TargetError(f"quantize reaches no layer ({reasons or 'nothing is left after ignore'}); widen its targets")
+    return Choice(layers=tuple(taken), skipped=skipped, unused_ignores=selection.unused_ignores)
+
+
+def group_of(chosen: Sequence[Layer], values: Mapping[str, Tensor], index: int, count: int) -> tuple[Layer, ...]:
+    """The `index`-th of `count` runs of layers of about equal bytes; every layer is in exactly one."""
+    sizes = [sum(values[weight].nbytes for weight in layer.weights) for layer in chosen]
+    total, before = max(1, sum(sizes)), 0
+    group = []
+    for layer, size in zip(chosen, sizes, strict=True):
+        if before * count // total == index:
+            group.append(layer)
+        before += size
+    return tuple(group)
+
+
+def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
+    """Quantize the layers of one group; store codes, scales and zero points, and record how they are to be read."""
+    options = payload["options"]
+    choice = choose(program, options)
+    values = tensors(program)
+    scheme = scheme_of(options)
+    stored: dict[str, Tensor] = {}
+    weights: dict[str, Any] = {}
+    done: set[str] = set()
+    owners = aliases(values)
+    for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
+        for name, quantized in quantize_layer(layer, values, scheme, QUANTIZERS[options["method"]]).items():
+            if owners.get(name, name) in done:
+                continue
+            done.add(owners.get(name, name))
+            stored |= _parts(name, quantized)
+            weights[name] = {"layer": layer.name, "kind": layer.kind, **description(quantized, values[name])}
+    result = {"weights": weights, "skipped": dict(choice.skipped), "unused_ignores": list(choice.unused_ignores)}
+    return StepResult(result=result, outputs=(store_tensors(payload, stored),))
+
+
+def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
+    """Every quantized weight of the model, from the records of its quantize tasks."""
+    found: dict[str, QuantizedWeight] = {}
+    for digest in payload["stages"].get("quantize", ()):
+        parts = stored_tensors(payload, digest)
+        for name, facts in record(payload, digest).result["weights"].items():
+            found[name] = QuantizedWeight(
+                codes=parts[f"{name}/codes"],
+                scale=parts[f"{name}/scale"],
+                zero_point=parts.get(f"{name}/zero_point"),
+                scheme=QuantScheme(**facts["scheme"]),
+                shape=tuple(facts["shape"]),
+                axis=facts["axis"],
+            )
+    return found
+
+
+def quantized_layers(payload: Payload) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Metrics of quantized weights by name, layers that were skipped with the reason, and `ignore`s without effect."""
+    weights: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    unused: list[str] = []
+    for digest in payload["stages"].get("quantize", ()):
+        result = record(payload, digest).result
+        weights |= result["weights"]
+        skipped |= result["skipped"]
+        unused = result["unused_ignores"]
+    return weights, skipped, unused
+
+
+def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
+    parts = {f"{name}/codes": quantized.codes, f"{name}/scale": quantized.scale}
+    if quantized.zero_point is not None:
+        parts[f"{name}/zero_point"] = quantized.zero_point
+    return parts
+
+
+def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:
+    return {
+        "scheme": dict(vars(quantized.scheme)),
+        "shape": list(quantized.shape),
+        "axis": quantized.axis,
+        "group_size": quantized.group_size,
+        "bytes_before": weight.nbytes,
+        "bytes_after": quantized.stored_bytes(),
+        "sqnr_db": _finite(quantized.sqnr_db(weight)),
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: a weight that quantization did not change has no noise to measure."""
+    return round(value, 4) if math.isfinite(value) else None

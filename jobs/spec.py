@@ -1,0 +1,111 @@
+"""The spec: which models, with which data and recipes, to where. Strict; every problem of a file is told at once."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from fleetpress.storage.errors import InvalidUri, ObjectNotFound
+from fleetpress.storage.store import open_store
+from fleetpress.storage.uri import is_s3, split
+
+from .errors import SpecError
+from .recipe import CollectStep, Recipe, Strict
+from .spec_checks import check, needs_gradients
+from .spec_fields import Count, Factory, Key, Loss, Metric, Output, Place, Places, Shape, Size, Word, tuple_of
+from .spec_lines import read_yaml
+from .spec_messages import explain
+
+
+class InputSpec(Strict):
+    """An example input of a module: its shape (the word `batch` for a free batch size) and dtype."""
+
+    shape: Shape
+    dtype: Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "bool"] = "float32"
+
+
+class ModelSpec(Strict):
+    """One model, or every match of a source pattern; without `name` a model is named by its folder."""
+
+    name: Key | None = None
+    source: Place
+    data: Word | None = None
+    recipe: Word
+    factory: Factory | None = None
+    inputs: dict[str, InputSpec] | None = None
+
+
+class DataSpec(Strict):
+    """Shards to train and to evaluate on; without `loss` and `metric` they follow from the targets."""
+
+    train: Places | None = None
+    eval: Places | None = None
+    loss: Loss | None = None
+    metric: Metric | None = None
+
+
+class Resources(Strict):
+    """What one task may use: data-parallel training workers, and bytes of memory."""
+
+    workers: Count = 1
+    memory_per_task_bytes: Size = Field(default=2 * 2**30, alias="memory_per_task")
+
+
+class Spec(Strict):
+    """A whole fleet job, checked: every name in it leads somewhere."""
+
+    version: Literal[1]
+    name: Key
+    output: Output
+    models: Annotated[tuple[ModelSpec, ...], BeforeValidator(tuple_of), Field(min_length=1)]
+    data: dict[str, DataSpec] = {}
+    recipes: dict[str, Recipe]
+    resources: Resources = Resources()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+def load_spec(path: str) -> Spec:
+    """The spec in a file or at an `s3://` uri. Raises SpecError; StorageError when the store cannot be read."""
+    try:
+        if is_s3(path):
+            root, key = split(path)
+            raw = open_store(root).get(key)
+        else:
+            with open(path, "rb") as file:
+                raw = file.read()
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}; give the path of a YAML file") from None
+    except (InvalidUri, ObjectNotFound) as error:
+        raise SpecError(f"{error}; give the path or uri of a YAML file") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise SpecError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+    return parse_spec(text, path)
+
+
+def parse_spec(text: str, name: str) -> Spec:
+    """The spec in a YAML text; `name` is what messages call the file.
+
+    Raises SpecError with all problems, one per line: `name:line: path: what; remedy`.
+    """
+    document = read_yaml(text, name)
+    problems = list(document.problems)
+    spec = None
+    try:
+        spec = Spec.model_validate(document.data)
+    except ValidationError as error:
+        problems += explain(error, Spec, document)
+    problems += check(document)
+    if problems or spec is None:
+        ordered = sorted(problems, key=lambda problem: problem.line)
+        raise SpecError("\n".join(dict.fromkeys(problem.render(name) for problem in ordered)))
+    return spec.model_copy(
+        update={"recipes": {key: _completed(recipe) for key, recipe in spec.recipes.items()}}
+    )
+
+
+def _completed(recipe: Recipe) -> Recipe:
+    """Pruning by gradients without `train` and `collect` collects once with the defaults."""
+    if recipe.prune and needs_gradients(recipe.prune) and not (recipe.train or recipe.collect):
+        return recipe.model_copy(update={"collect": CollectStep()})
+    return recipe

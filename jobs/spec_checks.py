@@ -1,0 +1,166 @@
+"""What no single value of a spec tells: names that lead nowhere, steps without data, options that exclude each other.
+
+The checks read the plain values, so that they also run in a file whose other parts are wrong; a step that is itself
+wrong is left to pydantic.
+"""
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from .recipe import CHANGING_STEPS, TRAINING_STEPS, PruneStep, QuantizeStep, Recipe, Strict, TrainStep
+from .spec_fields import nearest
+from .spec_lines import Document, Path, Problem
+
+DATA_KEYS = {"train", "eval", "loss", "metric"}  # with an unknown key, a missing one may just be misspelled
+Mistake = tuple[Path, str]
+Step = TypeVar("Step", bound=Strict)
+
+
+def check(document: Document) -> Iterator[Problem]:
+    """Every contradiction between the parts of a spec."""
+    spec = _mapping(document.data)
+    recipes, shards = _mapping(spec.get("recipes")), _mapping(spec.get("data"))
+    models = spec["models"] if isinstance(spec.get("models"), list) else []
+    mistakes = list(_check_model_names([_mapping(model) for model in models]))
+    for name, recipe in recipes.items():
+        mistakes += _check_recipe(("recipes", name), recipe)
+    for name, entry in shards.items():
+        mistakes += _check_data(("data", name), entry)
+    for index, model in enumerate(models):
+        mistakes += _check_model(("models", index), _mapping(model), recipes, shards)
+    for path, what in dict.fromkeys(mistakes):
+        yield Problem(line=document.line(path), path=path, what=what)
+
+
+def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
+    steps = _mapping(raw)
+    known = {field.alias or name for name, field in Recipe.model_fields.items()}
+    if isinstance(raw, dict) and steps.keys() <= known and not steps.keys() & set(CHANGING_STEPS):
+        yield path, f"changes nothing; add at least one of {', '.join(CHANGING_STEPS)}"
+    for name in ("train", "finetune"):
+        training = _valid(TrainStep, steps.get(name))
+        if training and training.momentum and training.optimizer != "sgd":
+            what = f"has no meaning for {training.optimizer}; delete it, or take optimizer: sgd"
+            yield (*path, name, "momentum"), what
+    if prune := _valid(PruneStep, steps.get("prune")):
+        yield from _check_prune((*path, "prune"), prune)
+    if quantize := _valid(QuantizeStep, steps.get("quantize")):
+        yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
+
+
+def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
+    from fleetpress.compression.pruning import PRUNERS
+
+    thresholds = {"mean_threshold": step.mean_threshold, "std_threshold": step.std_threshold}
+    given = [name for name, value in thresholds.items() if value is not None]
+    if step.sparsity is not None and given:
+        yield (*path, "sparsity"), f"excludes {' and '.join(given)}; keep one way to say how much to prune"
+    elif step.sparsity is None and not given:
+        yield path, "does not say how much; add sparsity, or mean_threshold and std_threshold"
+    elif step.sparsity is None and PRUNERS[step.method].spread is None:
+        yield (*path, given[0]), f"is about gradients, which {step.method} does not use; give sparsity"
+    elif len(given) == 1:
+        (other,) = thresholds.keys() - given
+        yield (*path, given[0]), f"needs {other} beside it; a unit goes when both are small"
+
+
+def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
+    if step.scheme is None and step.num_bits is None:
+        yield path, "does not say how many bits; add a scheme such as W4A16, or num_bits"
+    if step.group_size is not None and step.strategy in ("tensor", "channel"):
+        yield (*path, "group_size"), f"excludes strategy {step.strategy}; delete one of them"
+    if step.strategy == "group" and raw.get("group_size", ...) is None:
+        yield (
+            (*path, "group_size"),
+            "null means one scale per channel, not strategy group; delete one of them",
+        )
+    if step.scheme is not None:
+        from fleetpress.compression.scheme import SCHEMES
+
+        scheme = SCHEMES[step.scheme]
+        if step.num_bits not in (None, scheme.num_bits):
+            what = f"{step.num_bits} contradicts scheme {step.scheme}, which means {scheme.num_bits}"
+            yield (*path, "num_bits"), f"{what}; delete one of them"
+        if step.symmetric not in (None, scheme.symmetric):
+            what = f"{str(step.symmetric).lower()} contradicts scheme {step.scheme}"
+            yield (
+                (*path, "symmetric"),
+                f"{what}; take the scheme with{'' if scheme.symmetric else 'out'} _ASYM, or num_bits without scheme",
+            )
+
+
+def _check_data(path: Path, raw: Any) -> Iterator[Mistake]:
+    entry = _mapping(raw)
+    if (
+        isinstance(raw, dict)
+        and entry.keys() <= DATA_KEYS
+        and entry.get("train") is None
+        and entry.get("eval") is None
+    ):
+        yield path, "names no files; add train, eval or both"
+    trained = _words(entry.get("train"))
+    for pattern in _words(entry.get("eval")):
+        if pattern in trained:
+            yield (*path, "eval"), f"`{pattern}` is also train data; evaluate on data that was not trained on"
+
+
+def _check_model_names(models: list[dict[str, Any]]) -> Iterator[Mistake]:
+    first: dict[str, int] = {}
+    for index, name in enumerate(model.get("name") for model in models):
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            yield ("models", index, "name"), f"`{name}` is also the name of models[{first[name]}]; rename one"
+
+
+def _check_model(
+    path: Path, model: dict[str, Any], recipes: dict[str, Any], shards: dict[str, Any]
+) -> Iterator[Mistake]:
+    for key, kind, valid in (("recipe", "recipe", recipes), ("data", "data set", shards)):
+        name = model.get(key)
+        if isinstance(name, str) and name and name not in valid:
+            yield (*path, key), f"there is no {kind} `{name}`; {nearest(name, valid)}"
+    if model.get("inputs") is not None and model.get("factory") is None:
+        yield (*path, "inputs"), "only a model with a factory needs inputs; delete it, or add factory"
+    recipe, data = model.get("recipe"), model.get("data")
+    if not isinstance(recipe, str) or recipe not in recipes:
+        return
+    steps = _mapping(recipes[recipe])
+    needing = [name for name in TRAINING_STEPS if name in steps]
+    prune = _valid(PruneStep, steps.get("prune"))
+    if prune and not needing and needs_gradients(prune):
+        needing = [f"prune by {prune.method}"]
+    if data is None and needing:
+        remedy = (
+            f"add one of: {', '.join(shards)}" if shards else "describe the files under `data` and name them"
+        )
+        yield (*path, "data"), f"is missing; recipe `{recipe}` needs it for {', '.join(needing)}; {remedy}"
+    if not isinstance(data, str) or not isinstance(shards.get(data), dict):
+        return
+    if needing and shards[data].get("train") is None:
+        yield ("data", data, "train"), f"is missing; recipe `{recipe}` needs it for {', '.join(needing)}"
+    if "validate" in steps and shards[data].get("eval") is None:
+        yield ("data", data, "eval"), f"is missing; recipe `{recipe}` needs it for validate"
+
+
+def needs_gradients(step: PruneStep) -> bool:
+    """Whether the step's method scores units by gradient statistics."""
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS[step.method].needs_gradients
+
+
+def _valid(kind: type[Step], raw: Any) -> Step | None:
+    """The step, or None where there is none or pydantic has said already what is wrong with it."""
+    try:
+        return None if raw is None else kind.model_validate(raw)
+    except ValidationError:
+        return None
+
+
+def _mapping(raw: Any) -> dict[str, Any]:
+    return raw if isinstance(raw, dict) else {}
+
+
+def _words(raw: Any) -> list[str]:
+    return [raw] if isinstance(raw, str) else raw if isinstance(raw, list) else []

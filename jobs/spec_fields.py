@@ -1,0 +1,201 @@
+"""The types of a spec's values: names from the method tables, patterns, places, sizes. Each says what is valid."""
+
+import difflib
+import re
+from collections.abc import Callable, Collection
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
+
+from fleetpress.storage.errors import InvalidUri
+from fleetpress.storage.uri import normalize
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)")
+_PERCENT = re.compile(r"((?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,2})?) ?%")
+_SIZE_UNITS = {"B": 1} | {
+    f"{prefix}{end}": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for end, base in (("iB", 1024), ("B", 1000))
+}
+_LEAST_MEMORY_BYTES = 2**20
+
+
+def nearest(word: str, valid: Collection[str]) -> str:
+    """`did you mean `x`?` for the valid word closest to `word`, else all valid words."""
+    spelled = {name.lower(): name for name in valid}
+    close = difflib.get_close_matches(word.lower(), spelled, n=1)
+    if close:
+        return f"did you mean `{spelled[close[0]]}`?"
+    return f"valid here: {', '.join(sorted(valid))}" if valid else "there are none here"
+
+
+def mistake(what: str) -> PydanticCustomError:
+    """An error whose text is shown to the user as it is."""
+    return PydanticCustomError("spec", "{what}", {"what": what})
+
+
+def tuple_of(value: object) -> object:
+    """A YAML list as a tuple, a single text as a tuple of one; anything else as it is."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _key(value: str) -> str:
+    if not _KEY.fullmatch(value):
+        raise mistake(
+            f"`{value}` cannot be a name; use letters, digits, `.`, `_` and `-`, a letter or digit first, at most 100"
+        )
+    return value
+
+
+def _place(value: str) -> str:
+    if value.startswith("s3:/") and not value.startswith("s3://"):
+        raise mistake(f"`{value}` lacks a slash; write s3://bucket/prefix")
+    if value.startswith("~"):
+        raise mistake("`~` is not expanded here; write the whole path")
+    try:
+        normalize(value)
+    except InvalidUri as error:
+        raise mistake(str(error)) from None
+    return value
+
+
+def _output(value: str) -> str:
+    if "*" in value:
+        raise mistake("the output is one place, not a pattern; delete the `*`")
+    return value
+
+
+def _factory(value: str) -> str:
+    if not _FACTORY.fullmatch(value):
+        raise mistake(f"`{value}` is not a factory; write package.module:callable")
+    return value
+
+
+def _pattern(value: str) -> str:
+    if not value.removeprefix("re:"):
+        raise mistake(
+            "an empty pattern; name a layer, a kind such as Linear, or write re:<regular expression>"
+        )
+    if value.startswith("re:"):
+        try:
+            re.compile(value[3:])
+        except re.error as error:
+            raise mistake(f"`{value}` is not a regular expression: {error}") from None
+    elif set(value) & set("*?^$|+\\"):
+        glob = re.fullmatch(r"[\w.*?-]+", value)
+        regex = value.replace(".", r"\.").replace("*", ".*").replace("?", ".") if glob else value
+        raise mistake(f"`{value}` is neither a name nor a kind; for a pattern write `re:{regex}`")
+    return value
+
+
+def _dimension(value: Any) -> int | str:
+    if value == "batch" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value  # type: ignore[no-any-return]
+    raise mistake(f"should be a whole number from 1, or the word batch, not {value!r}")
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise mistake(f"should be a size such as 2GiB, 512MiB or 1.5GB, not {value!r}")
+    number, unit = match[1], match[2] or "B"
+    units = {name.upper(): factor for name, factor in _SIZE_UNITS.items()}
+    if unit.upper() not in units:
+        sign = next((name for name in ("K", "M", "G", "T") if unit.upper().startswith(name)), "")
+        remedy = f"did you mean {number}{sign}iB?" if sign else f"valid units: {', '.join(_SIZE_UNITS)}"
+        raise mistake(f"unknown unit `{unit}`; {remedy}")
+    size_bytes = int(float(number) * units[unit.upper()])
+    if size_bytes < _LEAST_MEMORY_BYTES:
+        raise mistake(f"{size_bytes} bytes is too little to work with; at least 1MiB, such as 2GiB")
+    return size_bytes
+
+
+def _drop(value: Any) -> float | str:
+    """A number stays absolute, `1%` stays relative; both in one spelling."""
+    match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    if match is not None:
+        return f"{float(match[1])!r}%".replace(".0%", "%")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise mistake(
+            f"should be a number from 0 (absolute) or a percentage such as 1% (relative), not {value!r}"
+        )
+    return float(value)
+
+
+def _known(kind: str, table: Callable[[], Collection[str]]) -> AfterValidator:
+    """Accepts the words of a method table, in any case, as they are spelled there."""
+
+    def check(word: str) -> str:
+        spelled = {name.lower(): name for name in table()}
+        if word.lower() not in spelled:
+            raise mistake(f"unknown {kind} `{word}`; {nearest(word, spelled.values())}")
+        return spelled[word.lower()]
+
+    return AfterValidator(check)
+
+
+# The tables live beside the methods, behind torch: they are imported when the first name is looked up.
+def _pruners() -> Collection[str]:
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS
+
+
+def _quantizers() -> Collection[str]:
+    from fleetpress.compression.quantization import QUANTIZERS
+
+    return QUANTIZERS
+
+
+def _schemes() -> Collection[str]:
+    from fleetpress.compression.scheme import SCHEMES
+
+    return SCHEMES
+
+
+def _optimizers() -> Collection[str]:
+    from fleetpress.compression.training import OPTIMIZERS
+
+    return OPTIMIZERS
+
+
+def _losses() -> Collection[str]:
+    from fleetpress.compression.losses import LOSSES
+
+    return LOSSES
+
+
+def _metrics() -> Collection[str]:
+    from fleetpress.compression.metrics import METRICS
+
+    return METRICS
+
+
+Key = Annotated[str, AfterValidator(_key)]
+Word = Annotated[str, StringConstraints(min_length=1)]
+Place = Annotated[str, AfterValidator(_place)]
+Places = Annotated[tuple[Place, ...], BeforeValidator(tuple_of), Field(min_length=1)]
+Output = Annotated[Place, AfterValidator(_output)]
+Factory = Annotated[str, AfterValidator(_factory)]
+Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], BeforeValidator(tuple_of)]
+Size = Annotated[int, BeforeValidator(_size)]
+Drop = Annotated[float | str, BeforeValidator(_drop)]
+Shape = Annotated[tuple[Annotated[int | str, BeforeValidator(_dimension)], ...], BeforeValidator(tuple_of)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+Pruner = Annotated[str, _known("pruning method", _pruners)]
+Quantizer = Annotated[str, _known("quantization method", _quantizers)]
+Scheme = Annotated[str, _known("scheme", _schemes)]
+Optimizer = Annotated[str, _known("optimizer", _optimizers)]
+Loss = Annotated[str, _known("loss", _losses)]
+Metric = Annotated[str, _known("metric", _metrics)]

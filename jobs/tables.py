@@ -1,0 +1,240 @@
+"""What verbs print on stdout: plain text that a script can cut, and the same with colours on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .figures import (
+    MISSING,
+    counted,
+    elapsed,
+    measured,
+    number,
+    one_line,
+    published_bytes,
+    sized,
+    three_digits,
+)
+from .results import FleetResult, ModelResult, counts
+
+if TYPE_CHECKING:
+    from .doctor import Finding
+    from .methods import Described
+
+_PIPED_WIDTH = 10_000  # no terminal: nobody's lines are too long
+_STATE_STYLES = {
+    "published": "green",
+    "unchanged": "cyan",
+    "planned": "green",
+    "running": "blue",
+    "rejected": "yellow",
+    "failed": "red",
+}
+_GAP = "  "
+
+
+class _Preview(Protocol):
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def print_result(result: FleetResult) -> None:
+    """The fleet before and after, one line per model; below it why models were rejected or failed."""
+    _line(f"{result.name}: {result.state}, run {result.run}, {elapsed(result.seconds)}")
+    if not result.models:
+        _line("no models yet")
+        return
+    metrics = {(model.before or {}).get("metric") for model in result.models} - {None}
+    common = str(metrics.pop()) if len(metrics) == 1 else None
+    rows = [_result_row(model, common) for model in result.models]
+    headers = ("model", "state", common or "metric", "parameters", "MACs", "bytes", "ratio")
+    _table(headers, rows, right=range(2, 7))
+    for model in result.models:
+        if model.reason:
+            _line(f"{model.state} {model.name}: {model.reason}", _STATE_STYLES.get(model.state))
+    _line(_summary(result.models))
+
+
+def print_published(found: Sequence[Mapping[str, Any]]) -> None:
+    """The models of an output, one line each."""
+    if not found:
+        _line("no models are published here")
+        return
+    rows = [
+        (
+            item["name"],
+            item["kind"],
+            _metric(item.get("before"), item.get("after"), None),
+            _change(item.get("before"), item.get("after"), "bytes", sized),
+            _ratio(number(item, "compression_ratio")),
+            _or_dash(three_digits(number(item, "bits_per_weight"))),
+            str(item["digest"]),
+        )
+        for item in found
+    ]
+    headers = ("model", "kind", "metric", "bytes", "ratio", "bits/weight", "digest")
+    _table(headers, rows, right=range(2, 6))
+
+
+def print_preview(preview: _Preview | Mapping[str, Any]) -> None:
+    """What a run would do: the models, the layers it would touch, and what stands in the way."""
+    plan = preview if isinstance(preview, Mapping) else preview.as_dict()
+    if plan["models"]:
+        _table(
+            ("model", "kind", "state", "tasks", "layers", "source", "to read", "quantized"),
+            [_planned_row(model) for model in plan["models"]],
+            right=range(3, 8),
+        )
+    for model in plan["models"]:
+        if model["layers"]:
+            _line("")
+            _line(model["name"], "bold")
+            _table(
+                ("layer", "kind", "prune", "quantize", "skipped"),
+                [
+                    (
+                        layer["name"],
+                        layer["kind"],
+                        *(layer[key] or "-" for key in ("prune", "quantize", "skipped")),
+                    )
+                    for layer in model["layers"]
+                ],
+                indent=2,
+            )
+        for warning in model.get("warnings", ()):
+            _line(f"warning: {warning}", "yellow", indent=2)
+    if plan["models"] and plan["problems"]:
+        _line("")
+    for problem in plan["problems"]:
+        _line(f"problem {problem['model']}: {problem['reason']}", "red")
+    if not plan["models"] and not plan["problems"]:
+        _line("no models")
+
+
+def print_methods(found: Described) -> None:
+    """The method tables; methods that were asked for by name are printed in full."""
+    for index, (table, entries) in enumerate(found.items()):
+        if index:
+            _line("")
+        if any("options" in entry for entry in entries):
+            for entry in entries:
+                _print_method(table, entry)
+            continue
+        headers = [key for key in entries[0] if key != "paper"]
+        _line(table, "bold")
+        rows = [tuple(_word(entry[key]) for key in headers) for entry in entries]
+        _table([key.replace("_", " ") for key in headers], rows, indent=2)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """One line per finding: whether it is as it should be, what was looked at, what was seen."""
+    for finding in findings:
+        mark, style = ("ok", "green") if finding.ok else ("problem", "red")
+        _line(f"{mark} {finding.name}: {finding.detail}", style)
+
+
+def _result_row(model: ModelResult, common: str | None) -> tuple[str, ...]:
+    before, after = model.before, model.after
+    return (
+        model.name,
+        model.state,
+        _metric(before, after, common),
+        _change(before, after, "parameters", counted),
+        _change(before, after, "macs", counted),
+        _change(before, after, "bytes", sized),
+        _ratio(model.compression_ratio),
+    )
+
+
+def _metric(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, common: str | None) -> str:
+    change = _change(before, after, "value", measured)
+    name = (before or {}).get("metric")
+    return change if common or not name else f"{name} {change}"
+
+
+def _change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, key: str, write: Any) -> str:
+    first, second = number(before, key), number(after, key)
+    if first is None and second is None:
+        return "-"
+    return f"{_or_dash(write(first))} -> {_or_dash(write(second))}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{three_digits(value)}x"
+
+
+def _or_dash(text: str) -> str:
+    """ASCII only: what is piped may end in a program with another encoding."""
+    return "-" if text == MISSING else text
+
+
+def _summary(models: Sequence[ModelResult]) -> str:
+    text = ", ".join(f"{count} {state}" for state, count in counts(models).items())
+    before, after = published_bytes(models)
+    return f"{text}; {sized(before)} -> {sized(after)} ({three_digits(before / after)}x)" if after else text
+
+
+def _planned_row(model: Mapping[str, Any]) -> tuple[str, ...]:
+    touched = sum(bool(layer["prune"] or layer["quantize"]) for layer in model["layers"])
+    layers = f"{touched} of {len(model['layers'])}" if model["layers"] else "-"
+    sizes = (model["source_bytes"], model["read_bytes"], model["quantized_bytes"])
+    return (
+        model["name"],
+        model["kind"],
+        model["state"],
+        str(model["tasks"]),
+        layers,
+        *(_or_dash(sized(size)) for size in sizes),
+    )
+
+
+def _print_method(table: str, entry: Mapping[str, Any]) -> None:
+    _line(f"{entry['name']} ({table})", "bold")
+    for key, value in entry.items():
+        if key not in ("name", "options"):
+            _line(f"{key.replace('_', ' ')}: {_word(value)}", indent=2)
+    if entry["options"]:
+        _line("options:", indent=2)
+        rows = [(option["name"], _word(option["default"]), option["meaning"]) for option in entry["options"]]
+        _table(("name", "default", "meaning"), rows, indent=4)
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), indent: int = 0
+) -> None:
+    """Columns in spaces; on a terminal cells that do not fit are folded, elsewhere nothing ever is."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else _PIPED_WIDTH, color_system="auto" if terminal else None)
+    table = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
+    numeric = set(right)
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="right" if index in numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(one_line(cell), _STATE_STYLES.get(cell, "")) for cell in row))
+    with console.capture() as captured:
+        console.print(Padding(table, (0, 0, 0, indent), expand=False))
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+
+
+def _line(text: str, style: str | None = None, indent: int = 0) -> None:
+    """One line, however long: a reason that is folded into a column cannot be searched for."""
+    text = " " * indent + one_line(text)
+    if style is None or not sys.stdout.isatty():
+        print(text)
+        return
+    from rich.console import Console
+
+    Console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,105 @@
+"""The border between steps and executors: a task goes in, a record or a classified failure comes out.
+
+It runs where the task runs (this process, a Ray worker) and writes the record itself, so the death of the
+driver loses nothing that was finished.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fleetpress.compression.errors import CompressionError
+from fleetpress.storage.errors import StorageError, StoreUnreachable
+from fleetpress.storage.store import open_store
+
+from .errors import FleetpressError
+from .ledger import Ledger
+from .tasks import ErrorClass, Failure, StepResult, Task, TaskRecord
+
+if TYPE_CHECKING:  # the step that trains imports torch, not every user of this module
+    from fleetpress.compression.collectives import Collective
+
+RunStep = Callable[[Task], StepResult]
+RunRank = Callable[
+    [Task, "Collective"], "StepResult | None"
+]  # one of several training workers; rank 0 answers
+
+# The first class that fits decides.
+_ERROR_CLASSES: tuple[tuple[type[BaseException], ErrorClass], ...] = (
+    (StoreUnreachable, "transient"),
+    (FleetpressError, "input"),
+    (CompressionError, "input"),
+    (StorageError, "input"),
+    (MemoryError, "memory"),
+    (ConnectionError, "transient"),
+)
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate",
+    "not enough memory",
+)  # how torch says it, as a RuntimeError
+
+
+def execute(task: Task, run_step: RunStep, ledger_uri: str, *, attempts: int = 1) -> TaskRecord | Failure:
+    """Run one task on one thread, and record it in the ledger at `ledger_uri`.
+
+    No Exception leaves: errors of the three packages become failures with their message, running out of
+    memory becomes "memory", and everything else is a bug of ours with its traceback in `details`.
+    """
+    _use_one_thread()
+    started = time.perf_counter()
+    try:
+        step_result = run_step(task)
+        record = TaskRecord(
+            task=task.id,
+            model=task.model,
+            kind=task.kind,
+            digest=task.digest,
+            outputs=step_result.outputs,
+            result=step_result.result,
+            seconds=round(time.perf_counter() - started, 6),
+            attempts=attempts,
+            fleetpress_version=version("fleetpress"),
+        )
+        Ledger(open_store(ledger_uri)).write(record)
+    except Exception as error:  # noqa: BLE001 - the border: one bad model must not stop the fleet
+        return failure_of(task, error)
+    return record
+
+
+def failure_of(task: Task, error: BaseException) -> Failure:
+    """The failure that an exception of the task's step means."""
+    error_class = classify(error)
+    text = str(error) or type(error).__name__
+    if error_class == "bug":
+        text = f"internal error in {task.kind}: {type(error).__name__}: {text}"
+    elif error_class == "memory":
+        text = f"{task.kind} ran out of memory ({text}): raise resources.memory_per_task or take a larger machine"
+    return Failure(
+        task=task.id,
+        model=task.model,
+        reason=" ".join(text.split()),
+        error_class=error_class,
+        details="".join(traceback.format_exception(error)) if error_class == "bug" else "",
+    )
+
+
+def classify(error: BaseException) -> ErrorClass:
+    """Whose fault an exception is, and so whether a second try makes sense."""
+    for kind, error_class in _ERROR_CLASSES:
+        if isinstance(error, kind):
+            return error_class
+    if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+        return "memory"
+    return "bug"
+
+
+def _use_one_thread() -> None:
+    import torch
+
+    # Each time: other libraries raise it behind our back, and the number of threads changes the last digits.
+    torch.set_num_threads(1)

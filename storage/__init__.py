@@ -1,0 +1,1 @@
+"""Bytes and names: object stores, model files, data shards, artifacts."""

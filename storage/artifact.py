@@ -1,0 +1,171 @@
+"""Published artifacts: `<output>/models/<name>/<digest>/`, complete as soon as its `manifest.json` is there.
+
+The order makes it so: data files, each read back and compared; then the manifest that lists them; then the pointer
+`models/<name>/latest.json`. A crash in between leaves files that nothing names, and the next run writes them again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from . import canonical_json
+from .errors import ArtifactCorrupt, ObjectNotFound
+from .store import ObjectStore, open_store
+from .uri import is_valid_key, join, validate_key
+
+MANIFEST = "manifest.json"
+LATEST = "latest.json"
+
+_PIECE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactFile:
+    """A file of an artifact as its manifest lists it; `path` is relative to the artifact."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    def as_dict(self) -> dict[str, str | int]:
+        """The manifest's entry."""
+        return {"path": self.path, "bytes": self.bytes, "sha256": self.sha256}
+
+
+def artifact_key(name: str, digest: str, path: str) -> str:
+    """The key of one artifact file in the output. Raises InvalidUri."""
+    return validate_key(f"models/{name}/{digest}/{path}")
+
+
+def write_artifact(
+    store: ObjectStore, name: str, digest: str, files: Mapping[str, bytes]
+) -> list[ArtifactFile]:
+    """Writes the data files of an artifact, sorted by path; ArtifactCorrupt if one reads back differently.
+
+    May be called several times for one artifact, so that not all files need to be in memory at once.
+    """
+    return [
+        _write_checked(store, artifact_key(name, digest, path), path, files[path]) for path in sorted(files)
+    ]
+
+
+def publish_manifest(store: ObjectStore, name: str, digest: str, manifest: Mapping[str, object]) -> None:
+    """Writes `manifest.json`, which makes the artifact exist: call it last. ArtifactCorrupt as for the files."""
+    _write_checked(store, artifact_key(name, digest, MANIFEST), MANIFEST, canonical_json.dumps(manifest))
+
+
+def manifest_exists(store: ObjectStore, name: str, digest: str) -> bool:
+    """Whether this artifact was published."""
+    return _exists(store, artifact_key(name, digest, MANIFEST))
+
+
+def point_latest(store: ObjectStore, name: str, digest: str, run: str) -> None:
+    """Makes `models/<name>` stand for this artifact."""
+    store.put(f"models/{validate_key(name)}/{LATEST}", canonical_json.dumps({"digest": digest, "run": run}))
+
+
+def resolve(uri: str) -> str:
+    """The uri of the artifact that `uri` names: itself, or the one its `latest.json` points to.
+
+    Raises ObjectNotFound if there is neither a manifest nor a pointer.
+    """
+    store = open_store(uri)
+    if _exists(store, MANIFEST):
+        return store.uri
+    try:
+        pointer = _json_object(store, LATEST)
+    except ObjectNotFound as error:
+        raise ObjectNotFound(
+            f"{uri} is no artifact: it holds neither {MANIFEST} nor {LATEST}; give <output>/models/<name>[/<digest>]"
+        ) from error
+    digest = pointer.get("digest")
+    if not isinstance(digest, str) or "/" in digest or not is_valid_key(digest):
+        raise ArtifactCorrupt(f"{join(uri, LATEST)} has no valid digest: publish the model again")
+    return join(uri, digest)
+
+
+def read_manifest(uri: str) -> dict[str, object]:
+    """The manifest of the artifact that `uri` names. Raises ObjectNotFound, ArtifactCorrupt."""
+    return _json_object(open_store(resolve(uri)), MANIFEST)
+
+
+def verify_files(uri: str) -> list[str]:
+    """Compares every file with the manifest; one line per problem, none if all is well.
+
+    Raises ObjectNotFound, ArtifactCorrupt if there is no readable manifest to compare with.
+    """
+    store = open_store(resolve(uri))
+    listed = _listed_files(store)
+    present = {info.key: info.size_bytes for info in store.list() if info.key != MANIFEST}
+    problems = []
+    for path, file in listed.items():
+        if path not in present:
+            problems.append(f"{path}: missing")
+        elif present[path] != file.bytes:
+            problems.append(f"{path}: {present[path]} bytes, {file.bytes} in the manifest")
+        elif _sha256_in(store, path, file.bytes) != file.sha256:
+            problems.append(f"{path}: its sha256 is not the manifest's")
+    problems.extend(f"{path}: not in the manifest" for path in present if path not in listed)
+    return problems
+
+
+def _write_checked(store: ObjectStore, key: str, path: str, data: bytes) -> ArtifactFile:
+    sha256 = hashlib.sha256(data).hexdigest()
+    store.put(key, data)
+    if _sha256_in(store, key, len(data)) != sha256:
+        raise ArtifactCorrupt(
+            f"{join(store.uri, key)} reads back differently from what was written: check the store"
+        )
+    return ArtifactFile(path=path, bytes=len(data), sha256=sha256)
+
+
+def _sha256_in(store: ObjectStore, key: str, size_bytes: int) -> str:
+    """The hash of what the store holds; "" if it holds another number of bytes."""
+    if size_bytes <= _PIECE_BYTES:
+        data = store.get(key)
+        return hashlib.sha256(data).hexdigest() if len(data) == size_bytes else ""
+    info = store.head(key)
+    if info.size_bytes != size_bytes:
+        return ""
+    digest = hashlib.sha256()
+    for start, length in _pieces(size_bytes):
+        digest.update(store.get_range(key, start, length, etag=info.etag))
+    return digest.hexdigest()
+
+
+def _pieces(size_bytes: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, size_bytes, _PIECE_BYTES):
+        yield start, min(_PIECE_BYTES, size_bytes - start)
+
+
+def _exists(store: ObjectStore, key: str) -> bool:
+    try:
+        store.head(key)
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def _json_object(store: ObjectStore, key: str) -> dict[str, object]:
+    try:
+        value = json.loads(store.get(key))
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or nested beyond reason
+        raise ArtifactCorrupt(f"{join(store.uri, key)} is not JSON: publish the model again") from error
+    if not isinstance(value, dict):
+        raise ArtifactCorrupt(f"{join(store.uri, key)} is no JSON object: publish the model again")
+    return value
+
+
+def _listed_files(store: ObjectStore) -> dict[str, ArtifactFile]:
+    entries = _json_object(store, MANIFEST).get("files")
+    listed: dict[str, ArtifactFile] = {}
+    for entry in entries if isinstance(entries, list) else [None]:
+        match entry:
+            case {"path": str(path), "bytes": int(size_bytes), "sha256": str(sha256)} if is_valid_key(path):
+                listed[path] = ArtifactFile(path=path, bytes=size_bytes, sha256=sha256)
+            case _:
+                raise ArtifactCorrupt(
+                    f"{join(store.uri, MANIFEST)} has no valid list of files: publish the model again"
+                )
+    return listed

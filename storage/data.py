@@ -1,0 +1,180 @@
+"""Data shards (`.npz`, `.safetensors`, `.parquet`) to NumPy arrays, without pickles."""
+
+import io
+import math
+import posixpath
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from .errors import InvalidData, InvalidModelFile, ObjectNotFound
+from .globs import has_glob, matches, split_pattern
+from .safetensors_header import header_of
+from .sources import SourceFile, source_file
+from .store import ObjectStore, open_store
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+Arrays = dict[str, Array]
+
+_MAX_RATIO = 1000
+_ALWAYS_ALLOWED_BYTES = 256 << 20
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
+_NUMPY_DTYPES = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "U16": np.uint16,
+    "I16": np.int16,
+    "F16": np.float16,
+    "U32": np.uint32,
+    "I32": np.int32,
+    "F32": np.float32,
+    "U64": np.uint64,
+    "I64": np.int64,
+    "F64": np.float64,
+}
+
+
+def shards_root(uri_pattern: str) -> str:
+    """The place whose store holds the shards; their paths are keys of it."""
+    return split_pattern(uri_pattern)[0]
+
+
+def find_shards(uri_pattern: str) -> list[SourceFile]:
+    """The shards a pattern (or a plain uri) names, by path; paths are below `shards_root(uri_pattern)`.
+
+    Raises ObjectNotFound if there are none, InvalidData for a format that is not read, InvalidUri, and store errors.
+    """
+    root, pattern = split_pattern(uri_pattern)
+    store = open_store(root)
+    if has_glob(uri_pattern):
+        infos = [info for info in store.list() if matches(info.key.split("/"), pattern)]
+    else:
+        infos = [store.head("/".join(pattern))]
+    if not infos:
+        raise ObjectNotFound(f"{uri_pattern} matches no data below {root}; check the pattern and the folder")
+    for info in infos:
+        _reader(info.key, f"{root}/{info.key}")
+    return sorted((source_file(info) for info in infos), key=lambda file: file.path)
+
+
+def read_shard(store: ObjectStore, file: SourceFile) -> Arrays:
+    """All arrays of a shard, pinned to its etag; dimension 0 of each is the sample. bf16 comes as float32 (exact).
+
+    Raises InvalidData naming file and array (damaged, objects or texts, ragged, different lengths), SourceChanged.
+    """
+    where = f"{store.uri}/{file.path}"
+    read = _reader(file.path, where)
+    if file.bytes == 0:
+        raise InvalidData(f"{where} is empty; write the shard again")
+    arrays = read(store.get_range(file.path, 0, file.bytes, etag=file.etag), where)
+    if not arrays:
+        raise InvalidData(f"{where} holds no arrays; write it with `inputs` (and `targets`)")
+    for name, array in arrays.items():
+        if array.ndim == 0:
+            raise InvalidData(
+                f"{where}: array {name!r} is a single number; its dimension 0 must be the samples"
+            )
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise InvalidData(
+            f"{where}: its arrays have different lengths {lengths}; write one row per sample in each"
+        )
+    return arrays
+
+
+def _reader(path: str, where: str) -> Callable[[bytes, str], Arrays]:
+    suffix = posixpath.splitext(path)[1]
+    if suffix not in READERS:
+        raise InvalidData(
+            f"{where}: data of kind {suffix or 'unknown'!r} is not read; use {', '.join(READERS)}"
+        )
+    return READERS[suffix]
+
+
+def _read_npz(data: bytes, where: str) -> Arrays:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            infos = archive.infolist()
+            total = sum(info.file_size for info in infos)
+            if total > max(_ALWAYS_ALLOWED_BYTES, _MAX_RATIO * len(data)):
+                raise InvalidData(
+                    f"{where} unpacks from {len(data)} to {total} bytes, a likely bomb; write it again"
+                )
+            names = [info.filename for info in infos]
+            if len(set(names)) != len(names):
+                raise InvalidData(f"{where} holds an array twice; write it again with numpy.savez")
+            return {name.removesuffix(".npy"): _npy(archive.read(name), name, where) for name in names}
+    except _ZIP_ERRORS as error:
+        raise InvalidData(
+            f"{where} is no intact .npz file ({error}); write it again with numpy.savez"
+        ) from None
+
+
+def _npy(data: bytes, name: str, where: str) -> Array:
+    """One `.npy` file (numpy.lib.format): the size its header claims is checked before anything is allocated."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran_order, dtype = read(file)
+    except (ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError, RecursionError) as error:
+        raise InvalidData(f"{where}: {name!r} is no NumPy array ({error}); write it again") from None
+    if dtype.kind not in "biufc":
+        what = "Python objects, which would be unpickled" if dtype.hasobject else f"{dtype} values"
+        raise InvalidData(f"{where}: array {name.removesuffix('.npy')!r} holds {what}; write numbers")
+    body = data[file.tell() :]
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(body):
+        raise InvalidData(
+            f"{where}: array {name.removesuffix('.npy')!r} of shape {shape} is cut short; write it again"
+        )
+    flat = np.frombuffer(body, dtype).astype(dtype.newbyteorder("="))
+    array: Array = flat.reshape(shape[::-1]).T.copy() if fortran_order else flat.reshape(shape)
+    return array
+
+
+def _read_safetensors(data: bytes, where: str) -> Arrays:
+    try:
+        header = header_of(data, where)
+    except InvalidModelFile as error:
+        raise InvalidData(str(error)) from None
+    arrays: Arrays = {}
+    for name, info in header.tensors.items():
+        body = data[info.offset_bytes : info.offset_bytes + info.size_bytes]
+        if info.dtype == "BF16":
+            wide = np.frombuffer(body, "<u2").astype(np.uint32) << 16
+            arrays[name] = wide.view(np.float32).reshape(info.shape)
+        elif info.dtype in _NUMPY_DTYPES:
+            little = np.dtype(_NUMPY_DTYPES[info.dtype]).newbyteorder("<")
+            arrays[name] = np.frombuffer(body, little).reshape(info.shape).astype(_NUMPY_DTYPES[info.dtype])
+        else:
+            raise InvalidData(f"{where}: array {name!r} is {info.dtype}, which data may not be; convert it")
+    return arrays
+
+
+def _read_parquet(data: bytes, where: str) -> Arrays:
+    from .parquet import (
+        read_parquet,
+    )  # pyarrow costs 0.2 s and comes with Ray: only those who use it pay for it
+
+    return read_parquet(data, where)
+
+
+READERS: dict[str, Callable[[bytes, str], Arrays]] = {
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,246 @@
+"""A folder as an object store: same keys, same etags, same guarantees as S3."""
+
+import contextlib
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from .errors import (
+    AccessDenied,
+    InvalidUri,
+    NotWritable,
+    ObjectNotFound,
+    SourceChanged,
+    StorageError,
+    StoreUnreachable,
+)
+from .etags import etag_of_bytes, etag_of_file, identity_of
+from .store import ObjectInfo, StoreProbe, probe_store
+from .uri import is_valid_key, normalize, validate_key
+
+_TEMPORARY = ".fleetpress-tmp-"
+
+_READ_ERRORS: dict[int, tuple[type[StorageError], str]] = {
+    errno.ENOENT: (ObjectNotFound, "no such file"),
+    errno.ENOTDIR: (ObjectNotFound, "no such file: a part of its path is not a folder"),
+    errno.EISDIR: (ObjectNotFound, "is a folder, not a file"),
+    errno.ELOOP: (ObjectNotFound, "is a link that leads to itself"),
+    errno.EACCES: (AccessDenied, "may not be read: check its permissions"),
+    errno.EPERM: (AccessDenied, "may not be read: check its permissions"),
+    errno.ENAMETOOLONG: (InvalidUri, "has a name that is too long for this file system"),
+}
+_WRITE_ERRORS: dict[int, tuple[type[StorageError], str]] = {
+    errno.EACCES: (NotWritable, "may not be written: check the folder's permissions"),
+    errno.EPERM: (
+        NotWritable,
+        "may not be written: check permissions, and that the file system has hard links",
+    ),
+    errno.EROFS: (NotWritable, "lies on a read-only file system"),
+    errno.ENOSPC: (NotWritable, "does not fit: the disk is full"),
+    errno.EDQUOT: (NotWritable, "does not fit: the disk quota is used up"),
+    errno.ENOTSUP: (
+        NotWritable,
+        "lies on a file system without hard links: use another folder for the output",
+    ),
+    errno.ENOENT: (NotWritable, "cannot be created: its folder cannot be made"),
+    errno.ENOTDIR: (NotWritable, "cannot be created: a part of its path is a file"),
+    errno.EEXIST: (NotWritable, "cannot be created: a part of its path is a file"),
+    errno.EISDIR: (NotWritable, "cannot be created: there is a folder of that name"),
+    errno.ENAMETOOLONG: (InvalidUri, "has a name that is too long for this file system"),
+}
+
+
+class FolderStore:
+    """Objects are the files below one folder, which need not exist before the first write.
+
+    Links are followed (hub caches are made of them), so an object's bytes may lie elsewhere; its key cannot.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = os.path.abspath(normalize(uri))
+
+    def get(self, key: str) -> bytes:
+        """See ObjectStore."""
+        with self._reading(self._path(key)) as file:
+            return file.read()
+
+    def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
+        """See ObjectStore."""
+        assert start >= 0
+        assert length >= 0
+        path = self._path(key)
+        with self._reading(path) as file:
+            before = identity_of(file)
+            if etag is not None and etag_of_file(file, path)[0] != etag:
+                raise SourceChanged(f"{path} has changed since this run planned with it: run again")
+            file.seek(start)
+            data = file.read(length)
+            if len(data) != length:
+                raise SourceChanged(
+                    f"{path} ends before byte {start + length}: it was truncated, or its index is wrong"
+                )
+            if etag is not None and identity_of(file) != before:
+                raise SourceChanged(f"{path} was changed while it was read: run again")
+            return data
+
+    def head(self, key: str) -> ObjectInfo:
+        """See ObjectStore. Reads the file when its etag is not remembered."""
+        return self._info(key, self._path(key))
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """See ObjectStore. Leaves out dangling links; a folder that may not be read is AccessDenied."""
+        folder, slash, name = prefix.rpartition("/")
+        if slash and not is_valid_key(folder):
+            return []
+        found: list[ObjectInfo] = []
+        start = os.path.join(self.uri, folder) if folder else self.uri
+        for path in _files(start, name, frozenset()):
+            key = os.path.relpath(path, self.uri).replace(os.sep, "/")
+            if is_valid_key(key):
+                with contextlib.suppress(ObjectNotFound):  # gone since the folder was read
+                    found.append(self._info(key, path))
+        return sorted(found, key=lambda info: info.key.encode())
+
+    def put(self, key: str, data: bytes) -> ObjectInfo:
+        """See ObjectStore. A temporary file in the same folder is renamed once its bytes are on the disk."""
+        path = self._path(key)
+        with _temporary_file(path, data) as temporary:
+            os.replace(temporary, path)
+            _sync_folder(os.path.dirname(path))
+        return ObjectInfo(key=key, size_bytes=len(data), etag=etag_of_bytes(data))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See ObjectStore. A hard link is the one call that both publishes whole bytes and refuses to replace."""
+        path = self._path(key)
+        with _temporary_file(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            else:
+                _sync_folder(os.path.dirname(path))
+                return True
+        try:
+            return self.get(key) == data
+        except ObjectNotFound:
+            return False  # removed, or a folder: in any case not ours
+
+    def delete(self, key: str) -> None:
+        """See ObjectStore. Folders stay: another writer may be about to use them."""
+        path = self._path(key)
+        try:
+            os.unlink(path)
+            _sync_folder(os.path.dirname(path))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return
+        except OSError as error:
+            raise _translated(error, path, _WRITE_ERRORS) from error
+
+    def probe(self) -> StoreProbe:
+        """See ObjectStore."""
+        return probe_store(self)
+
+    def _path(self, key: str) -> str:
+        validate_key(key)
+        if _is_temporary(key.rpartition("/")[2]):
+            raise InvalidUri(
+                f"object key {key!r}: names starting with {_TEMPORARY!r} are kept for unfinished writes"
+            )
+        return os.path.join(self.uri, *key.split("/"))
+
+    def _info(self, key: str, path: str) -> ObjectInfo:
+        with self._reading(path) as file:
+            etag, size_bytes = etag_of_file(file, path)
+        return ObjectInfo(key=key, size_bytes=size_bytes, etag=etag)
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[BinaryIO]:
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+                raise ObjectNotFound(
+                    f"{path} is a device or pipe, not a file"
+                )  # opening a pipe would wait for ever
+            with open(path, "rb") as file:
+                yield file
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and os.path.islink(path):
+                raise ObjectNotFound(
+                    f"{path} is a link to {os.readlink(path)}, which does not exist"
+                ) from error
+            raise _translated(error, path, _READ_ERRORS) from error
+
+
+def _files(folder: str, name_prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Paths of the files at any depth whose first name below `folder` starts with `name_prefix`."""
+    try:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link back to a folder that is being listed
+            return
+        with os.scandir(folder) as entries:
+            paths = [entry.path for entry in entries if entry.name.startswith(name_prefix)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise _translated(error, folder, _READ_ERRORS) from error
+    for path in paths:
+        if os.path.isdir(path):
+            yield from _files(path, "", above | {here})
+        elif not _is_temporary(os.path.basename(path)) and os.path.isfile(path):
+            yield path
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(_TEMPORARY)
+
+
+@contextlib.contextmanager
+def _temporary_file(path: str, data: bytes) -> Iterator[str]:
+    """A file beside `path` that holds `data` on disk, gone at the end; what goes wrong inside is a write to `path`."""
+    folder = os.path.dirname(path)
+    temporary = os.path.join(folder, _TEMPORARY + uuid.uuid4().hex)
+    try:
+        _make_folders(folder)
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    except OSError as error:
+        raise _translated(error, path, _WRITE_ERRORS) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _make_folders(folder: str) -> None:
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    _make_folders(parent)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
+    _sync_folder(parent)
+
+
+def _sync_folder(folder: str) -> None:
+    """A rename or a new name is on the disk only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _translated(error: OSError, path: str, table: dict[int, tuple[type[StorageError], str]]) -> StorageError:
+    kind, text = table.get(error.errno or 0, (StoreUnreachable, f"failed: {error.strerror or error}"))
+    return kind(f"{path} {text}")

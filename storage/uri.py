@@ -1,0 +1,110 @@
+"""Names of places: `s3://bucket/prefix`, `file:///folder`, or a plain path, and the object keys below them.
+
+A key is relative to its store, its segments are separated by `/`, and it can never leave the store's root.
+"""
+
+import posixpath
+import re
+from urllib.parse import unquote, urlsplit
+
+from .errors import InvalidUri
+
+_S3 = "s3://"
+_FILE = "file:"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\\]")
+_LONGEST_KEY_BYTES = 1024  # S3's own limit
+
+
+def is_s3(uri: str) -> bool:
+    """Whether `uri` names a place in an object store (and not a folder)."""
+    return uri.startswith(_S3)
+
+
+def normalize(uri: str) -> str:
+    """One spelling per place: no trailing `/`, `file:` uris as paths, `.` and `..` of paths resolved.
+
+    Raises InvalidUri for other schemes, bad bucket names, and prefixes that are not valid keys.
+    """
+    if is_s3(uri):
+        bucket, prefix = bucket_and_prefix(uri)
+        return f"{_S3}{bucket}/{prefix}" if prefix else f"{_S3}{bucket}"
+    path = _path_of_file_uri(uri) if uri.startswith(_FILE) else uri
+    if not path or _SCHEME.match(path) or "\0" in path:
+        raise InvalidUri(
+            f"{uri!r} is no place to read or write: use s3://bucket/prefix, file:///folder or a path"
+        )
+    # POSIX gives exactly two leading slashes a meaning of their own; here they name the same folder.
+    return re.sub(r"^//(?!/)", "/", posixpath.normpath(path))
+
+
+def bucket_and_prefix(uri: str) -> tuple[str, str]:
+    """`s3://bucket/a/b/` -> `("bucket", "a/b")`. Raises InvalidUri."""
+    bucket, _, prefix = uri.removeprefix(_S3).partition("/")
+    prefix = prefix.removesuffix("/")
+    if not _BUCKET.fullmatch(bucket):
+        raise InvalidUri(f"{uri!r} has no valid bucket name: expected s3://bucket/prefix")
+    if prefix:
+        validate_key(prefix)
+    return bucket, prefix
+
+
+def split(uri: str) -> tuple[str, str]:
+    """The store that holds `uri`, and the key in it: the parent folder or prefix, and the last name.
+
+    `s3://b/m/a.pt2` -> `("s3://b/m", "a.pt2")`, `m/a.pt2` -> `("m", "a.pt2")`, `a.pt2` -> `(".", "a.pt2")`.
+    A bucket, `/`, `.` or `..` has no last name: its key is empty.
+    """
+    place = normalize(uri)
+    scheme, path = (_S3, place.removeprefix(_S3)) if is_s3(place) else ("", place)
+    parent, name = posixpath.split(path)
+    if not name or name in (".", "..") or (scheme and not parent):
+        return place, ""
+    return scheme + (parent or "."), name
+
+
+def join(uri: str, *parts: str) -> str:
+    """The place of key `parts[0]/parts[1]/...` below `uri`. Raises InvalidUri if a part is no valid key."""
+    place = normalize(uri)
+    for part in parts:
+        place = f"{place.rstrip('/')}/{validate_key(part)}"
+    return normalize(place)
+
+
+def basename(uri: str) -> str:
+    """The last name of `uri`; of a bucket, the bucket."""
+    return posixpath.basename(normalize(uri))
+
+
+def validate_key(key: str) -> str:
+    """`key` itself, if it is a usable object key.
+
+    Raises InvalidUri for an empty key, empty, `.` or `..` segments, a leading or trailing `/`, backslashes, control
+    characters, characters without a UTF-8 form, and more than 1024 bytes.
+    """
+    if not key or any(segment in ("", ".", "..") for segment in key.split("/")):
+        raise InvalidUri(
+            f"object key {key!r}: names separated by single '/' expected, none of them '.' or '..'"
+        )
+    if _UNUSABLE.search(key):
+        raise InvalidUri(f"object key {key!r}: control characters and backslashes are not allowed")
+    if len(key.encode()) > _LONGEST_KEY_BYTES:
+        raise InvalidUri(f"object key {key[:40]!r}...: longer than {_LONGEST_KEY_BYTES} bytes")
+    return key
+
+
+def is_valid_key(key: str) -> bool:
+    """Whether `validate_key` accepts it."""
+    try:
+        validate_key(key)
+    except InvalidUri:
+        return False
+    return True
+
+
+def _path_of_file_uri(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise InvalidUri(f"{uri!r} names no folder of this machine: expected file:///folder")
+    return unquote(parts.path)

@@ -1,0 +1,147 @@
+"""Fixtures for every test: stores (folder, moto, SeaweedFS), one Ray cluster, and a quiet environment."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleetpress.jobs.seaweed import SeaweedFS, start_seaweedfs
+from fleetpress.storage.s3_client import shared_client
+from fleetpress.storage.store import ObjectStore, open_store
+
+# Constant, so that processes started with moto's address once keep working for the whole session.
+_MOTO_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "moto",
+    "AWS_SECRET_ACCESS_KEY": "moto-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+# What a developer's shell may hold must not decide a test.
+_AWS_VARIABLES = (
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ray reads these once, when it is imported: a token of this session's own, loopback only, nothing sent out."""
+    folder = tempfile.TemporaryDirectory(prefix="fleetpress-ray-token-")
+    config.add_cleanup(folder.cleanup)
+    token = Path(folder.name) / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No file of the developer's home is read or written, and no cloud address is asked for credentials."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("HOME", str(home))
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        patch.setenv("AWS_CONFIG_FILE", str(home / "aws-config"))
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(home / "aws-credentials"))
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in _AWS_VARIABLES:
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Sums in the same order everywhere, and room for the other test processes."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """The endpoint of a moto server; any credentials do."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_uri(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket on moto, with the AWS_* variables that lead to it."""
+    _set_environment(monkeypatch, {"AWS_ENDPOINT_URL": moto_server, **_MOTO_CREDENTIALS})
+    bucket = f"bucket-{secrets.token_hex(6)}"
+    shared_client().create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """A real S3 server, which checks credentials."""
+    with start_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed_bucket(seaweedfs: SeaweedFS) -> str:
+    """A bucket for the whole session: making one takes SeaweedFS a second."""
+    return seaweedfs.create_bucket(f"bucket-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def seaweed_uri(seaweedfs: SeaweedFS, seaweed_bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh prefix on SeaweedFS, with the AWS_* variables that lead to it."""
+    _set_environment(monkeypatch, seaweedfs.environment)
+    return f"{seaweed_bucket}/{secrets.token_hex(6)}"
+
+
+@pytest.fixture(params=["folder", "moto"])
+def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place, once in a folder and once on moto."""
+    return str(tmp_path / "store") if request.param == "folder" else str(request.getfixturevalue("s3_uri"))
+
+
+@pytest.fixture
+def store(store_uri: str) -> ObjectStore:
+    """An empty store, once a folder and once on moto."""
+    return open_store(store_uri)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(moto_server: str) -> Iterator[None]:
+    """One Ray cluster for the session, of 2 CPUs; `pytest_configure` has given it a token of its own.
+
+    Workers keep the environment of this moment: moto is the S3 they know (`s3_uri` gives buckets on it).
+    """
+    import ray
+
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # for the workers only: a test that wants S3 asks for `s3_uri`
+        _set_environment(patch, {"AWS_ENDPOINT_URL": moto_server, **_MOTO_CREDENTIALS})
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
+    yield
+    ray.shutdown()
+
+
+def _set_environment(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in _AWS_VARIABLES:
+        patch.delenv(name, raising=False)
+    for name, value in variables.items():
+        patch.setenv(name, value)

@@ -1,0 +1,253 @@
+"""The Ray executor on a real cluster: the same records as inline, bounded failures, credentials that stay here."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from fleetpress.jobs.errors import ClusterUnreachable, ModelError
+from fleetpress.jobs.executors import Executor, open_executor
+from fleetpress.jobs.executors.ray import RayExecutor
+from fleetpress.jobs.executors.ray_cluster import Room, adopt_aws_variables, connect, problem_of
+from fleetpress.jobs.ledger import Ledger
+from fleetpress.jobs.scheduler import Scheduler
+from fleetpress.jobs.tasks import Failure, StepResult, Task, TaskRecord
+from fleetpress.storage.store import open_store
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
+
+GIB = 2**30
+
+
+def step(task: Task) -> StepResult:
+    match task.payload.get("do"):
+        case "die once" if not os.path.exists(task.payload["mark"]):
+            Path(task.payload["mark"]).touch()
+            os._exit(1)
+        case "raise":
+            raise ModelError("m: no layer called fc")
+        case "sleep":
+            time.sleep(60)
+        case "variables":
+            return StepResult(result={"endpoint": os.environ.get("AWS_ENDPOINT_URL", "")})
+    return StepResult(result={"double": 2 * int(task.payload.get("number", 0))})
+
+
+def task(name: str, **payload: object) -> Task:
+    return Task(id=name, model="m", kind="quantize", digest=name, payload=payload)
+
+
+def drain(executor: Executor, tasks: list[Task]) -> dict[str, TaskRecord | Failure]:
+    for one in tasks:
+        executor.submit(one)
+    ends: dict[str, TaskRecord | Failure] = {}
+    while len(ends) < len(tasks):
+        some = executor.wait(60)
+        assert some, f"nothing ended in time; ended before: {sorted(ends)}"
+        ends.update(some)
+    return ends
+
+
+@pytest.fixture
+def executor(ray_cluster: None, tmp_path: Path) -> Iterator[Executor]:
+    opened = open_executor("ray", step, str(tmp_path / "ray"))
+    yield opened
+    opened.close()
+
+
+def test_the_same_records_as_inline(executor: Executor, tmp_path: Path) -> None:
+    tasks = [task(f"t{number}", number=number) for number in range(20)] + [task("bad", do="raise")]
+    inline = open_executor("inline", step, str(tmp_path / "inline"))
+    ours, theirs = drain(inline, tasks), drain(executor, tasks)
+    assert {name: untimed(end) for name, end in theirs.items()} == {
+        name: untimed(end) for name, end in ours.items()
+    }
+    ledger = Ledger(open_store(str(tmp_path / "ray")))
+    assert ledger.known() == {one.id for one in tasks} - {"bad"}
+    assert ledger.find("t3") == theirs["t3"]
+
+
+def untimed(end: TaskRecord | Failure) -> TaskRecord | Failure:
+    return replace(end, seconds=0.0) if isinstance(end, TaskRecord) else end
+
+
+def test_slots_are_the_cpus_of_the_cluster(executor: Executor) -> None:
+    assert executor.slots == 2
+
+
+def test_a_worker_that_dies_is_transient_and_the_scheduler_tries_again(
+    executor: Executor, tmp_path: Path
+) -> None:
+    mortal = task("mortal", do="die once", mark=str(tmp_path / "mark"), number=4)
+    scheduler = Scheduler([mortal, task("other")])
+    seen: list[str] = []
+    while not scheduler.is_over:
+        for ready in scheduler.ready(executor.slots - len(scheduler.running)):
+            executor.submit(ready)
+        for name, end in executor.wait(60):
+            if isinstance(end, Failure):
+                assert end.reason == "quantize did not end: its worker process died"
+                seen.append(scheduler.failed(name, end))
+            else:
+                scheduler.finished(name)
+    assert seen == ["retry"]
+    record = Ledger(open_store(str(tmp_path / "ray"))).find("mortal")
+    assert record is not None
+    assert (record.attempts, record.result) == (2, {"double": 8})
+
+
+def test_what_no_node_can_hold_fails_at_once_and_says_what_there_is(executor: Executor) -> None:
+    started = time.monotonic()
+    huge = replace(task("huge"), memory_bytes=2**50)
+    end = drain(executor, [huge])["huge"]
+    assert time.monotonic() - started < 5
+    assert isinstance(end, Failure)
+    assert end.error_class == "input"
+    assert "1 CPU with 1048576.0 GiB of memory" in end.reason
+    assert "largest with 2 CPU" in end.reason
+
+
+def test_memory_is_reserved(executor: Executor) -> None:
+    assert isinstance(drain(executor, [replace(task("small"), memory_bytes=GIB // 8)])["small"], TaskRecord)
+
+
+def test_waiting_ends_in_time_and_closing_ends_the_task(ray_cluster: None, tmp_path: Path) -> None:
+    executor = open_executor("ray", step, str(tmp_path))
+    executor.submit(task("slow", do="sleep"))
+    started = time.monotonic()
+    assert executor.wait(0.2) == []
+    executor.close()
+    assert time.monotonic() - started < 5
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 2.0:  # the killed task gives its CPU back
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_workers_on_this_machine_see_the_variables_of_now(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for endpoint in ("http://127.0.0.1:1", "http://127.0.0.1:2"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        executor = open_executor("ray", step, str(tmp_path))
+        end = drain(executor, [task("v", do="variables")])["v"]
+        assert isinstance(end, TaskRecord)
+        assert end.result["endpoint"] == endpoint
+
+
+def test_variables_never_leave_the_machine(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://secret")
+    node = {"Alive": True, "NodeManagerAddress": "10.0.0.7", "Resources": {"CPU": 2.0, "memory": 1.0 * GIB}}
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "nodes", lambda: [node])
+        executor = RayExecutor(step, str(tmp_path))
+    end = drain(executor, [task("v", do="variables")])["v"]
+    assert isinstance(end, TaskRecord)
+    assert end.result["endpoint"] != "http://secret"
+
+
+def test_adopting_variables_removes_what_the_driver_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "old")
+    monkeypatch.setenv("AWS_REGION", "a")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    adopt_aws_variables({"AWS_REGION": "b"})
+    assert {name: value for name, value in os.environ.items() if name.startswith("AWS_")} == {
+        "AWS_REGION": "b"
+    }
+
+
+@pytest.mark.parametrize(
+    ("workers", "memory_gib", "fits"),
+    [(1, 0, True), (6, 0, True), (7, 0, False), (3, 2, True), (4, 2, False), (1, 4, True), (1, 5, False)],
+)
+def test_room_counts_cpus_and_memory_of_each_node(workers: int, memory_gib: int, fits: bool) -> None:
+    rooms = [Room(cpus=2, memory_bytes=4 * GIB), Room(cpus=4, memory_bytes=3 * GIB)]
+    problem = problem_of(replace(task("t"), memory_bytes=memory_gib * GIB), workers, rooms)
+    assert bool(problem) != fits
+
+
+def test_a_cluster_without_cpus_yet_is_waited_for() -> None:
+    assert problem_of(task("t"), 1, []) == ""
+
+
+# ---- addresses where no cluster is: no need for one, and none is started
+
+
+@pytest.fixture
+def not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """A port that accepts and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def talking_server() -> Iterator[int]:
+    """A port that speaks, but no Ray."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("prefix", ["", "ray://"])
+def test_nothing_listens(not_connected: None, prefix: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(
+        ClusterUnreachable, match=f"no Ray cluster answers at {prefix}127.0.0.1:{port}.*--address"
+    ):
+        connect(f"{prefix}127.0.0.1:{port}")
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("kind", ["silent_server", "talking_server"])
+def test_something_else_listens(not_connected: None, kind: str, request: pytest.FixtureRequest) -> None:
+    port = request.getfixturevalue(kind)
+    started = time.monotonic()
+    with pytest.raises(ClusterUnreachable, match=f"127.0.0.1:{port} is no Ray cluster"):
+        connect(f"127.0.0.1:{port}", deadline_seconds=2)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":1", "host:99999", "http://host/x"])
+def test_no_address_at_all(not_connected: None, address: str) -> None:
+    with pytest.raises(ClusterUnreachable, match="is no address of a Ray cluster"):
+        connect(address)
+
+
+def test_a_host_that_does_not_exist(not_connected: None) -> None:
+    with pytest.raises(ClusterUnreachable, match=r"no Ray cluster answers at ray\.invalid:6379"):
+        connect("ray.invalid:6379")
+
+
+def test_no_cluster_on_this_machine_to_join(not_connected: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_options: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ClusterUnreachable, match="cannot join the Ray cluster at auto: Could not find any"):
+        connect("auto")

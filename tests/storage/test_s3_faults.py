@@ -1,0 +1,290 @@
+"""Servers that lie, break off or are busy: a small HTTP server that answers what a test tells it to."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+
+import pytest
+
+from fleetpress.storage import s3
+from fleetpress.storage.errors import (
+    AccessDenied,
+    NotWritable,
+    ObjectNotFound,
+    SourceChanged,
+    StorageError,
+    StoreUnreachable,
+)
+from fleetpress.storage.s3 import S3Store
+from fleetpress.storage.s3_client import new_client
+
+_SECRET = "secret-that-no-message-may-hold"
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Reply(NamedTuple):
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = {}
+    announced_bytes: int | None = None  # Content-Length, when it is not the body's
+
+
+def refusal(status: int, code: str) -> Reply:
+    text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{_SECRET}</Message></Error>"
+    return Reply(status, text.encode(), {"Content-Type": "application/xml"})
+
+
+class FakeS3(ThreadingHTTPServer):
+    daemon_threads = True
+    answer: Callable[[Request], Reply]
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests: list[Request] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FakeS3
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(self.command, self.path, headers, body)
+        self.server.requests.append(request)
+        reply = self.server.answer(request)
+        self.send_response(reply.status)
+        for name, value in reply.headers.items():
+            self.send_header(name, value)
+        length = len(reply.body) if reply.announced_bytes is None else reply.announced_bytes
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(reply.body)
+        self.close_connection = length != len(reply.body)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _serve  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[FakeS3]:
+    fake = FakeS3()
+    thread = threading.Thread(target=fake.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield fake
+    fake.shutdown()
+    thread.join()
+    fake.server_close()
+
+
+@pytest.fixture
+def fake_store(server: FakeS3, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3, "_CONFLICT_WAITS_SECONDS", (0.0, 0.0))
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    return S3Store("s3://bucket/root", new_client(endpoint=endpoint, access_key="a", secret_key=_SECRET))
+
+
+def _stored(objects: dict[str, bytes], request: Request) -> Reply:
+    """A server that keeps objects and ignores every condition."""
+    key = request.path.partition("?")[0]
+    if request.method == "PUT":
+        objects[key] = request.body
+        return Reply(200, headers={"ETag": '"x"'})
+    if request.method == "DELETE":
+        objects.pop(key, None)
+        return Reply(204)
+    if key not in objects:
+        return refusal(404, "NoSuchKey")
+    return Reply(200, objects[key], {"ETag": '"x"'})
+
+
+def test_probe_sees_that_conditions_are_ignored(server: FakeS3, fake_store: S3Store) -> None:
+    objects: dict[str, bytes] = {}
+    server.answer = lambda request: _stored(objects, request)
+    probe = fake_store.probe()
+    assert (probe.reachable, probe.writable, probe.conditional_writes) == (True, True, False)
+    assert "If-None-Match" in probe.problem
+    assert objects == {}
+
+
+def test_probe_of_a_store_that_may_only_be_read(server: FakeS3, fake_store: S3Store) -> None:
+    server.answer = lambda _: refusal(403, "AccessDenied")
+    probe = fake_store.probe()
+    assert (probe.reachable, probe.writable, probe.conditional_writes) == (True, False, False)
+    assert "access denied" in probe.problem
+
+
+def test_own_write_answered_with_412(server: FakeS3, fake_store: S3Store) -> None:
+    """The reply to the first attempt was lost, the client's second one meets its own object."""
+    server.answer = lambda request: (
+        refusal(412, "PreconditionFailed")
+        if request.method == "PUT"
+        else Reply(200, b"mine", {"ETag": '"x"'})
+    )
+    assert fake_store.put_if_absent("claim", b"mine")
+    assert not fake_store.put_if_absent("claim", b"theirs")
+    assert server.requests[0].headers["if-none-match"] == "*"
+
+
+def test_gone_after_412(server: FakeS3, fake_store: S3Store) -> None:
+    server.answer = lambda request: (
+        refusal(412, "PreconditionFailed") if request.method == "PUT" else refusal(404, "NoSuchKey")
+    )
+    assert not fake_store.put_if_absent("claim", b"mine")
+
+
+@pytest.mark.parametrize(("conflicts", "accepted"), [(2, True), (3, False)])
+def test_conflicts_are_tried_again(
+    server: FakeS3, fake_store: S3Store, conflicts: int, accepted: bool
+) -> None:
+    server.answer = lambda _: (
+        refusal(409, "ConditionalRequestConflict")
+        if len(server.requests) <= conflicts
+        else Reply(200, headers={"ETag": '"x"'})
+    )
+    if accepted:
+        assert fake_store.put_if_absent("claim", b"mine")
+    else:
+        with pytest.raises(StoreUnreachable, match="409"):
+            fake_store.put_if_absent("claim", b"mine")
+    assert len(server.requests) == 3
+
+
+_RANGE = {"ETag": '"e"', "Content-Range": "bytes 2-5/10"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "text"),
+    [
+        (Reply(206, b"2345", _RANGE), None, ""),
+        (Reply(206, b"234", {**_RANGE, "Content-Range": "bytes 2-4/5"}), SourceChanged, "ends before byte 6"),
+        (Reply(206, b"234", _RANGE), SourceChanged, "ends before byte 6"),
+        (Reply(206, b"3456", {**_RANGE, "Content-Range": "bytes 3-6/10"}), SourceChanged, "ends before"),
+        (Reply(206, b"2345", {**_RANGE, "ETag": '"other"'}), SourceChanged, "changed"),
+        (Reply(200, b"0123456789", {"ETag": '"e"'}), StoreUnreachable, "does not serve ranges"),
+        (Reply(206, b"23", _RANGE, announced_bytes=4), StoreUnreachable, "broke"),
+        (refusal(412, "PreconditionFailed"), SourceChanged, "changed"),
+        (refusal(416, "InvalidRange"), SourceChanged, "ends before"),
+    ],
+    ids=["right", "short", "short-unannounced", "shifted", "etag", "whole", "cut", "412", "416"],
+)
+def test_ranges(
+    server: FakeS3, fake_store: S3Store, reply: Reply, kind: type[StorageError] | None, text: str
+) -> None:
+    server.answer = lambda _: reply
+    if kind is None:
+        assert fake_store.get_range("k", 2, 4, etag="e") == b"2345"
+    else:
+        with pytest.raises(kind, match=rf"s3://bucket/root/k.*{text}"):
+            fake_store.get_range("k", 2, 4, etag="e")
+    assert server.requests[0].headers["range"] == "bytes=2-5"
+    assert server.requests[0].headers["if-match"] == '"e"'
+
+
+def test_body_that_breaks_off(server: FakeS3, fake_store: S3Store) -> None:
+    server.answer = lambda _: Reply(200, b"x" * 1000, {"ETag": '"e"'}, announced_bytes=3 << 20)
+    with pytest.raises(StoreUnreachable, match=r"s3://bucket/root/k .*connection broke"):
+        fake_store.get("k")
+
+
+def test_flipped_bit(server: FakeS3, fake_store: S3Store) -> None:
+    """The checksum of a whole object is compared only when the body is read past its end."""
+    server.answer = lambda _: Reply(200, b"bytes", {"ETag": '"e"', "x-amz-checksum-crc32": "AAAAAA=="})
+    with pytest.raises(StoreUnreachable, match="checksum"):
+        fake_store.get("k")
+
+
+def test_whole_checksum_on_a_range(
+    server: FakeS3, fake_store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers send it; the message names the setting that helps, and the setting does help."""
+    server.answer = lambda _: Reply(206, b"2345", {**_RANGE, "x-amz-checksum-crc32": "AAAAAA=="})
+    with pytest.raises(StoreUnreachable, match="AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"):
+        fake_store.get_range("k", 2, 4)
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    client = new_client(endpoint=endpoint, access_key="a", secret_key=_SECRET)
+    assert S3Store("s3://bucket/root", client).get_range("k", 2, 4) == b"2345"
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (refusal(503, "SlowDown"), StoreUnreachable),
+        (refusal(500, "InternalError"), StoreUnreachable),
+        (refusal(403, "SignatureDoesNotMatch"), AccessDenied),
+        (refusal(403, "SomethingNew"), AccessDenied),
+        (refusal(400, "ExpiredToken"), AccessDenied),
+        (refusal(403, "RequestTimeTooSkewed"), AccessDenied),
+        (refusal(403, "InvalidObjectState"), AccessDenied),
+        (refusal(404, "NoSuchKey"), ObjectNotFound),
+        (refusal(405, "MethodNotAllowed"), NotWritable),
+        (refusal(507, "QuotaExceeded"), NotWritable),
+        (refusal(501, "NotImplemented"), NotWritable),
+        (refusal(418, "Teapot"), StoreUnreachable),
+        (Reply(200, b"<html>a proxy's login page", {"Content-Type": "text/html"}), None),
+    ],
+    ids=lambda value: value.body[36:60].decode() if isinstance(value, Reply) else None,
+)
+def test_refusals(server: FakeS3, fake_store: S3Store, reply: Reply, kind: type[StorageError] | None) -> None:
+    server.answer = lambda _: reply
+    actions = [lambda: fake_store.put("k", b"1"), fake_store.list] if kind else [fake_store.list]
+    for action in actions:
+        with pytest.raises(kind or StoreUnreachable, match=r"s3://bucket/root/.* at http://127") as caught:
+            action()
+        assert _SECRET not in str(caught.value)
+
+
+def test_retries_by_default(server: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+    server.answer = lambda _: (
+        refusal(503, "SlowDown") if len(server.requests) < 4 else Reply(200, b"1", {"ETag": '"x"'})
+    )
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    assert (
+        S3Store("s3://bucket", new_client(endpoint=endpoint, access_key="a", secret_key="b")).get("k") == b"1"
+    )
+    assert len(server.requests) == 4
+
+
+def test_list_of_several_pages(server: FakeS3, fake_store: S3Store) -> None:
+    """Each page is one request, and the order is ours, not the server's."""
+
+    def page(request: Request) -> Reply:
+        last = "continuation-token=more" in request.path
+        keys = ["a-b"] if last else ["b", "a/b"]
+        items = "".join(
+            f'<Contents><Key>root/{k}</Key><Size>1</Size><ETag>"{k}"</ETag></Contents>' for k in keys
+        )
+        truncated = (
+            "<IsTruncated>false</IsTruncated>"
+            if last
+            else ("<IsTruncated>true</IsTruncated><NextContinuationToken>more</NextContinuationToken>")
+        )
+        return Reply(200, f"<ListBucketResult>{truncated}{items}</ListBucketResult>".encode())
+
+    server.answer = page
+    assert [(info.key, info.etag) for info in fake_store.list()] == [
+        ("a-b", "a-b"),
+        ("a/b", "a/b"),
+        ("b", "b"),
+    ]
+    assert len(server.requests) == 2
+
+
+def test_checksum_is_sent(server: FakeS3, fake_store: S3Store) -> None:
+    server.answer = lambda request: Reply(200, headers={"ETag": f'"{hashlib.md5(request.body).hexdigest()}"'})
+    fake_store.put("k", b"bytes")
+    assert any("checksum" in name for name in server.requests[0].headers)

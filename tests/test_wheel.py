@@ -1,0 +1,95 @@
+"""What users install: the wheel holds every file of the three folders and works where there is no source tree."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("compression", "storage", "jobs")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+DEAD = shutil.ignore_patterns("__pycache__", ".*")
+
+IMPORT_EVERYTHING = """
+import importlib, json, sys
+from importlib.metadata import version
+modules = [importlib.import_module(name) for name in json.loads(sys.argv[1])]
+print(json.dumps({"version": version("fleetpress"), "files": [module.__file__ for module in modules]}))
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    hidden = {"PYTHONPATH", "VIRTUAL_ENV", "PIP_REQUIRE_VIRTUALENV"}
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy: setuptools leaves a build folder behind, and packs what an earlier one held."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tree / package, ignore=DEAD)
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tree / "dist", cwd=tree)
+    (built,) = (tree / "dist").iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a fresh environment that holds the wheel and borrows its dependencies from this one."""
+    home = tmp_path_factory.mktemp("installed")
+    venv.create(home, symlinks=True, with_pip=False)
+    scheme = {"base": str(home), "platbase": str(home)}
+    # A path line adds a folder but does not run the .pth files in it: this environment's editable install stays out.
+    borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    Path(sysconfig.get_path("purelib", "venv", scheme), "borrowed.pth").write_text(
+        "\n".join(sorted(borrowed))
+    )
+    scripts = Path(sysconfig.get_path("scripts", "venv", scheme))
+    pip = [sys.executable, "-m", "pip", "--python", scripts / "python"]
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel, cwd=home)
+    return scripts
+
+
+def test_wheel_holds_every_file_of_the_folders_and_no_other(wheel: Path) -> None:
+    files = [
+        path.relative_to(ROOT)
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file()
+    ]
+    expected = {f"fleetpress/{file.as_posix()}" for file in files if not DEAD("", list(file.parts))}
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        notices = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
+    assert packed == expected
+    assert len(notices) == 1
+
+
+def test_every_module_imports_from_the_wheel_alone(wheel: Path, installed: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files = [name for name in archive.namelist() if name.endswith(".py")]
+    modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files]
+    found = json.loads(run(installed / "python", "-c", IMPORT_EVERYTHING, json.dumps(modules), cwd=tmp_path))
+    assert found["version"] == VERSION
+    strangers = [file for file in found["files"] if not Path(file).is_relative_to(installed.parent)]
+    assert not strangers
+
+
+def test_the_command_of_the_wheel_answers(installed: Path, tmp_path: Path) -> None:
+    assert "usage: fleetpress" in run(installed / "fleetpress", "--help", cwd=tmp_path)

@@ -117,7 +117,7 @@ def _check_labels(outputs: tuple[int | None, ...], targets: Tensor) -> None:
 
 
 def _check_tokens(outputs: tuple[int | None, ...], targets: Tensor, name: str) -> None:
-    if len(outputs) != 3 or not _same(outputs[:2], tuple(targets.shape)):
+    if len(outputs) != 3 or targets.dim() != 2 or not _same(outputs[:2], tuple(targets.shape)):
         raise DataMismatchError(
             f"{name} needs outputs (samples, tokens, vocabulary) and targets (samples, tokens); "
             f"outputs are {_shape(outputs)}, targets {tuple(targets.shape)}"
@@ -130,6 +130,8 @@ def _check_range(labels: Tensor, classes: int | None, what: str) -> None:
         raise DataMismatchError(
             f"{what} are {_word(labels.dtype)}; class labels are whole numbers: store them as int64"
         )
+    # uint8 knows no -100: it would take 156 for it.
+    labels = labels.long()
     valid = labels[labels != IGNORED_LABEL]
     if classes is not None and valid.numel():
         low, high = int(valid.min()), int(valid.max())

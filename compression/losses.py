@@ -66,7 +66,7 @@ def _bce_with_logits(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _labels(targets: Tensor) -> int:
-    return len(targets) if targets.is_floating_point() else int((targets != -100).sum())
+    return len(targets) if targets.is_floating_point() else int((targets.long() != -100).sum())
 
 
 def _following_labels(targets: Tensor) -> int:

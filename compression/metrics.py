@@ -69,20 +69,20 @@ def _accuracy(sums: Sums, outputs: Tensor, targets: Tensor) -> None:
     if targets.is_floating_point():
         _count_right(sums, outputs.argmax(1) == targets.argmax(1))
         return
-    guesses = outputs.argmax(class_axis(outputs, targets))
+    guesses, targets = outputs.argmax(class_axis(outputs, targets)), targets.long()
     valid = targets != -100
     _count_right(sums, guesses[valid] == targets[valid])
 
 
 def _token_accuracy(sums: Sums, outputs: Tensor, targets: Tensor) -> None:
-    scores, tokens = next_tokens(outputs, targets)
+    scores, tokens = next_tokens(outputs, targets.long())
     valid = tokens != -100
     _count_right(sums, scores.argmax(-1)[valid] == tokens[valid])
 
 
 def _perplexity(sums: Sums, outputs: Tensor, targets: Tensor) -> None:
-    scores, tokens = next_tokens(outputs, targets)
-    nll = functional.cross_entropy(scores.float(), tokens.long(), reduction="none", ignore_index=-100)
+    scores, tokens = next_tokens(outputs, targets.long())
+    nll = functional.cross_entropy(scores.float(), tokens, reduction="none", ignore_index=-100)
     _add(sums, "nll", nll.double().sum())
     _add(sums, "count", (tokens != -100).sum())
 
@@ -137,7 +137,7 @@ def _cosine(sums: Sums, outputs: Tensor, reference: Tensor) -> None:
     lengths = left.norm(dim=1) * right.norm(dim=1)
     cosines = (left * right).sum(1) / lengths
     both_zero = (left == 0).all(1) & (right == 0).all(1)
-    cosines = torch.where(lengths == 0, both_zero.double(), cosines)
+    cosines = torch.where(lengths == 0, both_zero.double(), cosines).clamp(-1, 1)
     _add(sums, "right", cosines.sum())
     _add(sums, "count", len(outputs))
 

@@ -17,7 +17,7 @@ from fleetpress.compression.smoke import smoke_inputs
 
 aten = torch.ops.aten
 MODE_ARGUMENTS = ("train", "training", "use_input_stats")
-NORMALIZATIONS = {"batch_norm", "instance_norm"}
+NORMALIZATIONS = {"batch_norm", "instance_norm", "_native_batch_norm_legit"}
 HALVES = (torch.float16, torch.bfloat16)
 
 

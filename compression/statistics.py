@@ -1,8 +1,8 @@
 """Mean and spread of every neuron's gradients over mini-batches, collected in one pass and merged exactly.
 
 A neuron is an output unit of a layer: its row of the weight and its bias, n entries. Kept are, in float64, the sum of
-the gradients entry by entry (the mean may cancel) and the sum of their squares unit by unit (the variance, averaged over
-the entries of a unit, needs no more).
+the gradients entry by entry (the mean may cancel) and the sum of their squares unit by unit (the variance, averaged
+over the entries of a unit, needs no more).
 """
 
 from collections.abc import Callable, Mapping

@@ -104,7 +104,7 @@ def train(
     )
     done, losses = 0, []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed * 1_000_003 + collective.rank)
+        torch.manual_seed((seed * 1_000_003 + collective.rank) % 2**63)
         for epoch in range(options.epochs):
             total = weights = 0.0
             for index, batch in enumerate(shuffled_batches(arrays, run.batch_size, seed, epoch)):
@@ -118,8 +118,10 @@ def train(
                     progress(done, run.batches * options.epochs, value)
             losses.append(total / weights if weights else math.nan)
     values = state_of(run.module, program)
+    given = tensors(program)
+    # Masks may hold infinities from the start; only what became infinite tells of a divergence.
     broken = [
-        name for name, value in values.items() if value.is_floating_point() and not value.isfinite().all()
+        name for name, value in values.items() if not value.isfinite().all() and given[name].isfinite().all()
     ]
     if broken:
         raise _diverged(
@@ -237,8 +239,8 @@ def collect(
         )
         if not value.isfinite():
             raise TrainingDivergedError(
-                f"the loss of batch {first_batch + index + 1} is {float(value)} while collecting gradient statistics; "
-                "look for NaN or very large numbers in the data and the weights"
+                f"the loss of batch {first_batch + index + 1} is {float(value.detach())} while collecting gradient "
+                "statistics; look for NaN or very large numbers in the data and the weights"
             )
         gradients = torch.autograd.grad(
             value, list(wanted.values()), allow_unused=True, materialize_grads=True
@@ -305,6 +307,11 @@ def _synchronize(module: fx.GraphModule, collective: Collective) -> list[Synchro
     norms = []
     for part in [part for part in module.modules() if isinstance(part, fx.GraphModule)]:
         for node in list(part.graph.nodes):
+            if "_native_batch_norm" in str(node.target):
+                raise MethodError(
+                    f"{node.name} ({node.target}) cannot share its batch statistics; train with workers: 1, or export "
+                    "the model without run_decompositions"
+                )
             if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
                 norm = SynchronizedBatchNorm(collective)
                 name = f"synchronized_{node.name}"

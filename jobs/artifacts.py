@@ -1,6 +1,7 @@
 """Published artifacts from outside: list them, load them, prove them, give plain weights back."""
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fleetpress.storage.artifact import LATEST, MANIFEST, read_manifest, resolve, verify_files
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
+    from fleetpress.compression.scheme import QuantScheme
     from fleetpress.storage.checkpoint import Checkpoint
 
 MODEL = "model.pt2"
@@ -57,7 +59,7 @@ def load_artifact(uri: str) -> "nn.Module | dict[str, Tensor]":
     """
     if read_manifest(uri)["kind"] == "program":
         from fleetpress.compression.modes import eval_module
-        from fleetpress.compression.quantization import unpack_program
+        from fleetpress.compression.quantization.packed_program import unpack_program
 
         return eval_module(unpack_program(_program(uri)))
     checkpoint = _checkpoint(uri)
@@ -84,7 +86,7 @@ def dequantize(uri: str, destination: str) -> list[str]:
     """Write the artifact with plain weights to `destination`; the names of the files written."""
     target = open_store(destination)
     if read_manifest(uri)["kind"] == "program":
-        from fleetpress.compression.quantization import unpack_program
+        from fleetpress.compression.quantization.packed_program import unpack_program
         from fleetpress.storage.programs import save_program
 
         target.put(MODEL, save_program(unpack_program(_program(uri))))
@@ -127,7 +129,6 @@ def _checkpoint(uri: str) -> "Checkpoint":
 
 def _plain_shards(checkpoint: "Checkpoint") -> Any:
     """(file, plain tensors) of each shard; packed weights are unpacked, everything else is as stored."""
-    from fleetpress.compression.quantization.compressed_tensors import unpack_shard
     from fleetpress.storage.checkpoint import read_tensor
 
     by_file: dict[str, list[str]] = {}
@@ -136,7 +137,32 @@ def _plain_shards(checkpoint: "Checkpoint") -> Any:
     config = (checkpoint.config or {}).get("quantization_config")
     for file, names in sorted(by_file.items()):
         stored = {name: read_tensor(checkpoint, name) for name in names}
-        yield file, unpack_shard(stored, config)
+        yield file, _plain(stored, config) if config else stored
+
+
+def _plain(stored: "dict[str, Tensor]", config: Mapping[str, Any]) -> "dict[str, Tensor]":
+    from fleetpress.compression.quantization.compressed_tensors import (
+        PACKED,
+        SUFFIXES,
+        unpack_checkpoint_weight,
+    )
+
+    plain: dict[str, Tensor] = {}
+    packed = [name.removesuffix(PACKED) for name in stored if name.endswith(PACKED)]
+    parts = {name + suffix for name in packed for suffix in SUFFIXES}
+    for name in packed:
+        scheme = _scheme(config, name.removesuffix(".weight"))
+        plain[name] = unpack_checkpoint_weight(name, stored, scheme).dequantize()
+    return plain | {name: value for name, value in stored.items() if name not in parts}
+
+
+def _scheme(config: Mapping[str, Any], module: str) -> "QuantScheme":
+    """The scheme of a module: that of the group which names it, else of the group that names its class."""
+    from fleetpress.compression.quantization.compressed_tensors import scheme_from_config
+
+    groups = list(config["config_groups"].values())
+    mine = next((group for group in groups if module in group["targets"]), groups[0])
+    return scheme_from_config(mine["weights"])
 
 
 def _program(uri: str) -> "ExportedProgram":

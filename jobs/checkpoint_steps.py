@@ -5,7 +5,7 @@ Tensors are read one by one with range requests; no task holds more than its own
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safetensors.torch import save
@@ -15,9 +15,19 @@ from fleetpress.compression.checkpoint_layers import checkpoint_layers, select_c
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import Layer
 from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
-from fleetpress.compression.quantization.compressed_tensors import pack_checkpoint_weight, quantization_config
+from fleetpress.compression.quantization.compressed_tensors import (
+    checkpoint_scheme,
+    pack_checkpoint_weight,
+    quantization_config,
+)
 from fleetpress.storage import canonical_json
-from fleetpress.storage.artifact import ArtifactFile, artifact_key, point_latest, publish_manifest, write_artifact
+from fleetpress.storage.artifact import (
+    ArtifactFile,
+    artifact_key,
+    point_latest,
+    publish_manifest,
+    write_artifact,
+)
 from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint, read_tensor
 from fleetpress.storage.errors import ArtifactCorrupt
 from fleetpress.storage.store import open_store
@@ -52,7 +62,7 @@ def check_plain(checkpoint: Checkpoint) -> None:
 
 def chosen_layers(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Layer, ...]:
     """The layers that the recipe quantizes. Raises TargetError if there are none."""
-    known = checkpoint_layers({name: place.info.shape for name, place in checkpoint.tensors.items()})
+    known = _known(checkpoint)
     targets, ignore = tuple(options.get("targets", ())), tuple(options.get("ignore", ()))
     chosen = select_checkpoint(known, targets, ignore).layers
     if not chosen:
@@ -73,14 +83,17 @@ def convert(payload: Payload) -> StepResult:
         if layer is None:
             written[name] = value
             continue
-        (quantized,) = quantize_layer(layer, {name: value}, scheme, options["method"], even_groups=True).values()
+        fitting = checkpoint_scheme(scheme, value.shape[1])
+        (quantized,) = quantize_layer(layer, {name: value}, fitting, QUANTIZERS[options["method"]]).values()
         packed = pack_checkpoint_weight(name, quantized)
         written |= packed
         stored = sum(part.nbytes for part in packed.values())
         facts.append({**description(quantized, value), "layer": layer.name, "bytes_after": stored})
     file = shard_file(payload["index"], payload["count"])
     store, model = open_store(payload["output"]), payload["model"]["name"]
-    (done,) = write_artifact(store, model, payload["artifact"], {file: save(written, metadata={"format": "pt"})})
+    (done,) = write_artifact(
+        store, model, payload["artifact"], {file: save(written, metadata={"format": "pt"})}
+    )
     return StepResult(
         result={
             "file": done.as_dict(),
@@ -88,7 +101,9 @@ def convert(payload: Payload) -> StepResult:
             "tensor_bytes": sum(value.nbytes for value in written.values()),
             "weights": facts,
         },
-        outputs=(Output(key=artifact_key(model, payload["artifact"], file), bytes=done.bytes, sha256=done.sha256),),
+        outputs=(
+            Output(key=artifact_key(model, payload["artifact"], file), bytes=done.bytes, sha256=done.sha256),
+        ),
     )
 
 
@@ -110,14 +125,21 @@ def assemble(payload: Payload) -> StepResult:
     files["metrics.json"] = metrics_bytes(metrics)
     written = [*shards, *write_artifact(store, name, digest, files)]
     written.sort(key=lambda file: file.path)
-    publish_manifest(store, name, digest, manifest_of(payload, kind="checkpoint", form="safetensors", files=written))
+    publish_manifest(
+        store, name, digest, manifest_of(payload, kind="checkpoint", form="safetensors", files=written)
+    )
     point_latest(store, name, digest, payload["run"])
     return StepResult(
         result={"state": "published", "reason": None, "metrics": metrics},
         outputs=tuple(
-            Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256) for file in written
+            Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256)
+            for file in written
         ),
     )
+
+
+def _known(checkpoint: Checkpoint) -> tuple[Layer, ...]:
+    return checkpoint_layers({name: place.info.shape for name, place in checkpoint.tensors.items()})
 
 
 def shard_file(index: int, count: int) -> str:
@@ -127,31 +149,41 @@ def shard_file(index: int, count: int) -> str:
 
 def _check(data: bytes, file: ArtifactFile) -> None:
     if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
-        raise ArtifactCorrupt(f"{file.path} is not what was written: check the store, delete it and run again")
+        raise ArtifactCorrupt(
+            f"{file.path} is not what was written: check the store, delete it and run again"
+        )
 
 
 def _config(payload: Payload, checkpoint: Checkpoint) -> bytes:
     options = payload["recipe"]["quantize"]
-    layers = checkpoint_layers({name: place.info.shape for name, place in checkpoint.tensors.items()})
-    chosen = {layer.name for layer in chosen_layers(checkpoint, options)}
-    ignored = [layer.name for layer in layers if layer.kind == "Linear" and layer.name not in chosen]
+    scheme = scheme_of(options)
+    chosen = {layer.name: layer for layer in chosen_layers(checkpoint, options)}
+    kinds = sorted({layer.kind for layer in chosen.values()})
+    ignored = [layer.name for layer in _known(checkpoint) if layer.kind in kinds and layer.name not in chosen]
+    exceptions: dict[int, list[str]] = {}
+    for name, layer in chosen.items():
+        size = checkpoint_scheme(scheme, checkpoint.tensors[layer.weights[0]].info.shape[1]).group_size
+        if size is not None and size != scheme.group_size:
+            exceptions.setdefault(size, []).append(name)
     config = dict(checkpoint.config or {})
-    config["quantization_config"] = quantization_config(scheme_of(options), targets=["Linear"], ignore=ignored)
+    config["quantization_config"] = quantization_config(scheme, kinds, ignored, exceptions=exceptions)
     return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def _index(parts: list[dict[str, Any]]) -> bytes:
+def _index(parts: Sequence[Mapping[str, Any]]) -> bytes:
     weight_map = {name: part["file"]["path"] for part in parts for name in part["tensors"]}
     total = sum(part["tensor_bytes"] for part in parts)
     return canonical_json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _metrics(payload: Payload, checkpoint: Checkpoint, parts: list[dict[str, Any]], size_bytes: int) -> dict[str, Any]:
+def _metrics(
+    payload: Payload, checkpoint: Checkpoint, parts: Sequence[Mapping[str, Any]], size_bytes: int
+) -> dict[str, Any]:
     weights = {facts["layer"]: facts for part in parts for facts in part["weights"]}
     counts = {name: _count(place.info.shape) for name, place in checkpoint.tensors.items()}
     before_bytes = sum(place.info.size_bytes for place in checkpoint.tensors.values())
     after_bytes = sum(part["tensor_bytes"] for part in parts)
-    known = checkpoint_layers({name: place.info.shape for name, place in checkpoint.tensors.items()})
+    known = _known(checkpoint)
     side = {"metric": None, "value": None, "parameters": sum(counts.values())}
     return {
         "before": {**side, "bytes": before_bytes},

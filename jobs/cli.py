@@ -74,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--html", metavar="FILE", help="write the page to this file")
 
     verb = _verb(verbs, "verify", _verify, "prove an artifact again: files, hashes, a run of the model")
-    verb.add_argument("artifact", metavar="ARTIFACT", help="<output>/models/<name> or <output>/models/<name>/<digest>")
+    verb.add_argument(
+        "artifact", metavar="ARTIFACT", help="<output>/models/<name> or <output>/models/<name>/<digest>"
+    )
 
     verb = _verb(verbs, "dequantize", _dequantize, "plain weights back from an artifact")
     verb.add_argument("artifact", metavar="ARTIFACT")
@@ -90,15 +92,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _verb(verbs: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=summary, description=summary, epilog=EXIT_CODES)
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, help=summary, description=summary, epilog=EXIT_CODES
+    )
     verb.add_argument("--json", action="store_true", help="machine-readable output")
     verb.set_defaults(verb=function)
     return verb
 
 
 def _executor(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--executor", choices=("ray", "inline"), default="ray", help="where tasks run (default: ray)")
-    verb.add_argument("--address", help="Ray cluster, host:port (default: RAY_ADDRESS, else one on this machine)")
+    verb.add_argument(
+        "--executor", choices=("ray", "inline"), default="ray", help="where tasks run (default: ray)"
+    )
+    verb.add_argument(
+        "--address", help="Ray cluster, host:port (default: RAY_ADDRESS, else one on this machine)"
+    )
 
 
 def _output_and_run(verb: argparse.ArgumentParser) -> None:

@@ -74,7 +74,9 @@ def _run(uri: str, folder: Path, executor: ExecutorName, address: str | None, as
     spec_file = folder / ("fleet-s3.yaml" if uri.startswith("s3://") else "fleet.yaml")
     spec_file.write_text(text, encoding="utf-8")
     with Live(title="demo") as live:
-        result = run_fleet(parse_spec(text, str(spec_file)), executor=executor, address=address, listener=live.update)
+        result = run_fleet(
+            parse_spec(text, str(spec_file)), executor=executor, address=address, listener=live.update
+        )
     if as_json:
         print(json.dumps(result.as_dict(), indent=2, sort_keys=True))
     else:
@@ -105,7 +107,11 @@ def _make_fleet(uri: str) -> None:
     store = open_store(uri)
     train_set, test_set = _digits()
     half = len(train_set["targets"]) // 2
-    shards = {"train-0": (train_set, slice(half)), "train-1": (train_set, slice(half, None)), "test": (test_set, slice(None))}
+    shards = {
+        "train-0": (train_set, slice(half)),
+        "train-1": (train_set, slice(half, None)),
+        "test": (test_set, slice(None)),
+    }
     for name, (samples, rows) in shards.items():
         store.put(f"data/{name}.npz", npz_bytes({key: value[rows] for key, value in samples.items()}))
     threads = torch.get_num_threads()
@@ -137,7 +143,10 @@ def _digits() -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
     labels = torch.from_numpy(raw.target).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SEED))
     train, test = order[:1257], order[1257:]
-    return {"inputs": images[train], "targets": labels[train]}, {"inputs": images[test], "targets": labels[test]}
+    return {"inputs": images[train], "targets": labels[train]}, {
+        "inputs": images[test],
+        "targets": labels[test],
+    }
 
 
 def npz_bytes(samples: "dict[str, Tensor]") -> bytes:

@@ -48,7 +48,9 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Conv2d(before, channels, 1, stride) if (stride, before) != (1, channels) else nn.Identity()
+        self.shortcut = (
+            nn.Conv2d(before, channels, 1, stride) if (stride, before) != (1, channels) else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Same layout in and out: [N, channels, height, width]."""

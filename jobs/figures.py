@@ -6,7 +6,7 @@ from typing import Any
 
 from .results import ModelResult
 
-MISSING = "–"
+MISSING = "\N{EN DASH}"
 # The directions of compression.metrics.METRICS, which lies behind torch; a test compares the two.
 LOWER_IS_BETTER = frozenset({"mse", "perplexity"})
 
@@ -28,12 +28,13 @@ def sized(value: float | None) -> str:
 
 
 def measured(value: float | None) -> str:
-    """A metric's value, to four decimals where that says enough."""
+    """A metric's value: four decimals, five digits that count above 10, three below 0.01."""
     if value is None:
         return MISSING
-    if value and abs(value) < 0.01:
+    if not math.isfinite(value) or (value and abs(value) < 0.01):
         return f"{value:.3g}"
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.5g}"
+    digits = 4 if abs(value) < 10 else 3 if abs(value) < 100 else 2 if abs(value) < 1000 else 1
+    return f"{value:.{digits}f}"
 
 
 def three_digits(value: float | None) -> str:

@@ -108,7 +108,9 @@ def _find_data(name: str, item: DataSpec) -> Data | Problem:
 
 def _shards(patterns: Sequence[str]) -> tuple[Shard, ...]:
     return tuple(
-        Shard(root=absolute(shards_root(pattern)), file=file) for pattern in patterns for file in find_shards(pattern)
+        Shard(root=absolute(shards_root(pattern)), file=file)
+        for pattern in patterns
+        for file in find_shards(pattern)
     )
 
 
@@ -142,14 +144,18 @@ def _model(
         data=chosen,
         factory=entry.factory,
         factory_digest=_factory_digest(entry.factory) if entry.factory else None,
-        inputs={key: value.model_dump(mode="json") for key, value in entry.inputs.items()} if entry.inputs else None,
+        inputs={key: value.model_dump(mode="json") for key, value in entry.inputs.items()}
+        if entry.inputs
+        else None,
     )
 
 
 def _unfit(source: ModelSource, entry: ModelSpec, recipe: Recipe, allow_code: bool) -> str | None:
     """Why this kind of model cannot do this recipe, if so."""
     if source.kind == "checkpoint":
-        asked = [step for step in ("train", "collect", "prune", "finetune") if getattr(recipe, step) is not None]
+        asked = [
+            step for step in ("train", "collect", "prune", "finetune") if getattr(recipe, step) is not None
+        ]
         if asked:
             return (
                 f"{source.uri}: recipe {entry.recipe!r} asks to {', '.join(asked)}, which a bare checkpoint cannot do; "
@@ -158,8 +164,8 @@ def _unfit(source: ModelSource, entry: ModelSpec, recipe: Recipe, allow_code: bo
     if source.kind == "module":
         if not entry.factory:
             return (
-                f"{source.uri}: a state dict needs the code that builds its module; add `factory: package.module:callable` "
-                "and run with --allow-code, or export the model to a program (.pt2)"
+                f"{source.uri}: a state dict needs the code that builds its module; add "
+                "`factory: package.module:callable` and run with --allow-code, or export the model to a program (.pt2)"
             )
         if not allow_code:
             return f"{source.uri}: its factory {entry.factory!r} is code; run again with --allow-code to allow it"
@@ -182,7 +188,9 @@ def _without_twins(models: list[Model], problems: list[Problem]) -> Fleet:
     for name, count in counts.items():
         if count > 1:
             places = " and ".join(model.source.uri for model in models if model.name == name)
-            problems.append(Problem(model=name, reason=f"two models are named {name!r}: {places}; give one a `name`"))
+            problems.append(
+                Problem(model=name, reason=f"two models are named {name!r}: {places}; give one a `name`")
+            )
     return Fleet(models=tuple(model for model in models if counts[model.name] == 1), problems=tuple(problems))
 
 

@@ -97,7 +97,9 @@ class Live:
         shown = max(1, console.height - _LINES_BESIDE_MODELS)
         for model, tasks in list(running.items())[:shown]:
             doing = ", ".join(f"{task} {elapsed(now - since)}" for task, since in tasks.items())
-            rows.add_row(Text(f"  {model}", no_wrap=True), Text(doing, "dim", no_wrap=True, overflow="ellipsis"))
+            rows.add_row(
+                Text(f"  {model}", no_wrap=True), Text(doing, "dim", no_wrap=True, overflow="ellipsis")
+            )
         hidden = len(running) - shown
         more = [Text(f"  and {hidden} more", "dim")] if hidden > 0 else []
         return Group(head, states, rows, *more)

@@ -99,7 +99,9 @@ def record(payload: Payload, digest: str) -> TaskRecord:
     """The record of an earlier task. Raises ModelError if it has vanished since the task was done."""
     found = Ledger(open_store(payload["output"])).find(digest)
     if found is None:
-        raise ModelError(f"the record {digest} of an earlier step has vanished from {payload['output']}; run again")
+        raise ModelError(
+            f"the record {digest} of an earlier step has vanished from {payload['output']}; run again"
+        )
     return found
 
 
@@ -118,7 +120,9 @@ def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:
     """One shard's arrays as tensors."""
     place = SourceFile(path=file["path"], etag=file["etag"], bytes=file["bytes"])
-    return {name: torch.from_numpy(value) for name, value in read_shard(open_store(file["root"]), place).items()}
+    return {
+        name: torch.from_numpy(value) for name, value in read_shard(open_store(file["root"]), place).items()
+    }
 
 
 def store_tensors(payload: Payload, values: Mapping[str, Tensor], *, suffix: str = ".safetensors") -> Output:
@@ -144,13 +148,17 @@ def _output(payload: Payload, digest: str, suffix: str) -> bytes:
     output = next(item for item in record(payload, digest).outputs if item.key.endswith(suffix))
     data = open_store(payload["output"]).get(output.key)
     if hashlib.sha256(data).hexdigest() != output.sha256:
-        raise ModelError(f"{payload['output']}/{output.key} is not what was written (its hash differs); delete it and run again")
+        raise ModelError(
+            f"{payload['output']}/{output.key} is not what was written (its hash differs); delete it and run again"
+        )
     return data
 
 
 def _with_stored(payload: Payload, digest: str, program: ExportedProgram) -> ExportedProgram:
     values = {
-        name: value for name, value in stored_tensors(payload, digest).items() if not name.startswith(STATISTICS)
+        name: value
+        for name, value in stored_tensors(payload, digest).items()
+        if not name.startswith(STATISTICS)
     }
     for name, owner in aliases(tensors(program)).items():
         if owner in values:

@@ -45,7 +45,9 @@ def _module(factory: str) -> nn.Module:
         ) from None
     module = found()
     if not isinstance(module, nn.Module):
-        raise ModelError(f"factory {factory!r} gave a {type(module).__name__}; it must return a torch.nn.Module")
+        raise ModelError(
+            f"factory {factory!r} gave a {type(module).__name__}; it must return a torch.nn.Module"
+        )
     return module
 
 
@@ -55,7 +57,9 @@ def _example(model: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> list[Ten
     else:
         made = {name: value[:_ROWS] for name, value in arrays.items() if name != TARGETS}
     if not made:
-        raise ModelError(f"{model['uri']}: exporting a module needs example inputs; give the model `data` or `inputs`")
+        raise ModelError(
+            f"{model['uri']}: exporting a module needs example inputs; give the model `data` or `inputs`"
+        )
     return [made["inputs"]] if list(made) == ["inputs"] else made
 
 

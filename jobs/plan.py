@@ -34,7 +34,13 @@ def needs_statistics(recipe: Mapping[str, Any], gradient_methods: Sequence[str])
 def artifact_digest(model: Model, *, seed: int, workers: int) -> str:
     """Names the model's artifact: everything that can change its bytes, known from listings alone."""
     final = "assemble" if model.source.kind == "checkpoint" else "publish"
-    return digest(final, **_identity(model), data=_data_identity(model.data), seed=seed, workers=_trainers(model, workers))
+    return digest(
+        final,
+        **_identity(model),
+        data=_data_identity(model.data),
+        seed=seed,
+        workers=_trainers(model, workers),
+    )
 
 
 def plan_program(
@@ -46,7 +52,9 @@ def plan_program(
     targets, from `collect` tasks otherwise.
     """
     recipe = model.recipe.canonical()
-    builder = _Builder(model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes)
+    builder = _Builder(
+        model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes
+    )
     if model.source.kind == "module":
         builder.add("export", factory=model.factory, code=model.factory_digest)
     if "train" in recipe:
@@ -66,14 +74,23 @@ def plan_program(
 def plan_checkpoint(
     model: Model, checkpoint: Checkpoint, *, output: str, run: str, seed: int, memory_bytes: int
 ) -> ModelPlan:
-    """Tasks of a checkpoint: convert (one per output shard), then assemble. Needs the headers, for the shards' sizes."""
+    """Tasks of a checkpoint: convert (one per output shard), then assemble. The headers give the shards' sizes."""
     recipe = model.recipe.canonical()
-    builder = _Builder(model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes)
+    builder = _Builder(
+        model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes
+    )
     final = artifact_digest(model, seed=seed, workers=1)
     builder.shared["artifact"] = final
     shards = shard_names({name: place.info.size_bytes for name, place in checkpoint.tensors.items()})
     ids = [
-        builder.new("convert", f"convert[{index}]", options=recipe.get("quantize"), tensors=names, index=index, count=len(shards))
+        builder.new(
+            "convert",
+            f"convert[{index}]",
+            options=recipe.get("quantize"),
+            tensors=names,
+            index=index,
+            count=len(shards),
+        )
         for index, names in enumerate(shards)
     ]
     builder.last = tuple(ids)
@@ -105,7 +122,12 @@ def _identity(model: Model) -> dict[str, Any]:
 def _data_identity(data: Data | None) -> dict[str, Any] | None:
     if data is None:
         return None
-    return {"train": _contents(data.train), "eval": _contents(data.eval), "loss": data.loss, "metric": data.metric}
+    return {
+        "train": _contents(data.train),
+        "eval": _contents(data.eval),
+        "loss": data.loss,
+        "metric": data.metric,
+    }
 
 
 def _trainers(model: Model, workers: int) -> int:
@@ -187,7 +209,13 @@ class _Builder:
         self._fan_out(
             "collect",
             [
-                {"options": options, "collected_on": _contents(chunk), "chunk": index, "loss": data.loss, "seed": self.shared["seed"]}
+                {
+                    "options": options,
+                    "collected_on": _contents(chunk),
+                    "chunk": index,
+                    "loss": data.loss,
+                    "seed": self.shared["seed"],
+                }
                 for index, chunk in enumerate(chunks)
             ],
             [{"files": [_shard(shard) for shard in chunk]} for chunk in chunks],
@@ -197,7 +225,9 @@ class _Builder:
         """Layers in groups of equal bytes; small models are one group."""
         total = sum(file.bytes for file in self.model.source.files)
         count = max(1, -(-total // GROUP_BYTES))
-        self._fan_out("quantize", [{"options": options, "index": i, "count": count} for i in range(count)], [{}] * count)
+        self._fan_out(
+            "quantize", [{"options": options, "index": i, "count": count} for i in range(count)], [{}] * count
+        )
 
     def _fan_out(self, kind: str, facts: list[dict[str, Any]], places: list[dict[str, Any]]) -> None:
         ids, digests = [], []
@@ -222,7 +252,12 @@ class _Builder:
                 kind=kind,
                 digest=final,
                 needs=self.last,
-                payload={**self.shared, "digest": final, "stages": dict(self.stages), "plan_digest": plan_digest},
+                payload={
+                    **self.shared,
+                    "digest": final,
+                    "stages": dict(self.stages),
+                    "plan_digest": plan_digest,
+                },
                 memory_bytes=self._memory(),
             )
         )

@@ -1,5 +1,6 @@
 """What a spec would do, before it is done: from listings and headers only, no weight is read."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +11,18 @@ from fleetpress.compression.errors import CompressionError
 from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors
 from fleetpress.compression.pruning import PRUNERS, PruneOptions, delete, find_units, prune
-from fleetpress.compression.quantization.compressed_tensors import predicted_checkpoint_tensors
-from fleetpress.compression.quantization.weight import stored_bytes
+from fleetpress.compression.quantization.compressed_tensors import (
+    checkpoint_scheme,
+    predicted_checkpoint_tensors,
+)
+from fleetpress.compression.quantization.weight import predicted_bytes
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.storage.artifact import manifest_exists
 from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.errors import StorageError
 from fleetpress.storage.programs import weights_skeleton
 from fleetpress.storage.store import open_store
+from fleetpress.storage.tensors import DTYPES
 
 from .checkpoint_steps import check_plain
 from .checkpoint_steps import chosen_layers as chosen_checkpoint_layers
@@ -71,7 +76,9 @@ class Preview:
         return {
             "name": self.name,
             "output": self.output,
-            "models": [{**vars(model), "layers": [dict(layer) for layer in model.layers]} for model in self.models],
+            "models": [
+                {**vars(model), "layers": [dict(layer) for layer in model.layers]} for model in self.models
+            ],
             "problems": [dict(problem) for problem in self.problems],
         }
 
@@ -126,10 +133,21 @@ def _planned_program(model: Model, recipe: Mapping[str, Any], shared: Mapping[st
         if pruned is not None:
             values = tensors(pruned)
             owners = aliases(values)
-            weights = {owners.get(name, name): layer.axis for layer in choice.layers for name in layer.weights}
-            size = sum(stored_bytes(tuple(values[n].shape), axis, scheme, values[n].dtype) for n, axis in weights.items())
+            weights = {
+                owners.get(name, name): layer.axis for layer in choice.layers for name in layer.weights
+            }
+            size = sum(
+                predicted_bytes(tuple(values[n].shape), axis, scheme, values[n].dtype)
+                for n, axis in weights.items()
+            )
     rows = tuple(
-        {"name": name, "kind": kind, "prune": notes.get(name), "quantize": quantized.get(name), "skipped": skipped.get(name)}
+        {
+            "name": name,
+            "kind": kind,
+            "prune": notes.get(name),
+            "quantize": quantized.get(name),
+            "skipped": skipped.get(name),
+        }
         for name, kind in before.items()
     )
     return PlannedModel(**shared, quantized_bytes=size, header_bytes=read, layers=rows, warnings=warnings)
@@ -144,12 +162,24 @@ def _pruned(
     if options.get("sparsity") is not None and options["scope"] == "layer":
         # Which units go depends on scores, how many does not: any method without statistics gives the shapes.
         chosen = prune(program, PruneOptions(**{**options, "method": _without_statistics()}))
-        notes = {name: f"{len(units)} of {chosen.units[name]} units" for name, units in chosen.removed.items()}
-        return delete(program, chosen.removed), notes, {k: f"prune: {v}" for k, v in chosen.skipped.items()}, ()
+        notes = {
+            name: f"{len(units)} of {chosen.units[name]} units" for name, units in chosen.removed.items()
+        }
+        return (
+            delete(program, chosen.removed),
+            notes,
+            {k: f"prune: {v}" for k, v in chosen.skipped.items()},
+            (),
+        )
     units = find_units(program, tuple(options.get("targets", ())), tuple(options.get("ignore", ())))
     notes = {name: "by its scores" for group in units.groups for name in group.members}
     skipped = {name: f"prune: {reason}" for name, reason in units.skipped.items()}
-    return None, notes, skipped, ("how many units are pruned depends on their scores, so the bytes out are not known yet",)
+    return (
+        None,
+        notes,
+        skipped,
+        ("how many units are pruned depends on their scores, so the bytes out are not known yet",),
+    )
 
 
 def _without_statistics() -> str:
@@ -165,9 +195,18 @@ def _planned_checkpoint(model: Model, recipe: Mapping[str, Any], shared: Mapping
     rows = []
     for layer in chosen_checkpoint_layers(checkpoint, options):
         info = checkpoint.tensors[layer.weights[0]].info
-        made = predicted_checkpoint_tensors(layer.weights[0], info.shape, info.dtype, scheme)
-        size += sum(made.values())
-        rows.append({"name": layer.name, "kind": layer.kind, "prune": None, "quantize": _scheme_label(scheme), "skipped": None})
+        fitting = checkpoint_scheme(scheme, info.shape[1])
+        made = predicted_checkpoint_tensors(layer.weights[0], info.shape, DTYPES[info.dtype], fitting)
+        size += sum(dtype.itemsize * math.prod(shape) for dtype, shape in made.values())
+        rows.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "prune": None,
+                "quantize": _scheme_label(fitting),
+                "skipped": None,
+            }
+        )
     return PlannedModel(**shared, quantized_bytes=size, layers=tuple(rows))
 
 

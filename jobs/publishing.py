@@ -4,6 +4,7 @@ The numbers of `after` are those of the bytes that are published: they are loade
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.cost import macs, parameters
 from fleetpress.compression.evaluation import evaluate
-from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.compression.layers import layers
 from fleetpress.compression.metrics import METRICS, within
 from fleetpress.compression.modes import eval_module
 from fleetpress.compression.program import bind
-from fleetpress.compression.quantization import pack_program, unpack_program
+from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
+from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.artifact import artifact_key, point_latest, publish_manifest, write_artifact
 from fleetpress.storage.errors import ArtifactCorrupt
 from fleetpress.storage.programs import load_program, save_program
@@ -25,8 +26,8 @@ from fleetpress.storage.store import open_store
 
 from .latency import latency_ms
 from .manifest import manifest_of, metrics_bytes
-from .objective import is_fidelity, metric_name
 from .materials import Payload, arrays, final_program, record, source_program, trained_program
+from .objective import is_fidelity, metric_name
 from .quantizing import quantized_layers, quantized_weights
 from .recipe import Recipe, recipe_yaml
 from .tasks import Output, StepResult
@@ -40,8 +41,7 @@ def publish(payload: Payload) -> StepResult:
     packed = pack_program(final, quantized_weights(payload))
     data = save_program(packed)
     published = load_program(data)
-    metrics = _metrics(payload, unpack_program(published), published, len(data))
-    verdict = metrics.pop("verdict")
+    metrics, verdict = _metrics(payload, unpack_program(published), published, len(data))
     if verdict:
         return StepResult(result={"state": "rejected", "reason": verdict, "metrics": metrics})
     files = {MODEL_FILE: data, "metrics.json": metrics_bytes(metrics), "recipe.yaml": _recipe_bytes(payload)}
@@ -51,26 +51,35 @@ def publish(payload: Payload) -> StepResult:
     publish_manifest(store, name, digest, manifest_of(payload, kind="program", form="pt2", files=written))
     point_latest(store, name, digest, payload["run"])
     outputs = tuple(
-        Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256) for file in written
+        Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256)
+        for file in written
     )
     return StepResult(result={"state": "published", "reason": None, "metrics": metrics}, outputs=outputs)
 
 
-def _metrics(payload: Payload, folded: ExportedProgram, published: ExportedProgram, size_bytes: int) -> dict[str, Any]:
-    source, trained = source_program(payload), trained_program(payload)
+def _metrics(
+    payload: Payload, folded: ExportedProgram, published: ExportedProgram, size_bytes: int
+) -> tuple[dict[str, Any], str | None]:
+    """Everything measured, and the reason to reject the model, if there is one."""
+    source = source_program(payload)
     before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source)}
     after: dict[str, Any] = {"bytes": size_bytes, **_cost(folded), "latency_packed_ms": _latency(published)}
-    verdict = _compare(payload, source, trained, folded, before, after)
-    layer_metrics = _layer_metrics(payload, final=folded)
-    return {
+    quality = _compare(payload, folded)
+    verdict = None
+    if quality is not None:
+        before |= {"metric": quality.metric, "value": quality.before, "stage": quality.stage}
+        after |= {"metric": quality.metric, "value": quality.after}
+        verdict = quality.verdict
+    layer_metrics = _layer_metrics(payload)
+    metrics = {
         "before": before,
         "after": after,
         "compression_ratio": round(before["bytes"] / after["bytes"], 4),
         "bits_per_weight": _bits_per_weight(layer_metrics, folded),
         "layers": layer_metrics,
         "warnings": [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]],
-        "verdict": verdict,
     }
+    return metrics, verdict
 
 
 def _cost(program: ExportedProgram) -> dict[str, Any]:
@@ -82,19 +91,24 @@ def _latency(program: ExportedProgram) -> float:
     return latency_ms(eval_module(program), args, kwargs)
 
 
-def _compare(
-    payload: Payload,
-    source: ExportedProgram,
-    trained: ExportedProgram,
-    after_program: ExportedProgram,
-    before: dict[str, Any],
-    after: dict[str, Any],
-) -> str | None:
-    """Fill in the metric of both sides; the reason for a rejection, or None."""
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """The metric on held-out data; `stage` says which model `before` is: the source, or the trained one if better."""
+
+    metric: str
+    before: float
+    stage: str
+    after: float
+    verdict: str | None
+
+
+def _compare(payload: Payload, compressed: ExportedProgram) -> Quality | None:
+    """Original and compressed program on the eval data; None without such data."""
     data = payload["data"]
     if data is None or not data["eval"]:
         return None
     samples = arrays(data["eval"])
+    source, trained = source_program(payload), trained_program(payload)
     name = metric_name(data, samples, source)
 
     def value(program: ExportedProgram) -> float:
@@ -105,19 +119,25 @@ def _compare(
         retrained = value(trained)
         if retrained != best and (retrained > best) == METRICS[name].higher_is_better:
             best, stage = retrained, "trained"
-    result = value(after_program)
-    before |= {"metric": name, "value": best, "stage": stage}
-    after |= {"metric": name, "value": result}
+    after = value(compressed)
     limit = payload["recipe"]["validate"]["max_drop"]
-    if within(name, best, result, limit):
-        return None
-    return f"{name} went from {best:.4f} to {result:.4f}, more than max_drop {limit} allows; prune less, use more bits or train longer"
+    verdict = None
+    if not within(name, best, after, limit):
+        verdict = (
+            f"{name} went from {best:.4f} to {after:.4f}, more than max_drop {limit} allows; "
+            "prune less, use more bits, or train longer"
+        )
+    return Quality(metric=name, before=best, stage=stage, after=after, verdict=verdict)
 
 
-def _layer_metrics(payload: Payload, final: ExportedProgram) -> list[dict[str, Any]]:
+def _layer_metrics(payload: Payload) -> list[dict[str, Any]]:
     """One entry per layer of the original, with what was done to it and why something was not."""
     stages = payload["stages"]
-    pruned = record(payload, stages["prune"]).result if "prune" in stages else {"removed": {}, "units": {}, "skipped": {}}
+    pruned = (
+        record(payload, stages["prune"]).result
+        if "prune" in stages
+        else {"removed": {}, "units": {}, "skipped": {}}
+    )
     weights, unquantized, _ = quantized_layers(payload)
     found = []
     for layer in layers(source_program(payload)):
@@ -152,7 +172,7 @@ def _bits_per_weight(layer_metrics: list[dict[str, Any]], final: ExportedProgram
         final.state_dict[name].nbytes for name in final.graph_signature.parameters if name in final.state_dict
     )
     saved = sum(item["bytes_before"] - item["bytes_after"] for item in layer_metrics if item["bytes_before"])
-    return round(8 * (state - saved) / max(1, parameters(final)), 4)
+    return float(round(8 * (state - saved) / max(1, parameters(final)), 4))
 
 
 def _prove(expected: ExportedProgram, published: ExportedProgram, payload: Payload) -> None:

@@ -17,7 +17,6 @@ from fleetpress.compression.scheme import QuantScheme, resolve
 from .materials import Payload, record, store_tensors, stored_tensors
 from .tasks import StepResult
 
-
 # Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
 DEFAULT_KINDS = tuple(kind for kind in KINDS if kind != "Embedding")
 
@@ -33,7 +32,13 @@ class Choice:
 
 def scheme_of(options: Mapping[str, Any]) -> QuantScheme:
     """The quantization scheme that a recipe's `quantize` step means."""
-    return resolve(**{key: options[key] for key in ("scheme", "num_bits", "symmetric", "group_size", "strategy") if key in options})
+    return resolve(
+        **{
+            key: options[key]
+            for key in ("scheme", "num_bits", "symmetric", "group_size", "strategy")
+            if key in options
+        }
+    )
 
 
 def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
@@ -54,18 +59,29 @@ def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
     skipped: dict[str, str] = {}
     taken: list[Layer] = []
     for layer in selection.layers:
-        tied = next((kept[owners.get(weight, weight)] for weight in layer.weights if owners.get(weight, weight) in kept), None)
+        tied = next(
+            (
+                kept[owners.get(weight, weight)]
+                for weight in layer.weights
+                if owners.get(weight, weight) in kept
+            ),
+            None,
+        )
         if tied is None:
             taken.append(layer)
         else:
             skipped[layer.name] = f"its weight is also that of {tied.name} ({tied.kind}), which is kept"
     if not taken:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise TargetError(f"quantize reaches no layer ({reasons or 'nothing is left after ignore'}); widen its targets")
+        raise TargetError(
+            f"quantize reaches no layer ({reasons or 'nothing is left after ignore'}); widen its targets"
+        )
     return Choice(layers=tuple(taken), skipped=skipped, unused_ignores=selection.unused_ignores)
 
 
-def group_of(chosen: Sequence[Layer], values: Mapping[str, Tensor], index: int, count: int) -> tuple[Layer, ...]:
+def group_of(
+    chosen: Sequence[Layer], values: Mapping[str, Tensor], index: int, count: int
+) -> tuple[Layer, ...]:
     """The `index`-th of `count` runs of layers of about equal bytes; every layer is in exactly one."""
     sizes = [sum(values[weight].nbytes for weight in layer.weights) for layer in chosen]
     total, before = max(1, sum(sizes)), 0
@@ -94,7 +110,11 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
             done.add(owners.get(name, name))
             stored |= _parts(name, quantized)
             weights[name] = {"layer": layer.name, "kind": layer.kind, **description(quantized, values[name])}
-    result = {"weights": weights, "skipped": dict(choice.skipped), "unused_ignores": list(choice.unused_ignores)}
+    result = {
+        "weights": weights,
+        "skipped": dict(choice.skipped),
+        "unused_ignores": list(choice.unused_ignores),
+    }
     return StepResult(result=result, outputs=(store_tensors(payload, stored),))
 
 

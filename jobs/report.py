@@ -54,7 +54,11 @@ def _template() -> "Template":
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters.update(
         counted=counted, sized=sized, measured=measured, digits=three_digits, share=share, or_dash=_or_dash
@@ -71,7 +75,9 @@ def _row(model: ModelResult) -> dict[str, Any]:
         "metric": metric,
         "lower": metric in LOWER_IS_BETTER,
         "retrained": before.get("stage") == "trained",
-        "before": {key: number(before, key) for key in ("value", "parameters", "macs", "latency_ms", "bytes")},
+        "before": {
+            key: number(before, key) for key in ("value", "parameters", "macs", "latency_ms", "bytes")
+        },
         "after": {
             key: number(after, key)
             for key in ("value", "parameters", "macs", "latency_ms", "latency_packed_ms", "bytes")
@@ -115,7 +121,8 @@ def _layer(layer: Mapping[str, Any]) -> dict[str, Any]:
         "units": round(removed / sparsity) if sparsity else None,
         "sparsity": sparsity if removed else None,
         **{
-            key: number(layer, key) for key in ("num_bits", "group_size", "bytes_before", "bytes_after", "sqnr_db")
+            key: number(layer, key)
+            for key in ("num_bits", "group_size", "bytes_before", "bytes_after", "sqnr_db")
         },
         "skipped": layer.get("skipped"),
     }

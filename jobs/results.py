@@ -46,7 +46,7 @@ class FleetResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all well, 3 some models were not published, 4 none was, 5 storage was the reason for all, 130 interrupted."""
+        """0 all well, 3 some models were not published, 4 none was, 5 none because of storage, 130 interrupted."""
         if self.state == "interrupted":
             return 130
         good = [model for model in self.models if model.state in ("published", "unchanged")]
@@ -58,7 +58,10 @@ class FleetResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The documented form of `status --json`."""
-        models = [{key: value for key, value in asdict(model).items() if key != "unreachable"} for model in self.models]
+        models = [
+            {key: value for key, value in asdict(model).items() if key != "unreachable"}
+            for model in self.models
+        ]
         return {
             "run": self.run,
             "state": self.state,
@@ -111,7 +114,9 @@ def layers_of(store: ObjectStore, result: FleetResult) -> dict[str, Mapping[str,
     for model in result.models:
         if model.digest is not None:
             try:
-                found[model.name] = json.loads(store.get(artifact_key(model.name, model.digest, "metrics.json")))
+                found[model.name] = json.loads(
+                    store.get(artifact_key(model.name, model.digest, "metrics.json"))
+                )
             except (ObjectNotFound, ValueError):
                 continue
     return found

@@ -11,12 +11,12 @@ from typing import Any
 from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.artifact import LATEST, artifact_key, manifest_exists, point_latest
 from fleetpress.storage.checkpoint import open_checkpoint
-from fleetpress.storage.errors import NotWritable, ObjectNotFound, StorageError, StoreUnreachable
+from fleetpress.storage.errors import ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore, open_store
 
 from .errors import FleetpressError
 from .executors import Executor, ExecutorName, open_executor
-from .fleet import Fleet, Model, resolve
+from .fleet import Fleet, Model, absolute, resolve
 from .ledger import Ledger
 from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
 from .results import EVENTS, REPORT, RUNS, FleetResult, ModelResult, layers_of, write_summary
@@ -64,10 +64,16 @@ def run_fleet(
 
 class _Run:
     def __init__(
-        self, spec: Spec, executor: ExecutorName, address: str | None, allow_code: bool, listener: Listener | None
+        self,
+        spec: Spec,
+        executor: ExecutorName,
+        address: str | None,
+        allow_code: bool,
+        listener: Listener | None,
     ) -> None:
         self.spec = spec
-        self.store: ObjectStore = open_store(spec.output)
+        self.output = absolute(spec.output)
+        self.store: ObjectStore = open_store(self.output)
         self.run = time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)
         self._executor_name = executor
         self._address = address
@@ -108,7 +114,9 @@ class _Run:
             self._models[model.name] = ModelResult(name=model.name, state="pending")
         for problem in fleet.problems:
             unreachable = problem.error_class == "transient"
-            failed = ModelResult(name=problem.model, state="failed", reason=problem.reason, unreachable=unreachable)
+            failed = ModelResult(
+                name=problem.model, state="failed", reason=problem.reason, unreachable=unreachable
+            )
             self._set(failed)
 
     def _plan(self, model: Model) -> ModelPlan | None:
@@ -149,7 +157,7 @@ class _Run:
         if scheduler.is_over:
             return
         executor = open_executor(
-            self._executor_name, run_step, self.spec.output, run_rank=run_rank, address=self._address
+            self._executor_name, run_step, self.output, run_rank=run_rank, address=self._address
         )
         try:
             self._loop(scheduler, executor)
@@ -179,14 +187,18 @@ class _Run:
         self._tell(Event(kind=what, model=task.model, task=task.id, text=end.reason))
         if what == "give_up" and self._models[task.model].state != "failed":
             unreachable = end.error_class == "transient"
-            self._set(ModelResult(name=task.model, state="failed", reason=end.reason, unreachable=unreachable))
+            self._set(
+                ModelResult(name=task.model, state="failed", reason=end.reason, unreachable=unreachable)
+            )
 
     def _publish_state(self, record: TaskRecord) -> None:
         """The last task of a model says what became of it."""
         state = record.result.get("state")
         if state in ("published", "rejected"):
             digest = record.digest if state == "published" else None
-            self._set(_measured(record.model, state, digest, record.result["metrics"], record.result["reason"]))
+            self._set(
+                _measured(record.model, state, digest, record.result["metrics"], record.result["reason"])
+            )
 
     def _set(self, model: ModelResult, *, quiet: bool = False) -> None:
         self._models[model.name] = model
@@ -197,7 +209,9 @@ class _Run:
 
     def _tell(self, event: Event) -> None:
         seconds = round(time.monotonic() - self._started, 3)
-        self._events.append({"at_seconds": seconds, **{k: v for k, v in vars(event).items() if v not in (None, "")}})
+        self._events.append(
+            {"at_seconds": seconds, **{k: v for k, v in vars(event).items() if v not in (None, "")}}
+        )
         if self._listener is not None:
             self._listener(event, self.result())
 
@@ -211,20 +225,24 @@ class _Run:
         result = self.result(state)
         lines = "".join(json.dumps(event, sort_keys=True) + "\n" for event in self._events)
         self.store.put(f"{RUNS}{self.run}/{EVENTS}", lines.encode())
-        self.store.put(f"{RUNS}{self.run}/{REPORT}", render_html(result, layers_of(self.store, result)).encode())
+        self.store.put(
+            f"{RUNS}{self.run}/{REPORT}", render_html(result, layers_of(self.store, result)).encode()
+        )
         write_summary(self.store, result)
         return result
 
 
 def plan_model(model: Model, spec: Spec, run: str) -> ModelPlan:
     """The tasks of one model. Reads the headers of a checkpoint and nothing of a program."""
-    shared = {"output": spec.output, "run": run, "seed": spec.seed}
+    shared: dict[str, Any] = {"output": absolute(spec.output), "run": run, "seed": spec.seed}
     memory = spec.resources.memory_per_task_bytes
     if model.source.kind == "checkpoint":
-        return plan_checkpoint(model, open_checkpoint(model.source.uri), memory_bytes=memory, **shared)  # type: ignore[arg-type]
+        return plan_checkpoint(model, open_checkpoint(model.source.uri), memory_bytes=memory, **shared)
     step = model.recipe.prune
     gradients = step is not None and needs_gradients(step)
-    return plan_program(model, workers=spec.resources.workers, memory_bytes=memory, gradients=gradients, **shared)  # type: ignore[arg-type]
+    return plan_program(
+        model, workers=spec.resources.workers, memory_bytes=memory, gradients=gradients, **shared
+    )
 
 
 def _measured(

@@ -26,8 +26,8 @@ from .objective import loss_name
 from .tasks import StepResult, Task
 
 if TYPE_CHECKING:
+    from fleetpress.compression.collectives import Collective
     from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
-    from fleetpress.compression.training import Collective
 
 
 def run_step(task: Task) -> StepResult:
@@ -64,7 +64,7 @@ def finetune(payload: Payload) -> StepResult:
 
 
 def _alone(payload: Payload, kind: str) -> StepResult:
-    from fleetpress.compression.training import ALONE
+    from fleetpress.compression.collectives import ALONE
 
     result = _train(payload, kind, ALONE)
     assert result is not None
@@ -147,10 +147,16 @@ def _neurons(payload: Payload) -> "dict[str, NeuronStatistics] | None":
 
     stages = payload["stages"]
     if "collect" in stages:
-        parts = [GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]]
+        parts = [
+            GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]
+        ]
     elif "train" in stages:
         values = stored_tensors(payload, stages["train"])
-        found = {name.removeprefix(STATISTICS): value for name, value in values.items() if name.startswith(STATISTICS)}
+        found = {
+            name.removeprefix(STATISTICS): value
+            for name, value in values.items()
+            if name.startswith(STATISTICS)
+        }
         if not found:
             return None
         parts = [GradientStatistics.from_tensors(found)]

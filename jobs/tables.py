@@ -33,6 +33,7 @@ _STATE_STYLES = {
     "failed": "red",
 }
 _GAP = "  "
+_SHORTEST_NAME = 12
 
 
 class _Preview(Protocol):
@@ -50,6 +51,7 @@ def print_result(result: FleetResult) -> None:
     rows = [_result_row(model, common) for model in result.models]
     headers = ("model", "state", common or "metric", "parameters", "MACs", "bytes", "ratio")
     _table(headers, rows, right=range(2, 7))
+    _line("")
     for model in result.models:
         if model.reason:
             _line(f"{model.state} {model.name}: {model.reason}", _STATE_STYLES.get(model.state))
@@ -157,7 +159,9 @@ def _change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, k
     first, second = number(before, key), number(after, key)
     if first is None and second is None:
         return "-"
-    return f"{_or_dash(write(first))} -> {_or_dash(write(second))}"
+    left, right = _or_dash(write(first)), _or_dash(write(second))
+    unit = right.partition(" ")[2]
+    return f"{left.removesuffix(f' {unit}') if unit else left} -> {right}"  # 247 -> 20.2 kB
 
 
 def _ratio(value: float | None) -> str:
@@ -218,11 +222,15 @@ def _table(
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else _PIPED_WIDTH, color_system="auto" if terminal else None)
     table = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
-    numeric = set(right)
+    numeric, cells = set(right), [[one_line(cell) for cell in row] for row in rows]
     for index, header in enumerate(headers):
         table.add_column(header, justify="right" if index in numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(one_line(cell), _STATE_STYLES.get(cell, "")) for cell in row))
+    for row in cells:
+        table.add_row(*(Text(cell, _STATE_STYLES.get(cell, "")) for cell in row))
+    if numeric:  # names are folded before numbers are
+        widths = [max(map(len, column)) + len(_GAP) for column in zip(headers, *cells, strict=True)]
+        excess = indent + sum(widths) - console.width
+        table.columns[0].max_width = max(_SHORTEST_NAME, widths[0] - len(_GAP) - max(0, excess))
     with console.capture() as captured:
         console.print(Padding(table, (0, 0, 0, indent), expand=False))
     for line in captured.get().splitlines():

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .errors import InvalidModelFile, UnsafeModelFile
-from .expressions import SYMBOL, is_safe_expression
+from .expressions import is_safe_expression
 from .operators import is_safe_target
 from .tree_specs import clean_tree_spec
 
@@ -49,7 +49,7 @@ STRUCTS: dict[str, dict[str, Kind]] = {
     "ExportedProgram": {
         "graph_module": "GraphModule",
         "opset_version": Table("name", "int"),
-        "range_constraints": Table("symbol", "RangeConstraint"),
+        "range_constraints": Table("expression", "RangeConstraint"),
         "schema_version": "SchemaVersion",
         "verifiers": Many("name"),
         "torch_version": "version",
@@ -209,7 +209,7 @@ UNIONS: dict[str, dict[str, Kind]] = {
 }
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,1000}")
-_PATH = re.compile(r"(?!__)[A-Za-z0-9_\-/:@ ]{1,500}(\.(?!__)[A-Za-z0-9_\-/:@ ]{1,500}){0,100}")
+_PATH = re.compile(r"(?!__)[\w\-/:@ ]{1,500}(\.(?!__)[\w\-/:@ ]{1,500}){0,100}")
 _WORD = re.compile(r"[A-Za-z0-9_.\-/: ]{0,200}")
 _MEMBER = re.compile(r"(weight|tensor)_[0-9]{1,9}")
 _VERSION = re.compile(r"[A-Za-z0-9_.+\-<=]{1,100}")
@@ -233,7 +233,6 @@ SCALARS: dict[str, Callable[[Json], bool]] = {
     "name_or_empty": lambda value: value == "" or _matches(_NAME)(value),
     "path": _matches(_PATH),
     "path_or_empty": lambda value: value == "" or _matches(_PATH)(value),
-    "symbol": _matches(SYMBOL),
     "word": _matches(_WORD),
     "text": lambda value: isinstance(value, str) and len(value) <= 10_000 and value.isprintable(),
     "member": _matches(_MEMBER),

@@ -99,8 +99,9 @@ def weights_skeleton(store: ObjectStore, key: str, etag: str | None = None) -> t
     Weights are not read: each is a zero-stride view of one zero element (tied ones share it). Constants are read.
     Raises what `load_program` and the store raise; the message names the object.
     """
-    size_bytes = store.head(key).size_bytes
-    file = RangeFile(store, key, size_bytes, etag)
+    info = store.head(key)
+    size_bytes = info.size_bytes
+    file = RangeFile(store, key, size_bytes, etag or info.etag)  # ranges of two versions must not mix
     try:
         directory = Directory(cast(IO[bytes], file), size_bytes)
         wanted = [name for name in directory.members if not name.startswith(f"{WEIGHTS}weight_")]

@@ -10,9 +10,10 @@ from fleetpress.compression.errors import PruningError
 from fleetpress.compression.program import tensors
 from fleetpress.compression.pruning import gradient_stability, magnitude, random_
 from fleetpress.compression.pruning.delete import delete
-from fleetpress.compression.pruning.method import GradientStatistics, PruningMethod, ScoreContext
+from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.pruning.select import PruneOptions, check, choose
 from fleetpress.compression.pruning.units import UnitGroup, Units, find_units, output_axis
+from fleetpress.compression.statistics import NeuronStatistics
 
 __all__ = [
     "PRUNERS",
@@ -48,7 +49,7 @@ class PruneResult:
 def prune(
     program: ExportedProgram,
     options: PruneOptions,
-    statistics: Mapping[str, GradientStatistics] | None = None,
+    statistics: Mapping[str, NeuronStatistics] | None = None,
     seed: int = 0,
 ) -> PruneResult:
     """Choose the units to delete; the same arguments give the same choice.
@@ -75,7 +76,5 @@ def prune(
     if not removed:
         count = sum(group.count for group in units.groups)
         how = "the thresholds are" if options.sparsity is None else f"sparsity {options.sparsity} is"
-        raise PruningError(
-            f"{how} too small to delete any of the {count} units in {len(units.groups)} groups; raise it"
-        )
+        raise PruningError(f"{how} too small to delete any of the {count} units; raise it")
     return PruneResult(removed=removed, skipped=dict(units.skipped), units=dict(units.totals))

@@ -15,15 +15,20 @@ def _parameters(target: torch._ops.OpOverload) -> tuple[tuple[str, Any, bool], .
 def arguments(node: fx.Node) -> dict[str, Any]:
     """Every argument of the operator, defaults filled in."""
     found: dict[str, Any] = {}
-    for index, (name, default, _) in enumerate(_parameters(node.target)):  # type: ignore[arg-type]
+    for index, (name, default, _) in enumerate(_parameters(node.target)):
         found[name] = node.args[index] if index < len(node.args) else node.kwargs.get(name, default)
     return found
+
+
+def operands(node: fx.Node) -> tuple[Any, ...]:
+    """The node's positional arguments."""
+    return node.args
 
 
 def replaced(node: fx.Node, **changes: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The node's args and kwargs with some arguments changed."""
     values = arguments(node) | changes
-    parameters = _parameters(node.target)  # type: ignore[arg-type]
+    parameters = _parameters(node.target)
     last = max(
         [len(node.args), *(i + 1 for i, (name, _, kw) in enumerate(parameters) if name in changes and not kw)]
     )

@@ -49,7 +49,7 @@ def _gone(program: ExportedProgram, found: Coupling, removed: Mapping[str, Seque
             raise PruningError(f"{name}: units {list(indices)} are not all among its {len(axis)} units")
         axes[name] = axis
         atoms = axis[np.asarray(indices, dtype=np.int64)]
-        for index in np.flatnonzero(~found.free(atoms)):
+        for index in np.flatnonzero(~found.free(atoms)).tolist():
             raise PruningError(f"{name}: unit {indices[index]} must stay; {found.reason(int(atoms[index]))}")
         chosen.append(found.classes(atoms))
     gone = found.among(np.concatenate(chosen))

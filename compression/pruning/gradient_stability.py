@@ -10,16 +10,18 @@ from fleetpress.compression.pruning.units import UnitGroup
 
 def gradient_mean_and_std(context: ScoreContext, group: UnitGroup) -> tuple[Tensor, Tensor]:
     """Per unit sqrt(mean_j mu_j^2) and sqrt(mean_j var_j) over all its entries j; float64, gradient units."""
-    missing = [layer for layer in group.layers if layer not in context.statistics]
+    names = context.rows(group)
+    missing = [name for name in names if name not in context.statistics]
     if missing:
         raise MethodError(
             f"gradient_stability needs the gradient statistics of {', '.join(missing)}; add `train` or `collect`"
         )
-    found = {layer: context.statistics[layer] for layer in group.layers}
-    entries = {layer: item.entries for layer, item in found.items()}
-    means = {layer: item.mean_square * item.entries for layer, item in found.items()}
-    variances = {layer: item.variance * item.entries for layer, item in found.items()}
-    return pooled(group, means, entries), pooled(group, variances, entries)
+    found = {name: context.statistics[name] for name in names}
+    entries = {name: item.entries for name, item in found.items()}
+    return (
+        pooled(group, {name: item.mean_square for name, item in found.items()}, entries),
+        pooled(group, {name: item.variance for name, item in found.items()}, entries),
+    )
 
 
 def score(context: ScoreContext, group: UnitGroup) -> Tensor:

@@ -58,7 +58,7 @@ class Labelling:
             self.pin(
                 one if other is None else other,
                 node,
-                "meets a size that cannot shrink, such as the model's input",
+                "meets what cannot shrink, such as an input",
             )
             return None
         if one is not other:
@@ -124,7 +124,7 @@ class Coupling:
 
     def free(self, axis: Atoms) -> Mask:
         """Which indices could be deleted."""
-        return self.first_pin[axis] == len(self.reasons)
+        return np.equal(self.first_pin[axis], len(self.reasons))
 
     def among(self, classes: Atoms) -> Mask:
         """For every atom whether its class is one of these."""
@@ -134,7 +134,7 @@ class Coupling:
 
     def reason(self, atom: int) -> str:
         """Why a pinned atom must stay."""
-        return self.reasons[self.first_pin[atom]]
+        return self.reasons[int(self.first_pin[atom])]
 
     def axes(self) -> list[Atoms]:
         """Every labelled dim of the program, each once."""

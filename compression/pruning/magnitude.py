@@ -9,17 +9,19 @@ from fleetpress.compression.pruning.units import UnitGroup
 
 def score(context: ScoreContext, group: UnitGroup) -> Tensor:
     """Per unit the root mean square of its incoming weights and biases."""
-    squares, entries = {}, {}
-    for name in group.layers:
+    squares: dict[str, Tensor] = {}
+    entries: dict[str, int] = {}
+    for name in context.rows(group):
         layer = context.layers[name]
         weight = context.values[layer.weights[0]].detach().transpose(0, layer.axis).flatten(1)
         total = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64).square()
-        count = torch.full_like(total, weight.shape[1])
+        entries[name] = weight.shape[1]
         for bias in layer.biases:
-            # A transposed convolution with groups has one bias per group and unit.
+            # A transposed convolution with groups has a bias for every group of a unit.
             values = context.values[bias].detach().to(torch.float64).reshape(-1, len(total))
-            total, count = total + values.square().sum(0), count + values.shape[0]
-        squares[name], entries[name] = total, count
+            total = total + values.square().sum(0)
+            entries[name] += values.shape[0]
+        squares[name] = total / entries[name]
     return pooled(group, squares, entries)
 
 

@@ -2,29 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fleetpress.compression.layers import Layer
+from fleetpress.compression.program import aliases
 from fleetpress.compression.pruning.units import UnitGroup
-
-
-class GradientStatistics(Protocol):
-    """Gradients of a layer's units over many mini-batches; every field has one entry per output unit."""
-
-    @property
-    def mean_square(self) -> Tensor:
-        """Mean over the unit's entries of the squared mean gradient."""
-
-    @property
-    def variance(self) -> Tensor:
-        """Mean over the unit's entries of the gradient's variance."""
-
-    @property
-    def entries(self) -> Tensor:
-        """Number of the unit's entries: weights and bias."""
+from fleetpress.compression.statistics import NeuronStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +18,19 @@ class ScoreContext:
 
     values: Mapping[str, Tensor]
     layers: Mapping[str, Layer]
-    statistics: Mapping[str, GradientStatistics]
+    statistics: Mapping[str, NeuronStatistics]
     seed: int
+
+    def rows(self, group: UnitGroup) -> tuple[str, ...]:
+        """The group's layers, of those that share a tied weight only the one that statistics were kept of."""
+        tied = aliases(self.values)
+        chosen: dict[str, str] = {}
+        for name in group.layers:
+            weight = self.layers[name].weights[0]
+            owner = tied.get(weight, weight)
+            if owner not in chosen or (chosen[owner] not in self.statistics and name in self.statistics):
+                chosen[owner] = name
+        return tuple(chosen.values())
 
 
 Score = Callable[[ScoreContext, UnitGroup], Tensor]
@@ -55,16 +51,18 @@ class PruningMethod:
     spread: Callable[[ScoreContext, UnitGroup], tuple[Tensor, Tensor]] | None = None
 
 
-def pooled(group: UnitGroup, squares: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> Tensor:
+def pooled(group: UnitGroup, squares: Mapping[str, Tensor], entries: Mapping[str, int]) -> Tensor:
     """Root mean square over all entries of a unit's member rows, whatever layers they lie in.
 
-    `squares[layer]` and `entries[layer]` hold sums of squares and counts, one per output unit of the layer.
+    `squares[layer]` holds a mean of squares per output unit of the layer, `entries[layer]` over how many entries.
     """
     total = torch.zeros(group.count, dtype=torch.float64)
     count = torch.zeros(group.count, dtype=torch.float64)
-    for layer, spots in group.members.items():
-        mine = torch.from_numpy(spots)
-        inside = mine >= 0
-        total.index_add_(0, mine[inside], squares[layer].to(torch.float64)[inside])
-        count.index_add_(0, mine[inside], entries[layer].to(torch.float64)[inside])
+    for layer, means in squares.items():
+        spots = torch.from_numpy(group.members[layer])
+        inside = spots >= 0
+        total.index_add_(0, spots[inside], means.to(torch.float64)[inside] * entries[layer])
+        count.index_add_(
+            0, spots[inside], torch.full((int(inside.sum()),), entries[layer], dtype=torch.float64)
+        )
     return (total / count).sqrt()

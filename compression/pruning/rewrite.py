@@ -9,7 +9,7 @@ from torch import fx
 
 from fleetpress.compression.errors import PruningError
 from fleetpress.compression.program import ProgramEditor
-from fleetpress.compression.pruning.arguments import arguments, replaced, size_of
+from fleetpress.compression.pruning.arguments import arguments, operands, replaced, size_of
 from fleetpress.compression.pruning.labels import Axis, Coupling, Labels, Mask
 from fleetpress.compression.pruning.rules_shapes import bounds
 
@@ -75,9 +75,7 @@ def _sizes(name: str) -> Rewrite:
 def _shrunk(surgery: Surgery, node: fx.Node, sizes: list[Any], labels: Labels) -> list[Any]:
     for dim, axis in enumerate(labels):
         if surgery.shrinks(axis) and isinstance(sizes[dim], fx.Node):
-            raise PruningError(
-                f"{node.name}: the graph computes the size of its dim {dim}; ignore the layers before it"
-            )
+            raise PruningError(f"{node.name}: its size {dim} is computed; `ignore` the layers before it")
         if surgery.shrinks(axis) and sizes[dim] != -1:
             sizes[dim] = surgery.kept(axis)
     return sizes
@@ -92,7 +90,7 @@ def _unflatten(surgery: Surgery, node: fx.Node) -> None:
 
 def _parts(surgery: Surgery, node: fx.Node) -> None:
     """Parts that were equal need not stay so: every size is written out."""
-    x, dim = node.args[0], int(arguments(node)["dim"])
+    x, dim = operands(node)[0], int(arguments(node)["dim"])
     if not surgery.shrinks(surgery.labels(x)[dim]):
         return
     sizes = [surgery.kept(labels[dim]) for labels in surgery.results(node)]
@@ -101,7 +99,7 @@ def _parts(surgery: Surgery, node: fx.Node) -> None:
 
 def _part(surgery: Surgery, node: fx.Node) -> None:
     dim = int(arguments(node)["dim"])
-    axis = surgery.labels(node.args[0])[dim]
+    axis = surgery.labels(operands(node)[0])[dim]
     if axis is None or not surgery.shrinks(axis):
         return
     found = bounds(node, len(axis))
@@ -124,7 +122,7 @@ def _groups(surgery: Surgery, node: fx.Node) -> None:
 
 
 def _norm_groups(surgery: Surgery, node: fx.Node) -> None:
-    channels = surgery.labels(node.args[0])[1]
+    channels = surgery.labels(operands(node)[0])[1]
     if channels is not None:
         groups = int(arguments(node)["num_groups"])
         surgery.change(node, num_groups=surgery.kept(channels) * groups // len(channels))

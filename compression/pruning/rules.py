@@ -17,13 +17,30 @@ def apply_rule(flow: Labelling, node: fx.Node) -> Value:
     """Labels of what the node gives. Safe by default: nothing that flows into an unknown operator can be deleted."""
     rule = RULES.get(node.target)
     if rule is not None:
-        return rule(flow, node)
+        value = rule(flow, node)
+        if _fits(value, node.meta.get("val")):
+            return value
     for source in node.all_input_nodes:
         value = flow.values.get(source.name)
         for labels in value if isinstance(value, list) else [value or ()]:
             for axis in labels:
                 flow.pin(axis, node, f"the operator {node.target} is not understood")
     return plain(node.meta.get("val"))
+
+
+def _fits(value: Value, results: object) -> bool:
+    """Whether there is a label for every index of every dim."""
+    if isinstance(results, torch.Tensor):
+        return (
+            isinstance(value, tuple)
+            and len(value) == results.dim()
+            and all(
+                axis is None or len(axis) == size for axis, size in zip(value, results.shape, strict=True)
+            )
+        )
+    if isinstance(results, (list, tuple)):
+        return isinstance(value, list) and all(map(_fits, value, results))
+    return True
 
 
 def plain(value: object) -> Value:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, size_of
+from fleetpress.compression.pruning.arguments import arguments, operands, size_of
 from fleetpress.compression.pruning.labels import Atoms, Axis, Labelling, Labels, Value
 from fleetpress.compression.pruning.rules_pointwise import broadcast
 
@@ -22,15 +22,15 @@ def linear(flow: Labelling, node: fx.Node) -> Value:
 
 
 def matmul(flow: Labelling, node: fx.Node) -> Value:
-    left, right = (flow.of(item) for item in node.args[:2])
+    left, right = (flow.of(item) for item in operands(node)[:2])
     contract(flow, node, left[-1], right[max(len(right) - 2, 0)])
     rows, columns = left[-2:-1], right[-1:] if len(right) > 1 else ()
-    batch = broadcast(flow, node, [(node.args[0], left[:-2]), (node.args[1], right[:-2])], drop=2)
+    batch = broadcast(flow, node, [(operands(node)[0], left[:-2]), (operands(node)[1], right[:-2])], drop=2)
     return (*batch, *rows, *columns)
 
 
 def addmm(flow: Labelling, node: fx.Node) -> Value:
-    bias, left, right = node.args[:3]
+    bias, left, right = operands(node)[:3]
     one, other = flow.of(left), flow.of(right)
     contract(flow, node, one[-1], other[-2])
     batch = tuple(flow.unite(a, b, node) for a, b in zip(one[:-2], other[:-2], strict=True))
@@ -136,12 +136,12 @@ def attention(flow: Labelling, node: fx.Node) -> Value:
 
 def recurrent(flow: Labelling, node: fx.Node) -> Value:
     """The features that go in may be deleted; hidden units feed themselves and stay."""
-    x, states, params = node.args[:3]
+    x, states, params = operands(node)[:3]
     features = flow.of(x)
     directions = 2 if arguments(node)["bidirectional"] else 1
     biases = bool(arguments(node)["has_biases"])
     step = 4 if biases else 2
-    entries = [params[step * i] for i in range(directions)]  # type: ignore[index, misc]
+    entries = [params[step * i] for i in range(directions)]
     for entry in entries:
         contract(flow, node, features[-1], flow.of(entry)[1])
     for item in [*_items(states), *_items(params)]:
@@ -167,15 +167,15 @@ def embedding(flow: Labelling, node: fx.Node) -> Value:
 
 
 def einsum(flow: Labelling, node: fx.Node) -> Value:
-    equation, operands = str(node.args[0]).replace(" ", ""), _items(node.args[1])
+    equation, factors = str(operands(node)[0]).replace(" ", ""), _items(operands(node)[1])
     terms, arrow, result = equation.partition("->")
     if "." in equation or not arrow:
-        for operand in operands:
+        for operand in factors:
             for axis in flow.of(operand):
                 flow.pin(axis, node, f"the equation {equation!r} is not understood")
         return tuple(None for _ in node.meta["val"].shape)
     found: dict[str, list[Axis]] = {}
-    for term, operand in zip(terms.split(","), operands, strict=True):
+    for term, operand in zip(terms.split(","), factors, strict=True):
         for dim, (letter, axis) in enumerate(zip(term, flow.of(operand), strict=True)):
             if size_of(operand, dim) != 1:
                 found.setdefault(letter, []).append(axis)

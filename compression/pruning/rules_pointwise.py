@@ -1,12 +1,12 @@
 """How labels pass through operators that work entry by entry, channel by channel, or along some dims."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, size_of
+from fleetpress.compression.pruning.arguments import arguments, operands, size_of
 from fleetpress.compression.pruning.labels import Axis, Labelling, Labels, Rule, Value
 
 aten = torch.ops.aten
@@ -41,7 +41,7 @@ def elementwise(flow: Labelling, node: fx.Node) -> Value:
         for item in node.all_input_nodes
         if isinstance(item.meta.get("val"), torch.Tensor)
     ]
-    return broadcast(flow, node, parts) if parts else ()
+    return _each(node, broadcast(flow, node, parts)) if parts else None
 
 
 def per_channel(flow: Labelling, node: fx.Node) -> Value:
@@ -57,26 +57,24 @@ def per_channel(flow: Labelling, node: fx.Node) -> Value:
     for axis in (*x[:channel], *x[channel + 1 :]):
         flow.pin(axis, node, STATISTICS)
     labels = tuple(axis if dim == channel else None for dim, axis in enumerate(x))
-    return _like_first(node, labels, rest=(labels[channel],))
+    return _each(node, labels)
 
 
 def activation_per_channel(flow: Labelling, node: fx.Node) -> Value:
     """prelu: one slope for all, or one for every channel."""
-    x, slope = flow.of(node.args[0]), flow.of(node.args[1])
-    if isinstance(node.args[1], fx.Node) and size_of(node.args[1], 0) != 1:
+    x, slope = flow.of(operands(node)[0]), flow.of(operands(node)[1])
+    if isinstance(operands(node)[1], fx.Node) and size_of(operands(node)[1], 0) != 1:
         flow.unite(x[1 if len(x) > 1 else 0], slope[0], node)
     return x
 
 
-def _like_first(node: fx.Node, labels: Labels, rest: Labels) -> Value:
-    """The labels of the result; saved statistics come behind it where the operator gives several results."""
+def _each(node: fx.Node, labels: Labels) -> Value:
+    """The same labels for every result of that shape; saved statistics and the like have none."""
     results = node.meta["val"]
     if isinstance(results, torch.Tensor):
         return labels
-    return [
-        labels,
-        *(rest if len(item.shape) == len(rest) else tuple(None for _ in item.shape) for item in results[1:]),
-    ]
+    same = results[0].dim()
+    return [labels if item.dim() == same else tuple(None for _ in item.shape) for item in results]
 
 
 def norm_over_last(flow: Labelling, node: fx.Node) -> Value:
@@ -89,14 +87,14 @@ def norm_over_last(flow: Labelling, node: fx.Node) -> Value:
     for name in ("weight", "bias"):
         for axis in flow.of(args.get(name)):
             flow.pin(axis, node, STATISTICS)
-    return _like_first(node, x, rest=())
+    return _each(node, x)
 
 
 def group_norm(flow: Labelling, node: fx.Node) -> Value:
     """Statistics of every group are its own: groups may go, as a whole."""
     args = arguments(node)
     x = flow.of(args["input"])
-    groups = int(args.get("num_groups", args.get("group")))
+    groups = int(args["num_groups"])
     channels = x[1]
     for name in ("weight", "bias"):
         if isinstance(args[name], fx.Node):
@@ -107,18 +105,17 @@ def group_norm(flow: Labelling, node: fx.Node) -> Value:
         flow.unite_rows(channels.reshape(groups, -1))
     for axis in (x[0], *x[2:]):
         flow.pin(axis, node, STATISTICS)
-    return _like_first(node, (None, channels, *(None for _ in x[2:])), rest=())
+    return _each(node, (None, channels, *(None for _ in x[2:])))
 
 
 def along_dim(flow: Labelling, node: fx.Node) -> Value:
     """softmax, cumsum, sort, roll: what happens along the dim depends on all of it."""
     args = arguments(node)
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     given = args.get("dim", args.get("dims"))
     for dim in _dims(given, len(x)):
         flow.pin(x[dim], node, "mixes the units along their dim")
-    results = node.meta["val"]
-    return x if isinstance(results, torch.Tensor) else [x for _ in results]
+    return _each(node, x)
 
 
 def reduction(flow: Labelling, node: fx.Node) -> Value:
@@ -133,7 +130,7 @@ def sum_(flow: Labelling, node: fx.Node) -> Value:
 
 def _reduced(flow: Labelling, node: fx.Node, *, exact: bool) -> Value:
     args = arguments(node)
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     dims = _dims(args.get("dim"), len(x))
     if not exact:
         for dim in dims:
@@ -142,8 +139,7 @@ def _reduced(flow: Labelling, node: fx.Node, *, exact: bool) -> Value:
         labels = tuple(None if dim in dims else axis for dim, axis in enumerate(x))
     else:
         labels = tuple(axis for dim, axis in enumerate(x) if dim not in dims)
-    results = node.meta["val"]
-    return labels if isinstance(results, torch.Tensor) else [labels for _ in results]
+    return _each(node, labels)
 
 
 def _dims(given: Any, rank: int) -> tuple[int, ...]:
@@ -155,7 +151,7 @@ def _dims(given: Any, rank: int) -> tuple[int, ...]:
 
 def glu(flow: Labelling, node: fx.Node) -> Value:
     """The first half of the dim gates with the second: both places of a unit go together."""
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     dim = int(arguments(node)["dim"]) % len(x)
     axis = x[dim]
     if axis is not None:
@@ -167,19 +163,18 @@ def spatial(count: int) -> Rule:
     """Pooling, resizing, padding of the last `count` dims: every channel by itself."""
 
     def rule(flow: Labelling, node: fx.Node) -> Value:
-        x = flow.of(node.args[0])
+        x = flow.of(operands(node)[0])
         for axis in x[len(x) - count :]:
             flow.pin(axis, node, "slides along it")
         labels = (*x[: len(x) - count], *(None for _ in range(count)))
-        results = node.meta["val"]
-        return labels if isinstance(results, torch.Tensor) else [labels for _ in results]
+        return _each(node, labels)
 
     return rule
 
 
 def pad(flow: Labelling, node: fx.Node) -> Value:
     """The padded dims get entries that belong to no unit."""
-    x, amounts = flow.of(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+    x, amounts = flow.of(operands(node)[0]), list(operands(node)[1])
     labels = list(x)
     for place in range(len(amounts) // 2):
         if amounts[2 * place : 2 * place + 2] != [0, 0]:
@@ -189,14 +184,14 @@ def pad(flow: Labelling, node: fx.Node) -> Value:
 
 
 def pixel_shuffle(flow: Labelling, node: fx.Node) -> Value:
-    x, factor = flow.of(node.args[0]), int(node.args[1])  # type: ignore[call-overload]
+    x, factor = flow.of(operands(node)[0]), int(operands(node)[1])
     channels = None if x[-3] is None else flow.unite_rows(x[-3].reshape(-1, factor * factor))
     return (*x[:-3], channels, None, None)
 
 
 def masked(flow: Labelling, node: fx.Node) -> Value:
     """dropout without training and the like: nothing but the first argument counts."""
-    return flow.of(node.args[0])
+    return flow.of(operands(node)[0])
 
 
 def no_tensor(flow: Labelling, node: fx.Node) -> Value:
@@ -206,8 +201,8 @@ def no_tensor(flow: Labelling, node: fx.Node) -> Value:
 
 _ENTRY_BY_ENTRY = """
     abs abs_ add add_ addcmul addcdiv sub sub_ rsub mul mul_ div div_ true_divide neg neg_ pow pow_ square sqrt sqrt_
-    rsqrt reciprocal exp exp_ expm1 log log1p log2 sin cos tan tanh tanh_ sinh cosh asin acos atan atan2 erf erfc sigmoid
-    sigmoid_ logit relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ gelu gelu_ silu silu_
+    rsqrt reciprocal exp exp_ expm1 log log1p log2 sin cos tan tanh tanh_ sinh cosh asin acos atan atan2 erf erfc
+    sigmoid sigmoid_ logit relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ gelu gelu_ silu silu_
     mish mish_ softplus softsign hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ hardshrink softshrink
     log_sigmoid threshold threshold_ clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ clip floor ceil round trunc
     sign sgn frac remainder fmod floor_divide maximum minimum fmax fmin where masked_fill masked_fill_ lerp eq ne lt le
@@ -234,13 +229,10 @@ def _table(names: str, rule: Rule) -> dict[Any, Rule]:
 
 POINTWISE_RULES: dict[Any, Rule] = {
     **_table(_ENTRY_BY_ENTRY, elementwise),
-    **_table(
-        "batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training instance_norm", per_channel
-    ),
-    **_table("native_batch_norm cudnn_batch_norm _batch_norm_impl_index", per_channel),
+    **_table("batch_norm _native_batch_norm_legit_no_training instance_norm", per_channel),
     **_table("prelu _prelu_kernel", activation_per_channel),
     **_table("layer_norm native_layer_norm rms_norm", norm_over_last),
-    **_table("group_norm native_group_norm", group_norm),
+    **_table("group_norm", group_norm),
     **_table(
         "softmax _softmax log_softmax _log_softmax softmin cumsum cumprod sort argsort roll logcumsumexp",
         along_dim,
@@ -248,7 +240,6 @@ POINTWISE_RULES: dict[Any, Rule] = {
     **_table(
         "mean amax amin max min argmax argmin var std var_mean std_mean prod logsumexp median norm", reduction
     ),
-    **_table("linalg_vector_norm any all", reduction),
     **_table("sum", sum_),
     **_table("glu", glu),
     **_table("max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d", spatial(1)),

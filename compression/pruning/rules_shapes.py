@@ -2,7 +2,7 @@
 
 import math
 import operator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 from zlib import crc32
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, size_of
+from fleetpress.compression.pruning.arguments import arguments, operands, size_of
 from fleetpress.compression.pruning.labels import Atoms, Axis, Labelling, Labels, Rule, Value
 
 aten = torch.ops.aten
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 def reshape(flow: Labelling, node: fx.Node) -> Value:
     """Views are products of blocks; within a block that holds a labelled dim the labels are laid out and read back."""
-    source = node.args[0]
+    source = operands(node)[0]
     x = flow.of(source)
     before, after = _sizes(source), _sizes(node)
     result: list[Axis] = [None] * len(after)
@@ -47,7 +47,7 @@ def reshape(flow: Labelling, node: fx.Node) -> Value:
         sizes_in[0], sizes_out[0] = sizes_in[0] // share, sizes_out[0] // share
         shape = [1] * len(ins)
         shape[ins.index(carrier)] = before[carrier]
-        block = np.broadcast_to(x[carrier].reshape(shape), sizes_in).reshape(sizes_out)  # type: ignore[union-attr]
+        block = np.broadcast_to(x[carrier].reshape(shape), sizes_in).reshape(sizes_out)
         chosen, labels = _carry(flow, node, block, first=share > 1, heads=carrier == len(x) - 1)
         if chosen is not None:
             result[outs[chosen]] = labels
@@ -89,15 +89,12 @@ def _carry(
 
 def _sizes(node: Any) -> list[int]:
     """Sizes as numbers; a symbol becomes a large number of its own, so that equal products mean equal sizes."""
-    sizes = []
-    for size in node.meta["val"].shape:
-        if not isinstance(size, int):
-            expression = size.node.expr
-            size = expression.subs(
-                {s: 2520 * (10**9 + crc32(str(s).encode())) for s in expression.free_symbols}
-            )
-        sizes.append(int(size))
-    return sizes
+    return [size if isinstance(size, int) else _stand_in(size.node.expr) for size in node.meta["val"].shape]
+
+
+def _stand_in(expression: Any) -> int:
+    numbers = {symbol: 2520 * (10**9 + crc32(str(symbol).encode())) for symbol in expression.free_symbols}
+    return int(expression.subs(numbers))
 
 
 def _blocks(before: list[int], after: list[int]) -> list[tuple[list[int], list[int]]] | None:
@@ -117,16 +114,16 @@ def _blocks(before: list[int], after: list[int]) -> list[tuple[list[int], list[i
 
 
 def permute(flow: Labelling, node: fx.Node) -> Value:
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     return tuple(x[dim] for dim in _order(node, len(x)))
 
 
 def _order(node: fx.Node, rank: int) -> list[int]:
     order = list(range(rank))
     if node.target is aten.permute.default:
-        return [int(dim) % rank for dim in node.args[1]]  # type: ignore[union-attr, arg-type]
-    if len(node.args) == 3:
-        one, other = (int(dim) % rank for dim in node.args[1:])  # type: ignore[call-overload]
+        return [int(dim) % rank for dim in operands(node)[1]]
+    if len(operands(node)) == 3:
+        one, other = (int(dim) % rank for dim in operands(node)[1:])
         order[one], order[other] = order[other], order[one]
     elif rank > 1:
         order[-1], order[-2] = order[-2], order[-1]
@@ -134,10 +131,10 @@ def _order(node: fx.Node, rank: int) -> list[int]:
 
 
 def move(flow: Labelling, node: fx.Node) -> Value:
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     sources, targets = (
         [int(dim) % len(x) for dim in (item if isinstance(item, (list, tuple)) else [item])]
-        for item in node.args[1:3]
+        for item in operands(node)[1:3]
     )
     placed = dict(zip(targets, sources, strict=True))
     rest = iter(dim for dim in range(len(x)) if dim not in sources)
@@ -145,40 +142,38 @@ def move(flow: Labelling, node: fx.Node) -> Value:
 
 
 def squeeze(flow: Labelling, node: fx.Node) -> Value:
-    x = flow.of(node.args[0])
-    dims = node.args[1] if len(node.args) > 1 else list(range(len(x)))
+    x = flow.of(operands(node)[0])
+    dims = operands(node)[1] if len(operands(node)) > 1 else list(range(len(x)))
     chosen = {int(dim) % len(x) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
-    gone = {dim for dim in chosen if size_of(node.args[0], dim) == 1}  # type: ignore[arg-type]
+    gone = {dim for dim in chosen if size_of(operands(node)[0], dim) == 1}
     return tuple(axis for dim, axis in enumerate(x) if dim not in gone)
 
 
 def unsqueeze(flow: Labelling, node: fx.Node) -> Value:
-    x = list(flow.of(node.args[0]))
-    x.insert(int(node.args[1]) % (len(x) + 1), None)  # type: ignore[call-overload]
+    x = list(flow.of(operands(node)[0]))
+    x.insert(int(operands(node)[1]) % (len(x) + 1), None)
     return tuple(x)
 
 
 def expand(flow: Labelling, node: fx.Node) -> Value:
     """A dim that is repeated can be repeated less often, so it gets labels of its own."""
-    source = node.args[0]
+    source = operands(node)[0]
     x = flow.of(source)
     shape = node.meta["val"].shape
     lead = len(shape) - len(x)
     return tuple(
-        _made(flow, size)
-        if dim < lead or (size != 1 and size_of(source, dim - lead) == 1)  # type: ignore[arg-type]
-        else x[dim - lead]
+        _made(flow, size) if dim < lead or (size != 1 and size_of(source, dim - lead) == 1) else x[dim - lead]
         for dim, size in enumerate(shape)
     )
 
 
 def expand_as(flow: Labelling, node: fx.Node) -> Value:
-    source, like = node.args[:2]
+    source, like = operands(node)[:2]
     x, other = flow.of(source), flow.of(like)
     lead = len(other) - len(x)
     return tuple(
         other[dim]
-        if dim < lead or size_of(source, dim - lead) == 1  # type: ignore[arg-type]
+        if dim < lead or size_of(source, dim - lead) == 1
         else flow.unite(other[dim], x[dim - lead], node)
         for dim in range(len(other))
     )
@@ -194,7 +189,7 @@ def _made(flow: Labelling, size: Any) -> Axis:
 
 
 def repeat(flow: Labelling, node: fx.Node) -> Value:
-    x, times = flow.of(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+    x, times = flow.of(operands(node)[0]), list(operands(node)[1])
     labels: list[Axis] = [None] * (len(times) - len(x))
     for axis, count in zip(x, times[len(labels) :], strict=True):
         if axis is not None and not isinstance(count, int):
@@ -217,7 +212,7 @@ def repeat_interleave(flow: Labelling, node: fx.Node) -> Value:
 
 
 def cat(flow: Labelling, node: fx.Node) -> Value:
-    parts = [item for item in node.args[0] if item.meta["val"].dim() > 0]  # type: ignore[union-attr]
+    parts = [item for item in operands(node)[0] if item.meta["val"].dim() > 0]
     rank = node.meta["val"].dim()
     parts = [item for item in parts if item.meta["val"].dim() == rank]
     dim = int(arguments(node)["dim"]) % rank
@@ -231,16 +226,15 @@ def cat(flow: Labelling, node: fx.Node) -> Value:
         return tuple(labels)
     joined = []
     for item, axis in zip(parts, axes, strict=True):
+        joined.append(flow.fresh(int(size_of(item, dim))) if axis is None else axis)
         if axis is None:
-            axis = flow.fresh(int(size_of(item, dim)))
-            flow.pin(axis, node, "joins units with entries that belong to no layer")
-        joined.append(axis)
+            flow.pin(joined[-1], node, "joins units with entries that belong to no layer")
     labels[dim] = np.concatenate(joined)
     return tuple(labels)
 
 
 def stack(flow: Labelling, node: fx.Node) -> Value:
-    parts = list(node.args[0])  # type: ignore[arg-type]
+    parts = list(operands(node)[0])
     labels = list(_all_but(flow, node, parts, None))
     labels.insert(int(arguments(node)["dim"]) % (len(labels) + 1), None)
     return tuple(labels)
@@ -259,18 +253,18 @@ def _all_but(flow: Labelling, node: fx.Node, parts: list[Any], skip: int | None)
 
 def parts(flow: Labelling, node: fx.Node) -> Value:
     """split, chunk, tensor_split, unbind's kin: every part takes its labels along."""
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     dim = int(arguments(node)["dim"]) % len(x)
     axis = x[dim]
     sizes = [item.shape[dim] for item in node.meta["val"]]
     if axis is None:
         return [x for _ in sizes]
     cuts = [0, *accumulate(sizes)]
-    return [(*x[:dim], axis[start:stop], *x[dim + 1 :]) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [(*x[:dim], axis[start:stop], *x[dim + 1 :]) for start, stop in pairwise(cuts)]
 
 
 def unbind(flow: Labelling, node: fx.Node) -> Value:
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     dim = int(arguments(node)["dim"]) % len(x)
     flow.pin(x[dim], node, "takes the units apart")
     return [(*x[:dim], *x[dim + 1 :]) for _ in node.meta["val"]]
@@ -292,7 +286,7 @@ def bounds(node: fx.Node, size: int) -> tuple[int, int, int] | None:
 
 
 def part(flow: Labelling, node: fx.Node) -> Value:
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     dim = int(arguments(node)["dim"]) % len(x)
     axis = x[dim]
     if axis is None:
@@ -307,14 +301,14 @@ def part(flow: Labelling, node: fx.Node) -> Value:
 
 
 def select(flow: Labelling, node: fx.Node) -> Value:
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     dim = int(arguments(node)["dim"]) % len(x)
     flow.pin(x[dim], node, "takes one unit by its position")
     return (*x[:dim], *x[dim + 1 :])
 
 
 def index_select(flow: Labelling, node: fx.Node) -> Value:
-    x = flow.of(node.args[0])
+    x = flow.of(operands(node)[0])
     dim = int(arguments(node)["dim"]) % len(x)
     flow.pin(x[dim], node, "takes units by their position")
     return (*x[:dim], None, *x[dim + 1 :])
@@ -322,8 +316,8 @@ def index_select(flow: Labelling, node: fx.Node) -> Value:
 
 def index(flow: Labelling, node: fx.Node) -> Value:
     """x[i]: the indexed dim stays as it is; with several indexed dims all others stay, too."""
-    x = flow.of(node.args[0])
-    indices = list(node.args[1])  # type: ignore[arg-type]
+    x = flow.of(operands(node)[0])
+    indices = list(operands(node)[1])
     indexed = [dim for dim, item in enumerate(indices) if item is not None]
     for item in indices:
         for axis in flow.of(item):
@@ -340,16 +334,16 @@ def index(flow: Labelling, node: fx.Node) -> Value:
 
 
 def flip(flow: Labelling, node: fx.Node) -> Value:
-    x = list(flow.of(node.args[0]))
-    for dim in node.args[1]:  # type: ignore[union-attr]
-        axis = x[dim]  # type: ignore[index]
-        x[dim] = None if axis is None else axis[::-1]  # type: ignore[index, call-overload]
+    x = list(flow.of(operands(node)[0]))
+    for dim in operands(node)[1]:
+        axis = x[dim]
+        x[dim] = None if axis is None else axis[::-1]
     return tuple(x)
 
 
 def item(flow: Labelling, node: fx.Node) -> Value:
-    values = flow.values.get(node.args[0].name)  # type: ignore[union-attr]
-    return values[node.args[1]] if isinstance(values, list) else None  # type: ignore[index]
+    values = flow.values.get(operands(node)[0].name)
+    return values[operands(node)[1]] if isinstance(values, list) else None
 
 
 def table(*groups: tuple[tuple[Any, ...], Rule]) -> dict[Any, Rule]:

@@ -90,10 +90,13 @@ def _below_thresholds(
         raise MethodError(
             f"method {method.name} has no gradients to compare with mean_threshold and std_threshold; give `sparsity`"
         )
+    limit_mean, limit_std = options.mean_threshold, options.std_threshold
+    assert limit_mean is not None, "checked before"
+    assert limit_std is not None, "checked before"
     going = []
     for group in units.groups:
         mean, std = method.spread(context, group)
-        going.append((mean < options.mean_threshold) & (std < options.std_threshold))
+        going.append((mean < limit_mean) & (std < limit_std))
     return going
 
 

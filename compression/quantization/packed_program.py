@@ -6,7 +6,8 @@ A weight `name` becomes the buffers `name_packed` (the bit stream of its codes),
 A name tied to it becomes a second name of the packed buffer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -29,33 +30,23 @@ def pack_program(program: ExportedProgram, quantized: Mapping[str, QuantizedWeig
     unpacked once: naming one of them packs all. Raises ProgramError for names or shapes that are not the program's.
     """
     editor = ProgramEditor(program)
-    tied = aliases(editor.values)
-    owners: dict[str, QuantizedWeight] = {}
     for name, weight in quantized.items():
         _check(name, weight, editor.values)
-        owners.setdefault(tied.get(name, name), weight)
-    others = {owner: [name for name, first in tied.items() if first == owner] for owner in owners}
-    first_uses = _first_uses(editor, others)
     nodes = UnpackNodes(editor.graph)
-    for owner in first_uses:
-        weight = owners[owner]
+    for owner, (first_use, others) in _owners(editor, quantized).items():
+        weight = (
+            quantized[owner]
+            if owner in quantized
+            else next(quantized[name] for name in others if name in quantized)
+        )
         buffers = _buffers(owner, weight)
         taken = next((name for name in buffers if name in editor.values), None)
         if taken:
             raise ProgramError(f"{owner}: the program already stores a tensor {taken!r}; rename that one")
-        for name in others[owner]:
+        for name in others:
             editor.placeholders[name].replace_all_uses_with(editor.placeholders[owner])
-            editor.replace(
-                name, {name + PACKED: buffers[owner + PACKED]}, lambda _, added: next(iter(added.values()))
-            )
-
-        def unpacked(_: fx.Graph, added: dict[str, fx.Node], owner: str = owner) -> fx.Node:
-            packed, scale, zero_point = (added.get(owner + suffix) for suffix in (PACKED, SCALE, ZERO_POINT))
-            assert packed is not None
-            assert scale is not None
-            return nodes.add(owners[owner], packed, scale, zero_point, first_uses[owner])
-
-        editor.replace(owner, buffers, unpacked)
+            editor.replace(name, {name + PACKED: buffers[owner + PACKED]}, _first)
+        editor.replace(owner, buffers, partial(_unpacked, nodes, weight, first_use))
     return editor.build()
 
 
@@ -71,7 +62,7 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
         editor.placeholders[name]: value for name, value in editor.values.items() if name.endswith(suffixes)
     }
     streams = {name: value for name, value in editor.values.items() if name.endswith(PACKED)}
-    tied = aliases(streams)
+    tied = _tied(streams)
     made_by: set[fx.Node] = set()
     spent: list[str] = []
     for stream in streams:
@@ -84,10 +75,10 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
         made_by.update(nodes)
         value = evaluate(nodes, stored)
         editor.fold(end, name, value, beside=stream)
-        others = [other for other, first in tied.items() if first == stream]
-        for other in others:
+        for other in tied[stream]:
             editor.fold(editor.placeholders[other], other.removesuffix(PACKED), value, beside=other)
-        spent += [name + suffix for suffix in suffixes if name + suffix in editor.values] + others
+        spent += [name + suffix for suffix in suffixes if name + suffix in editor.values]
+        spent += tied[stream]
     for node in reversed(list(editor.graph.nodes)):
         if node in made_by and not node.users:
             editor.graph.erase_node(node)
@@ -106,16 +97,43 @@ def _check(name: str, weight: QuantizedWeight, values: Mapping[str, Tensor]) -> 
         )
 
 
-def _first_uses(editor: ProgramEditor, others: Mapping[str, list[str]]) -> dict[str, fx.Node]:
-    """The first node that uses each weight or a name tied to it, in the graph's order."""
+def _owners(editor: ProgramEditor, names: Iterable[str]) -> dict[str, tuple[fx.Node, list[str]]]:
+    """The weights to pack in the order of their first use, with that use and the names tied to the weight.
+
+    Of tied names the one that is used first owns the weight, since torch.export lets one stand for all.
+    """
     order = {node: place for place, node in enumerate(editor.graph.nodes)}
-    first: dict[str, fx.Node] = {}
-    for owner, names in others.items():
-        uses = [user for name in (owner, *names) for user in editor.placeholders[name].users]
+    tied = _tied(editor.values)
+    found: dict[str, tuple[fx.Node, list[str]]] = {}
+    for name in names:
+        group = [name, *tied[name]]
+        uses = {user: owner for owner in group for user in editor.placeholders[owner].users}
         if not uses:
-            raise ProgramError(f"{owner}: the program's graph does not use this weight; add it to `ignore`")
-        first[owner] = min(uses, key=lambda node: order[node])
-    return dict(sorted(first.items(), key=lambda item: order[item[1]]))
+            raise ProgramError(f"{name}: the program's graph does not use this weight; add it to `ignore`")
+        first_use = min(uses, key=lambda node: order[node])
+        owner = uses[first_use]
+        found[owner] = (first_use, [other for other in editor.values if other in group and other != owner])
+    return dict(sorted(found.items(), key=lambda item: order[item[1][0]]))
+
+
+def _tied(values: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """For every name the others that share its storage, in the order of `values`."""
+    first = aliases(values)
+    groups: dict[str, list[str]] = {}
+    for name in values:
+        groups.setdefault(first.get(name, name), []).append(name)
+    return {name: [other for other in group if other != name] for group in groups.values() for name in group}
+
+
+def _first(_: fx.Graph, added: dict[str, fx.Node]) -> fx.Node:
+    return next(iter(added.values()))
+
+
+def _unpacked(
+    nodes: UnpackNodes, weight: QuantizedWeight, first_use: fx.Node, _: fx.Graph, added: dict[str, fx.Node]
+) -> fx.Node:
+    packed, scale, *zero_point = added.values()
+    return nodes.add(weight, packed, scale, zero_point[0] if zero_point else None, first_use)
 
 
 def _buffers(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:

@@ -112,6 +112,7 @@ def _living_nodes() -> list[dict[str, Any]]:
 def _start() -> None:
     _own_token()
     ray.init(
+        address="local",  # without it Ray joins whatever cluster was last started on this machine
         num_cpus=os.cpu_count(),
         include_dashboard=False,
         log_to_driver=False,

@@ -446,7 +446,7 @@ ARCHITECTURES = {
     "torch_encoder": Architecture(build=TorchEncoder, inputs=features(6, 16), reached=4),
     "gpt": Architecture(build=GPT, inputs=tokens(30, 6), reached=4),
     "llama": Architecture(build=llama, inputs=tokens(30, 6), reached=10),
-    "autoencoder": Architecture(build=autoencoder, inputs=image(1, 16), reached=6),
+    "autoencoder": Architecture(build=autoencoder, inputs=image(1, 16), reached=5),
     "unet": Architecture(build=UNet, inputs=image(3, 8), reached=5),
     "shuffle": Architecture(build=Shuffle, inputs=image(3, 8), reached=4),
     "lstm": Architecture(build=lambda: Recurrent(nn.LSTM), inputs=features(5, 6), reached=2),

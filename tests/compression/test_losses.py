@@ -32,13 +32,19 @@ def test_cross_entropy_of_nothing_but_ignored_labels_is_zero() -> None:
 
 
 def test_cross_entropy_takes_probabilities() -> None:
-    outputs, soft = torch.randn(4, 3, generator=generator()), torch.rand(4, 3, generator=generator()).softmax(1)
+    outputs, soft = (
+        torch.randn(4, 3, generator=generator()),
+        torch.rand(4, 3, generator=generator()).softmax(1),
+    )
     expected = -(soft * outputs.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(LOSSES["cross_entropy"].compute(outputs, soft.double()), expected)
 
 
 def test_cross_entropy_finds_the_classes_in_dimension_1_or_last() -> None:
-    pixels, targets = torch.randn(2, 3, 5, generator=generator()), torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    pixels, targets = (
+        torch.randn(2, 3, 5, generator=generator()),
+        torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]]),
+    )
     expected = functional.cross_entropy(pixels, targets)
     torch.testing.assert_close(LOSSES["cross_entropy"].compute(pixels, targets), expected)
     torch.testing.assert_close(LOSSES["cross_entropy"].compute(pixels.transpose(1, 2), targets), expected)

@@ -1,5 +1,6 @@
 """Metrics against scikit-learn and by hand, the same for any split into batches."""
 
+import itertools
 import math
 
 import numpy
@@ -36,6 +37,10 @@ def test_accuracy_does_not_count_ignored_labels() -> None:
     assert value("accuracy", outputs, torch.tensor([0, -100, 1])) == 0.5
 
 
+def test_a_uint8_label_of_156_is_not_taken_for_minus_100() -> None:
+    assert value("accuracy", torch.zeros(2, 200), torch.tensor([156, 0], dtype=torch.uint8)) == 0.5
+
+
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 def test_accuracy_of_one_output_is_yes_or_no(shape: tuple[int, ...]) -> None:
     outputs = torch.tensor([-1.0, 2.0, 3.0, -4.0]).reshape(4, 1)
@@ -66,7 +71,7 @@ def test_tokens_are_compared_with_the_next_one() -> None:
 
 
 def test_errors_are_scikit_learns() -> None:
-    outputs, targets = random(40, 1), random(40, 1, seed=1)
+    outputs, targets = random(40, 1).double(), random(40, 1, seed=1).double()
     assert value("mse", outputs, targets[:, 0]) == pytest.approx(mean_squared_error(targets, outputs))
     assert value("r2", outputs, targets) == pytest.approx(r2_score(targets, outputs))
 
@@ -79,7 +84,9 @@ def test_psnr_by_hand() -> None:
 
 def test_agreement_and_cosine() -> None:
     reference = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    assert value("agreement", torch.tensor([[3.0, 1.0], [2.0, 1.0], [1.0, 0.0]]), reference) == pytest.approx(2 / 3)
+    assert value("agreement", torch.tensor([[3.0, 1.0], [2.0, 1.0], [1.0, 0.0]]), reference) == pytest.approx(
+        2 / 3
+    )
     assert value("cosine", 5 * reference, reference) == 1.0
     assert value("cosine", -reference, reference) == pytest.approx((-1 - 1 + 1) / 3)
     assert value("cosine", torch.ones(3, 2), reference) == pytest.approx(2 * math.sqrt(0.5) / 3)
@@ -107,7 +114,7 @@ def test_no_metric_depends_on_the_split_into_batches(metric: str, cuts: set[int]
     outputs, expected = TASKS[metric]
     edges = [0, *sorted(cuts), 24]
     sums = METRICS[metric].start()
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         part = METRICS[metric].start()
         METRICS[metric].update(part, outputs[start:stop], expected[start:stop])
         sums = merged(sums, part)

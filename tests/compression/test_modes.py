@@ -40,7 +40,9 @@ class Tied(nn.Module):
         return self.head(self.embedding(tokens))  # type: ignore[no-any-return]
 
 
-def export(model: nn.Module, example: Tensor, *, train: bool = False, dynamic: bool = True) -> ExportedProgram:
+def export(
+    model: nn.Module, example: Tensor, *, train: bool = False, dynamic: bool = True
+) -> ExportedProgram:
     """The model's program, by default in eval mode with a dynamic batch size."""
     return torch.export.export(model.train(train), (example,), dynamic_shapes=DYNAMIC if dynamic else None)
 
@@ -60,7 +62,9 @@ def test_a_training_step_equals_that_of_the_module_in_train_mode(exported_in_tra
     ours = torch.optim.SGD(module.parameters(), lr=0.1)
     functional.cross_entropy(module(images()), labels).backward()
     ours.step()
-    assert all(torch.equal(value, before[name]) for name, value in tensors(program).items()), "the input changed"
+    assert all(torch.equal(value, before[name]) for name, value in tensors(program).items()), (
+        "the input changed"
+    )
 
     model.train()
     theirs = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -121,6 +125,15 @@ def test_normalization_without_running_statistics_keeps_using_those_of_the_batch
     norm = nn.BatchNorm1d(3, track_running_stats=False)
     x = 5 + torch.randn(8, 3)
     torch.testing.assert_close(eval_module(export(norm, x))(x), norm(x))
+
+
+def test_batch_norm_taken_apart_by_run_decompositions_trains_too() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    program = export(model, images()).run_decompositions()
+    module = training_module(program)
+    torch.testing.assert_close(module(images()), model.train()(images()))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(state_of(module, program)[name], value)
 
 
 def test_tied_weights_are_one_parameter_and_stay_tied() -> None:

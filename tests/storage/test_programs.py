@@ -1,6 +1,7 @@
 """Programs to bytes and back: the same function, the same bytes, and nothing but plain torch to run them."""
 
 import copy
+import hashlib
 import io
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from fleetpress.storage.errors import InvalidModelFile
 from fleetpress.storage.programs import load_program, module_to_program, save_program, weights_skeleton
@@ -91,7 +93,7 @@ def program_of(name: str, dynamic: bool = True) -> ExportedProgram:
 
 
 def outputs(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    return torch.utils._pytree.tree_leaves(module(*inputs))
+    return pytree.tree_leaves(module(*inputs))
 
 
 def assert_same_function(one: nn.Module, other: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -191,15 +193,14 @@ def run_python(code: str, hash_seed: str, cwd: Path) -> str:
     return done.stdout
 
 
-def test_two_processes_save_the_same_bytes(tmp_path: Path) -> None:
+def test_another_process_saves_the_same_bytes(tmp_path: Path) -> None:
     code = NETS + (
         "import hashlib\nfrom fleetpress.storage.programs import module_to_program, save_program\n"
         "for name in CASES:\n    data = save_program(module_to_program(*CASES[name]))\n"
         "    print(name, hashlib.sha256(data).hexdigest())\n"
     )
-    first = run_python(code, "1", tmp_path)
-    assert len(first.splitlines()) == len(CASES)
-    assert run_python(code, "2", tmp_path) == first
+    here = [f"{name} {hashlib.sha256(save_program(program_of(name))).hexdigest()}" for name in CASES]
+    assert run_python(code, "12345", tmp_path).splitlines() == here
 
 
 def test_plain_torch_runs_it_without_this_package(tmp_path: Path) -> None:
@@ -209,16 +210,14 @@ def test_plain_torch_runs_it_without_this_package(tmp_path: Path) -> None:
         expected = [t.tolist() for t in outputs(program.module(), CASES[name][1])]
         (tmp_path / f"{name}.json").write_text(repr((expected, [t.tolist() for t in CASES[name][1]])))
     code = (
-        "import sys, logging, torch, pathlib\n"
-        "records = []\nlogging.getLogger().addHandler(type('H', (logging.Handler,), {'emit': lambda s, r: records.append(r)})())\n"
+        "import sys, torch, pathlib\n"
         "for path in sorted(pathlib.Path('.').glob('*.pt2')):\n"
         "    expected, inputs = eval(path.with_suffix('.json').read_text())\n"
         "    out = torch.export.load(str(path)).module()(*(torch.tensor(i) for i in inputs))\n"
         "    leaves = torch.utils._pytree.tree_leaves(out)\n"
         "    assert all(torch.allclose(a, torch.tensor(b), atol=1e-6) for a, b in zip(leaves, expected, strict=True))\n"
         "    print(path)\n"
-        "assert not any('fleetpress' in name for name in sys.modules)\n"
-        "assert not any('weights_only' in r.getMessage() for r in records if isinstance(r.msg, str) and not r.args)\n"
+        "assert not any(name.split('.')[0] == 'fleetpress' for name in sys.modules)\n"
     )
     assert len(run_python(code, "0", tmp_path).splitlines()) == len(CASES)
 
@@ -295,16 +294,52 @@ def test_exporting_a_module() -> None:
         module_to_program(Untraceable(), (torch.ones(2, 3),))
 
 
-def test_an_output_class_of_a_library_becomes_a_dict(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30
+class Branches(nn.Module):
+    """Control flow, a size derived from another, a map over rows, and a name that needs care."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"a-b": nn.Linear(2, 2), "c d": nn.Linear(2, 2)})
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        shorter = x[1:] + y
+        with torch.no_grad():
+            scale = torch.vmap(lambda row: row.sum() + row[0])(shorter)
+        chosen = torch.cond(x.sum() > 0, self.parts["a-b"], self.parts["c d"], (shorter,))
+        return (chosen * scale[:, None]).masked_fill(chosen > 9, float("-inf"))
+
+
+def test_what_torch_itself_writes_for_unusual_programs_is_accepted() -> None:
+    rows = torch.export.Dim("rows", min=3, max=50)
+    inputs = (torch.randn(5, 2), torch.randn(4, 2))
+    program = torch.export.export(Branches(), inputs, dynamic_shapes=({0: rows + 1}, {0: rows}))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    loaded = load_program(buffer.getvalue())
+    for size in (4, 7):
+        assert_same_function(
+            program.module(), loaded.module(), (torch.ones(size + 1, 2), torch.ones(size, 2))
+        )
+    assert save_program(loaded) == save_program(program) == save_program(load_program(save_program(program)))
+
+
+class Output(dict[str, torch.Tensor]):
+    """What libraries return: a dict of their own type, which other processes do not have."""
+
+
+def test_an_output_class_of_a_library_becomes_a_dict() -> None:
+    pytree._register_pytree_node(
+        Output,
+        lambda output: (list(output.values()), list(output)),
+        lambda values, keys: Output(zip(keys, values, strict=True)),
+        serialized_type_name="library.Output",
     )
-    model = transformers.BertModel(config).eval()
-    ids = torch.randint(0, 30, (2, 5))
-    program = torch.export.export(
-        model, (), {"input_ids": ids, "attention_mask": torch.ones(2, 5, dtype=torch.long)}
-    )
-    (tmp_path / "m.pt2").write_bytes(save_program(program))
-    code = "import torch\np = torch.export.load('m.pt2').module()\nprint(type(p(input_ids=torch.ones(2, 5, dtype=torch.long), attention_mask=torch.ones(2, 5, dtype=torch.long))))"
-    assert run_python(code, "0", tmp_path).strip() == "<class 'dict'>"
+
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> Output:
+            return Output(logits=x + 1, hidden=x)
+
+    loaded = load_program(save_program(module_to_program(Model(), (torch.ones(2, 3),))))
+    result = loaded.module()(torch.zeros(4, 3))
+    assert type(result) is dict
+    assert torch.equal(result["logits"], torch.ones(4, 3))

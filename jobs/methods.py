@@ -1,0 +1,153 @@
+"""What there is to choose from, read off the method tables themselves: names, summaries, papers, options."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import UsageError
+from .recipe import PruneStep, QuantizeStep, Strict, TrainStep
+from .spec_fields import nearest
+
+Described = dict[str, list[dict[str, Any]]]
+
+_SHAPE = (4096, 4096)  # of the layer that a scheme's bits per weight are given for
+_TARGETS = {
+    "targets": "layers to work on: names, kinds such as Linear, or re:<pattern>; all that can be, if left out",
+    "ignore": "layers to leave alone, named in the same ways",
+}
+_PRUNE = {
+    "sparsity": "share of the units to delete, above 0 and below 1",
+    "mean_threshold": "instead of a sparsity: delete units whose gradient_mean is below this and",
+    "std_threshold": "whose gradient_std is below this",
+    "scope": "layer: the share of every layer; global: of all units together",
+    **_TARGETS,
+}
+_THRESHOLDS = ("mean_threshold", "std_threshold")
+_QUANTIZE = {
+    "scheme": "a preset by name; the options below replace parts of it",
+    "num_bits": "bits of a code, 2 to 8",
+    "symmetric": "true: a scale only; false: also a zero point",
+    "group_size": "weights in a row that share a scale; null: one scale per output unit",
+    "strategy": "tensor, channel or group: what shares a scale",
+    **_TARGETS,
+}
+_TRAIN = {
+    "epochs": "passes over the train data",
+    "batch_size": "samples in a global batch",
+    "lr": "learning rate",
+    "weight_decay": "as torch.optim means it",
+    "momentum": "as torch.optim means it",
+}
+
+
+def described(name: str | None = None) -> Described:
+    """Every method by table; with a `name` those of that name alone, in full: paper and options too.
+
+    Raises UsageError for an unknown name, with the nearest one.
+    """
+    tables = _tables()
+    if name is None:
+        return {table: [_brief(entry) for entry in entries] for table, entries in tables.items()}
+    wanted = {
+        table: [entry for entry in entries if entry["name"].lower() == name.lower()]
+        for table, entries in tables.items()
+    }
+    found = {table: entries for table, entries in wanted.items() if entries}
+    if not found:
+        names = {entry["name"] for entries in tables.values() for entry in entries}
+        raise UsageError(f"unknown method `{name}`; {nearest(name, names)}")
+    return found
+
+
+def _brief(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in ("paper", "options")}
+
+
+def _tables() -> Described:
+    """Full entries. The tables lie behind torch, so they are imported here."""
+    from fleetpress.compression.losses import LOSSES
+    from fleetpress.compression.metrics import METRICS
+    from fleetpress.compression.pruning import PRUNERS
+    from fleetpress.compression.quantization import QUANTIZERS
+    from fleetpress.compression.training import OPTIMIZERS
+
+    return {
+        "pruning": [
+            {
+                "name": name,
+                "needs_gradients": method.needs_gradients,
+                "summary": method.summary,
+                "paper": method.paper,
+                "options": _options(PruneStep, _PRUNE, without=() if method.spread else _THRESHOLDS),
+            }
+            for name, method in PRUNERS.items()
+        ],
+        "quantization": [
+            {
+                "name": name,
+                "summary": method.summary,
+                "paper": method.paper,
+                "options": _options(QuantizeStep, _QUANTIZE),
+            }
+            for name, method in QUANTIZERS.items()
+        ],
+        "schemes": _schemes(),
+        "losses": [
+            {"name": name, "needs_targets": loss.needs_targets, "summary": loss.summary, "options": []}
+            for name, loss in LOSSES.items()
+        ],
+        "metrics": [
+            {
+                "name": name,
+                "better": "higher" if metric.higher_is_better else "lower",
+                "compared_with": "targets" if metric.needs == "targets" else "original model",
+                "summary": metric.summary,
+                "options": [],
+            }
+            for name, metric in METRICS.items()
+        ],
+        "optimizers": [
+            {
+                "name": name,
+                "summary": f"torch.optim's, in the steps train and finetune: `optimizer: {name}`",
+                "options": _options(TrainStep, _TRAIN, without=() if name == "sgd" else ("momentum",)),
+            }
+            for name in OPTIMIZERS
+        ],
+    }
+
+
+def _schemes() -> list[dict[str, Any]]:
+    """Presets with the bits that a weight really takes in a layer of 4096 x 4096 with 16-bit scales."""
+    import torch
+
+    from fleetpress.compression.scheme import SCHEMES, bits_per_weight
+
+    return [
+        {
+            "name": name,
+            "num_bits": scheme.num_bits,
+            "symmetric": scheme.symmetric,
+            "strategy": scheme.strategy,
+            "group_size": scheme.group_size,
+            "bits_per_weight": round(bits_per_weight(scheme, _SHAPE, torch.float16), 4),
+            "options": [],
+        }
+        for name, scheme in SCHEMES.items()
+    ]
+
+
+def _options(
+    step: type[Strict], meanings: dict[str, str], without: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """A method's keys in a recipe, with their defaults as the recipe has them."""
+    left_out = set(without)
+    return [
+        {"name": key, "default": _default(step, key), "meaning": meaning}
+        for key, meaning in meanings.items()
+        if key not in left_out
+    ]
+
+
+def _default(step: type[Strict], key: str) -> Any:
+    value = step.model_fields[key].default
+    return None if value == () else value

@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from fleetpress.compression.errors import MethodError
+from fleetpress.compression.scheme import (
+    SCHEMES,
+    QuantScheme,
+    bits_per_weight,
+    dividing_group_size,
+    resolve,
+)
+
+
+def test_presets_say_in_their_names_what_they_are():
+    for name, scheme in SCHEMES.items():
+        assert int(name[1]) == scheme.num_bits
+        assert scheme.symmetric is not name.endswith("_ASYM")
+        assert scheme.group_size == (None if scheme.num_bits == 8 else 128)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, SCHEMES["W8A16"]),
+        ({"scheme": "W4A16_ASYM"}, SCHEMES["W4A16_ASYM"]),
+        ({"num_bits": 3}, SCHEMES["W3A16"]),
+        (
+            {"num_bits": 3, "group_size": None, "symmetric": False},
+            QuantScheme(num_bits=3, symmetric=False),
+        ),
+        (
+            {"scheme": "W8A16", "group_size": 64},
+            QuantScheme(num_bits=8, strategy="group", group_size=64),
+        ),
+        (
+            {"scheme": "W4A16", "num_bits": 6, "strategy": "tensor"},
+            QuantScheme(num_bits=6, strategy="tensor"),
+        ),
+        ({"scheme": "W8A16", "strategy": "group"}, QuantScheme(num_bits=8, strategy="group", group_size=128)),
+        (
+            {"scheme": "W4A16", "group_size": None, "strategy": "tensor"},
+            QuantScheme(num_bits=4, strategy="tensor"),
+        ),
+    ],
+)
+def test_resolve_puts_options_over_the_preset(options, expected):
+    assert resolve(**options) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"scheme": "W4A61"}, "did you mean W4A16"),
+        ({"scheme": "nonsense"}, "known schemes: W8A16"),
+        ({"num_bits": 1}, "num_bits is 1; give a whole number from 2 to 8"),
+        ({"scheme": "W4A16", "num_bits": 9}, "num_bits is 9"),
+        ({"group_size": 0}, "group_size is 0"),
+        ({"group_size": 32, "strategy": "channel"}, "strategy channel has no groups"),
+        ({"group_size": None, "strategy": "group"}, "group_size is None"),
+        ({"strategy": "row"}, "strategy is 'row'; give one of tensor, channel, group"),
+    ],
+)
+def test_contradictions_are_method_errors(options, words):
+    with pytest.raises(MethodError, match=words):
+        resolve(**options)
+
+
+@pytest.mark.parametrize(
+    ("columns", "size", "expected"), [(384, 128, 128), (100, 64, 50), (96, 128, 96), (131, 128, 1)]
+)
+def test_dividing_group_size_is_the_largest(columns, size, expected):
+    assert dividing_group_size(columns, size) == expected
+
+
+def test_bits_per_weight_counts_scales_and_zero_points():
+    assert bits_per_weight(SCHEMES["W4A16"], (10, 256), torch.bfloat16) == 4 + 16 / 128
+    assert bits_per_weight(SCHEMES["W4A16_ASYM"], (10, 256), torch.bfloat16) == 4 + 20 / 128
+    assert bits_per_weight(SCHEMES["W8A16"], (10, 4, 5, 5), torch.float32) == 8 + 32 / 100
+    assert bits_per_weight(SCHEMES["W8A16"], (10, 4, 5, 5), torch.float32, axis=1) == 8 + 32 / 250
+    # 200 columns are one group of 128 and one of 72
+    assert bits_per_weight(SCHEMES["W4A16"], (10, 200), torch.float16) == 4 + 2 * 16 / 200
+    assert bits_per_weight(resolve(strategy="tensor"), (10, 10), torch.float32) == 8.32

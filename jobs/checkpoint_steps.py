@@ -34,7 +34,7 @@ from fleetpress.storage.store import open_store
 
 from .errors import ModelError
 from .manifest import manifest_of, metrics_bytes
-from .materials import Payload, read_file, record, remembered
+from .materials import Payload, check_finite, read_file, record, remembered
 from .quantizing import description, scheme_of
 from .recipe import Recipe, recipe_yaml
 from .tasks import Output, StepResult
@@ -79,6 +79,8 @@ def convert(payload: Payload) -> StepResult:
     facts: list[dict[str, Any]] = []
     for name in payload["tensors"]:
         value = read_tensor(checkpoint, name)
+        if name.endswith((".weight", ".bias")):  # buffers such as masks may be infinite by intention
+            check_finite(checkpoint.uri, {name: value})
         layer = layers.get(name)
         if layer is None:
             written[name] = value

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from fleetpress.storage.errors import AccessDenied, BucketNotFound, StorageError, StoreUnreachable
+from fleetpress.storage.errors import AccessDenied, BucketNotFound, NotWritable, StorageError, StoreUnreachable
 
 from .errors import FleetpressError
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.verb(arguments))
     except FleetpressError as error:
         return _complain(error, error.exit_code)
-    except (StoreUnreachable, AccessDenied, BucketNotFound) as error:
+    except (StoreUnreachable, AccessDenied, BucketNotFound, NotWritable) as error:
         return _complain(error, 5)
     except StorageError as error:
         return _complain(error, 2)

@@ -99,7 +99,11 @@ def _credentials() -> Finding:
         source = "from AWS_WEB_IDENTITY_TOKEN_FILE"
     else:
         file = next((path for path in _credential_files() if path.is_file()), None)
-        source = f"from {file}" if file else "none in variables or files; a role of this machine may still give them"
+        source = (
+            f"from {file}"
+            if file
+            else "none in variables or files; a role of this machine may still give them"
+        )
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     used_at = "the endpoint of AWS_ENDPOINT_URL" if endpoint else "AWS, or the endpoint that a profile names"
     return Finding(name="credentials", ok=True, detail=f"{source}; used at {used_at}")

@@ -28,10 +28,10 @@ def sized(value: float | None) -> str:
 
 
 def measured(value: float | None) -> str:
-    """A metric's value: four decimals, five digits that count above 10, three below 0.01."""
+    """A metric's value: four decimals, five digits that count above 10, three below 0.001."""
     if value is None:
         return MISSING
-    if not math.isfinite(value) or (value and abs(value) < 0.01):
+    if not math.isfinite(value) or (value and abs(value) < 0.001):
         return f"{value:.3g}"
     digits = 4 if abs(value) < 10 else 3 if abs(value) < 100 else 2 if abs(value) < 1000 else 1
     return f"{value:.{digits}f}"
@@ -42,7 +42,7 @@ def three_digits(value: float | None) -> str:
     if value is None:
         return MISSING
     if not math.isfinite(value) or abs(value) < 1:
-        return f"{value:.3g}"
+        return f"{value:#.3g}"
     return f"{value:.{_decimals(abs(value))}f}"
 
 

@@ -5,14 +5,14 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fleetpress.storage.data import find_shards, shards_root
-from fleetpress.storage.errors import StorageError, StoreUnreachable
+from fleetpress.storage.errors import InvalidUri, StorageError, StoreUnreachable
 from fleetpress.storage.sources import ModelSource, SourceFile, find_models
-from fleetpress.storage.uri import basename, is_s3, normalize, validate_key
+from fleetpress.storage.uri import is_s3, join, normalize, validate_key
 
 from .recipe import Recipe
 from .spec import DataSpec, ModelSpec, Spec
@@ -74,15 +74,34 @@ def resolve(spec: Spec, *, allow_code: bool = False) -> Fleet:
     models: list[Model] = []
     problems: list[Problem] = []
     for entry in spec.models:
-        label = entry.name or _label(entry.source)
-        found = _listed(find_models, entry.source)
+        found = _listed(_find_sources, entry.source, absolute(spec.output))
         if isinstance(found, Problem):
+            label = entry.name or _label(entry.source)
             problems.append(Problem(model=label, reason=found.reason, error_class=found.error_class))
             continue
         for source in found:
             model = _model(spec, entry, source, data, many=len(found) > 1, allow_code=allow_code)
             (models if isinstance(model, Model) else problems).append(model)  # type: ignore[arg-type]
     return _without_twins(models, problems)
+
+
+def _find_sources(source: str, output: str) -> list[ModelSource]:
+    """The models that a source names, without what this spec publishes itself. Raises StorageError."""
+    found = find_models(source)
+    ours = [join(output, folder) for folder in ("models", "records", "runs")]
+    foreign = [model for model in found if not any(_is_below(absolute(model.uri), place) for place in ours)]
+    if not foreign:
+        raise InvalidUri(
+            f"{source} names what the output {output} holds: its artifacts and records; give another source or output"
+        )
+    for model in foreign:
+        if model.kind == "checkpoint" and _is_below(output, absolute(model.uri)):
+            raise InvalidUri(f"the output {output} lies in the model's folder {model.uri}; give another output")
+    return foreign
+
+
+def _is_below(place: str, folder: str) -> bool:
+    return place == folder or place.startswith(folder.rstrip("/") + "/")
 
 
 def _listed(find: Any, *args: Any) -> Any:
@@ -191,8 +210,16 @@ def _without_twins(models: list[Model], problems: list[Problem]) -> Fleet:
             problems.append(
                 Problem(model=name, reason=f"two models are named {name!r}: {places}; give one a `name`")
             )
-    return Fleet(models=tuple(model for model in models if counts[model.name] == 1), problems=tuple(problems))
+    single = [model for model in models if counts[model.name] == 1]
+    taken = Counter(model.name for model in single)
+    told = []
+    for problem in problems:  # what was not found may bear the name of what was
+        taken[problem.model] += 1
+        again = taken[problem.model]
+        told.append(problem if again == 1 else replace(problem, model=f"{problem.model} ({again})"))
+    return Fleet(models=tuple(single), problems=tuple(told))
 
 
 def _label(source: str) -> str:
-    return basename(source.rstrip("/*")) or source
+    """What a model is called that was not found: the last part of its source that is no pattern."""
+    return next((part for part in reversed(source.split("/")) if part.strip("*")), source)

@@ -7,7 +7,8 @@ the programs and arrays that it used last; their keys are digests, so they are n
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.export import ExportedProgram
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
 from fleetpress.storage.data import read_shard
+from fleetpress.storage.errors import InvalidData, InvalidModelFile
 from fleetpress.storage.programs import load_program
 from fleetpress.storage.sources import SourceFile
 from fleetpress.storage.store import open_store
@@ -29,6 +31,7 @@ from .tasks import Output, TaskRecord
 Payload = Mapping[str, Any]
 T = TypeVar("T")
 
+_CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _KEPT = 6  # values a process remembers; a small model needs its source, trained and pruned program, and two data sets
 _memory: OrderedDict[str, Any] = OrderedDict()
 
@@ -62,7 +65,37 @@ def source_program(payload: Payload) -> ExportedProgram:
     if exported:
         return remembered(exported, lambda: load_program(_output(payload, exported, ".pt2")))
     etag = payload["model"]["files"][0]["etag"]
-    return remembered(f"source-{etag}", lambda: load_program(source_bytes(payload)))
+    return remembered(f"source-{etag}", lambda: _loaded(payload))
+
+
+def _loaded(payload: Payload) -> ExportedProgram:
+    uri = payload["model"]["uri"]
+    with naming(uri):
+        program = load_program(source_bytes(payload))
+    state = tensors(program)
+    check_finite(uri, {name: state[name] for name in program.graph_signature.parameters})
+    return program
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Inside, an InvalidModelFile says which file it is about: those who read bytes do not know."""
+    try:
+        yield
+    except InvalidModelFile as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def check_finite(where: str, weights: Mapping[str, Tensor]) -> None:
+    """Raises ModelError with the first weight that holds NaN or infinity: nothing good can come of it."""
+    for name, value in weights.items():
+        if value.dtype in _CHECKED and not value.isfinite().all():
+            what = "NaN" if value.isnan().any() else "infinite"
+            count = int((~value.isfinite()).sum())
+            raise ModelError(
+                f"{where}: {name} holds {what} values ({count} of {value.numel()} are not finite); "
+                "take the last good state of the model"
+            )
 
 
 def trained_program(payload: Payload) -> ExportedProgram:
@@ -111,10 +144,27 @@ def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
     def build() -> dict[str, Tensor]:
         shards = [shard_arrays(file) for file in files]
-        names = set(shards[0]).intersection(*shards)
-        return {name: torch.cat([shard[name] for shard in shards]) for name in sorted(names)}
+        for file, shard in zip(files[1:], shards[1:], strict=True):
+            _check_alike(files[0], shards[0], file, shard)
+        return {name: torch.cat([shard[name] for shard in shards]) for name in sorted(shards[0])}
 
     return remembered(key, build)
+
+
+def _check_alike(
+    first: Mapping[str, Any], wanted: Mapping[str, Tensor], file: Mapping[str, Any], shard: Mapping[str, Tensor]
+) -> None:
+    """Raises InvalidData for shards that cannot be one data set; dtypes may differ, the wider one is taken."""
+    one, other = _sample_shapes(wanted), _sample_shapes(shard)
+    if one != other:
+        raise InvalidData(
+            f"{file['root']}/{file['path']} holds samples of {other}, but {first['path']} of {one}; "
+            "write all shards of a data set alike"
+        )
+
+
+def _sample_shapes(shard: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shard[name].shape[1:]) for name in sorted(shard)}
 
 
 def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from fleetpress.storage.programs import module_to_program
 from fleetpress.storage.state_dicts import load_state_dict
 
 from .errors import ModelError
+from .materials import check_finite, naming
 
 _ROWS = 2  # rows of an example: exporting with one would fix the batch size to one
 _FREE = "batch"
@@ -24,13 +25,16 @@ def build_program(model: Mapping[str, Any], data: bytes, arrays: Mapping[str, Te
     Its example inputs are those of the spec (`inputs`), else the first rows of its data. Raises ModelError.
     """
     module = _module(model["factory"])
-    state = load_state_dict(data)
+    with naming(model["uri"]):
+        state = load_state_dict(data)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         details = " ".join(str(error).split())
         raise ModelError(f"{model['uri']} does not fit the module of {model['factory']}: {details}") from None
-    return module_to_program(module.eval(), _example(model, arrays))
+    check_finite(model["uri"], dict(module.named_parameters()))
+    with naming(model["uri"]):
+        return module_to_program(module.eval(), _example(model, arrays))
 
 
 def _module(factory: str) -> nn.Module:
@@ -43,12 +47,21 @@ def _module(factory: str) -> nn.Module:
         raise ModelError(
             f"factory {factory!r} cannot be imported here: {error}; install its package on every worker"
         ) from None
-    module = found()
+    except Exception as error:  # noqa: BLE001 - code of the user may raise anything
+        raise _failed(factory, "importing it", error) from error
+    try:
+        module = found()
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _failed(factory, "calling it without arguments", error) from error
     if not isinstance(module, nn.Module):
         raise ModelError(
             f"factory {factory!r} gave a {type(module).__name__}; it must return a torch.nn.Module"
         )
     return module
+
+
+def _failed(factory: str, doing: str, error: Exception) -> ModelError:
+    return ModelError(f"factory {factory!r}: {doing} raised {type(error).__name__}: {error}; correct its code")
 
 
 def _example(model: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> list[Tensor] | dict[str, Tensor]:

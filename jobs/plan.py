@@ -94,6 +94,7 @@ def plan_checkpoint(
         for index, names in enumerate(shards)
     ]
     builder.last = tuple(ids)
+    builder.stages["convert"] = [task.digest for task in builder.tasks]
     return ModelPlan(model=model, digest=final, tasks=builder.finish("assemble", final))
 
 
@@ -212,11 +213,11 @@ class _Builder:
                 {
                     "options": options,
                     "collected_on": _contents(chunk),
-                    "chunk": index,
+                    "first_shard": data.train.index(chunk[0]),
                     "loss": data.loss,
                     "seed": self.shared["seed"],
                 }
-                for index, chunk in enumerate(chunks)
+                for chunk in chunks
             ],
             [{"files": [_shard(shard) for shard in chunk]} for chunk in chunks],
         )

@@ -41,13 +41,13 @@ def publish(payload: Payload) -> StepResult:
     packed = pack_program(final, quantized_weights(payload))
     data = save_program(packed)
     published = load_program(data)
+    _prove(packed, published, payload)
     metrics, verdict = _metrics(payload, unpack_program(published), published, len(data))
     if verdict:
         return StepResult(result={"state": "rejected", "reason": verdict, "metrics": metrics})
     files = {MODEL_FILE: data, "metrics.json": metrics_bytes(metrics), "recipe.yaml": _recipe_bytes(payload)}
     store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
-    written = write_artifact(store, name, digest, files)
-    _prove(packed, load_program(store.get(artifact_key(name, digest, MODEL_FILE))), payload)
+    written = write_artifact(store, name, digest, files)  # reads back: what is stored are these bytes
     publish_manifest(store, name, digest, manifest_of(payload, kind="program", form="pt2", files=written))
     point_latest(store, name, digest, payload["run"])
     outputs = tuple(

@@ -27,7 +27,7 @@ _BARS = 24  # more bars than that are a texture, not a picture
 
 
 def render_html(result: FleetResult, metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page of a run. `metrics` holds metrics.json by model, for those that have one; see DESIGN of `metrics.json`.
+    """The page of a run; `metrics` holds the content of metrics.json by model, for those that have one.
 
     Every value is escaped: names and reasons come from files and servers.
     """

@@ -5,13 +5,14 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.artifact import LATEST, artifact_key, manifest_exists, point_latest
 from fleetpress.storage.checkpoint import open_checkpoint
-from fleetpress.storage.errors import ObjectNotFound, StorageError
+from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError, StoreUnreachable
 from fleetpress.storage.store import ObjectStore, open_store
 
 from .errors import FleetpressError
@@ -87,15 +88,19 @@ class _Run:
     def drive(self) -> FleetResult:
         """The whole run."""
         self._summarize("running")
-        fleet = resolve(self.spec, allow_code=self._allow_code)
-        self._begin(fleet)
         try:
+            fleet = resolve(self.spec, allow_code=self._allow_code)
+            self._begin(fleet)
             plans = [plan for plan in map(self._plan, fleet.models) if plan is not None]
             self._summarize("running")
             if plans:
                 self._work(plans)
         except KeyboardInterrupt:
             return self._finish("interrupted")
+        except (StorageError, FleetpressError):
+            with suppress(StorageError):  # what ended the run is told, not what follows from it
+                self._finish("interrupted")
+            raise
         return self._finish("done")
 
     def result(self, state: str = "running") -> FleetResult:
@@ -128,19 +133,27 @@ class _Run:
                 return None
             return plan_model(model, self.spec, self.run)
         except (StorageError, FleetpressError, CompressionError) as error:
-            self._set(ModelResult(name=model.name, state="failed", reason=str(error)))
+            unreachable = isinstance(error, StoreUnreachable)
+            self._set(
+                ModelResult(name=model.name, state="failed", reason=str(error), unreachable=unreachable)
+            )
             return None
 
     def _unchanged(self, model: Model, digest: str) -> ModelResult:
         """A published artifact, with its numbers; the pointer is mended if it shows another one."""
-        metrics = json.loads(self.store.get(artifact_key(model.name, digest, "metrics.json")))
+        key = artifact_key(model.name, digest, "metrics.json")
         try:
-            current = json.loads(self.store.get(f"models/{model.name}/{LATEST}")).get("digest")
-        except (ObjectNotFound, ValueError):
+            found = _measured(model.name, "unchanged", digest, json.loads(self.store.get(key)))
+        except (ValueError, LookupError, TypeError):
+            folder = f"{self.store.uri}/models/{model.name}/{digest}"
+            raise ArtifactCorrupt(f"{self.store.uri}/{key} is damaged; delete {folder} and run again") from None
+        try:
+            current = json.loads(self.store.get(f"models/{model.name}/{LATEST}"))["digest"]
+        except (ObjectNotFound, ValueError, LookupError, TypeError):
             current = None
         if current != digest:
             point_latest(self.store, model.name, digest, self.run)
-        return _measured(model.name, "unchanged", digest, metrics)
+        return found
 
     def _work(self, plans: list[ModelPlan]) -> None:
         tasks = [task for plan in plans for task in plan.tasks]
@@ -148,11 +161,15 @@ class _Run:
         known = ledger.known()
         found = {task.id: ledger.find(task.digest) for task in tasks if task.digest in known}
         done = {task_id: record for task_id, record in found.items() if record is not None}
-        for record in done.values():
-            self._publish_state(record)
-        # A published record whose manifest is gone (deleted by hand) is no proof: that task runs again.
-        finals = {plan.tasks[-1].id for plan in plans}
-        stale = {task_id for task_id in done.keys() & finals if done[task_id].result["state"] == "published"}
+        # A published record whose manifest is gone (deleted by hand) is no proof: that task runs again. So does the
+        # one of a model whose twin of another name was published.
+        finals = {plan.tasks[-1].id: plan.model.name for plan in plans}
+        stale = {
+            task_id for task_id in done.keys() & finals.keys() if done[task_id].result["state"] == "published"
+        }
+        for task_id, model in finals.items():
+            if task_id in done.keys() - stale:
+                self._publish_state(model, done[task_id])
         scheduler = Scheduler(tasks, done=done.keys() - stale)
         if scheduler.is_over:
             return
@@ -179,7 +196,7 @@ class _Run:
         if isinstance(end, TaskRecord):
             scheduler.finished(task.id)
             self._tell(Event(kind="finished", model=task.model, task=task.id, seconds=end.seconds))
-            self._publish_state(end)
+            self._publish_state(task.model, end)
             return
         if end.details:
             _log.error("%s: %s\n%s", task.id, end.reason, end.details)
@@ -191,13 +208,13 @@ class _Run:
                 ModelResult(name=task.model, state="failed", reason=end.reason, unreachable=unreachable)
             )
 
-    def _publish_state(self, record: TaskRecord) -> None:
+    def _publish_state(self, model: str, record: TaskRecord) -> None:
         """The last task of a model says what became of it."""
         state = record.result.get("state")
         if state in ("published", "rejected"):
             digest = record.digest if state == "published" else None
             self._set(
-                _measured(record.model, state, digest, record.result["metrics"], record.result["reason"])
+                _measured(model, state, digest, record.result["metrics"], record.result["reason"])
             )
 
     def _set(self, model: ModelResult, *, quiet: bool = False) -> None:

@@ -110,7 +110,7 @@ def collect(payload: Payload) -> StepResult:
             samples,
             payload["options"]["batch_size"],
             loss=loss_name(payload["data"], samples),
-            seed=_mixed(payload["seed"], payload["chunk"], index),
+            seed=_mixed(payload["seed"], payload["first_shard"] + index),
         )
         statistics = found if statistics is None else statistics.merge(found)
     assert statistics is not None, "a chunk has at least one shard"

@@ -6,8 +6,9 @@ For a matrix `x.weight` [rows, columns] a checkpoint holds (compressed-tensors, 
 symmetric, `x.weight_zero_point` int32 [ceil(rows * b / 32), groups], packed along the rows (int8 [1] for strategy
 tensor, less 2^(b-1)). `config.json` says which layers these are.
 
-Known limit: transformers 5.23 with compressed-tensors 0.20 refuses packed zero points (a size mismatch at loading);
-compressed-tensors itself and vLLM take them. Symmetric schemes load everywhere.
+Known limit: transformers 5.23 with compressed-tensors 0.20 refuses packed zero points (a size mismatch at loading)
+unless it is called with `quantization_config=CompressedTensorsConfig(dequantize=True)`, which in turn knows one group
+size only. Symmetric schemes load without it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

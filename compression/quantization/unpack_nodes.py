@@ -41,9 +41,9 @@ class UnpackNodes:
             value = self._codes(packed, rows * columns, scheme.num_bits)
             if size is not None and columns % size:
                 padded = rows, columns + -columns % size
-                value = self._call(aten.view.default, value, [rows, columns])
+                value = self._call(aten.reshape.default, value, [rows, columns])
                 value = self._call(aten.constant_pad_nd.default, value, [0, -columns % size])
-            value = self._call(aten.view.default, value, scale_view(padded, size))
+            value = self._call(aten.reshape.default, value, scale_view(padded, size))
             value = self._call(aten.to.dtype, value, weight.dtype)
             if zero_point is None:
                 value = self._call(aten.sub.Scalar, value, scheme.middle)
@@ -51,7 +51,7 @@ class UnpackNodes:
                 value = self._call(aten.sub.Tensor, value, self._zero_points(zero_point, weight))
             value = self._call(aten.mul.Tensor, value, scale)
             if padded[1] != columns:
-                value = self._call(aten.view.default, value, list(padded))
+                value = self._call(aten.reshape.default, value, list(padded))
                 value = self._call(aten.slice.Tensor, value, 1, 0, columns)
             value = self._call(aten.reshape.default, value, list(moved_shape(weight.shape, weight.axis)))
             if weight.axis:
@@ -62,7 +62,7 @@ class UnpackNodes:
         groups = weight.scale.numel()
         if packs_zero_points(groups, weight.scheme):
             zero_point = self._codes(zero_point, groups, weight.scheme.num_bits)
-            zero_point = self._call(aten.view.default, zero_point, list(scale_shape(weight)))
+            zero_point = self._call(aten.reshape.default, zero_point, list(scale_shape(weight)))
         return self._call(aten.to.dtype, zero_point, weight.dtype)
 
     def _codes(self, packed: fx.Node, count: int, num_bits: int) -> fx.Node:
@@ -82,15 +82,16 @@ class UnpackNodes:
             size = packed_bytes(count, num_bits)
             if size % num_bits:
                 packed = self._call(aten.constant_pad_nd.default, packed, [0, -size % num_bits])
-            stream = self._call(aten.view.default, packed, [-1, num_bits])
-            low = self._call(aten.index_select.default, stream, 1, low_byte)
+            # One row a byte of eight codes: whole rows are picked and shifted, which is several times faster.
+            stream = self._call(aten.t.default, self._call(aten.reshape.default, packed, [-1, num_bits]))
+            low = self._call(aten.index_select.default, stream, 0, low_byte)
             low = self._call(aten.bitwise_right_shift.Tensor, low, down)
-            high = self._call(aten.index_select.default, stream, 1, high_byte)
+            high = self._call(aten.index_select.default, stream, 0, high_byte)
             high = self._call(aten.bitwise_left_shift.Tensor, high, up)
             codes = self._call(aten.bitwise_or.Tensor, low, high)
-            codes = self._call(aten.bitwise_and.Scalar, codes, mask)
+            codes = self._call(aten.t.default, self._call(aten.bitwise_and.Scalar, codes, mask))
         if count % (8 // num_bits if 8 % num_bits == 0 else 8):
-            codes = self._call(aten.view.default, codes, [-1])
+            codes = self._call(aten.reshape.default, codes, [-1])
             codes = self._call(aten.slice.Tensor, codes, 0, 0, count)
         return codes
 
@@ -106,6 +107,7 @@ class UnpackNodes:
             low_byte = self._call(aten.bitwise_right_shift.Tensor_Scalar, starts, 3)
             last_bits = self._call(aten.sub.Scalar, ends, 1)
             high_byte = self._call(aten.bitwise_right_shift.Tensor_Scalar, last_bits, 3)
+            starts = self._call(aten.unsqueeze.default, starts, 1)
             down = self._call(aten.to.dtype, self._call(aten.bitwise_and.Scalar, starts, 7), torch.uint8)
             up = self._call(aten.rsub.Scalar, down, 8)
             self._places[num_bits] = (low_byte, high_byte, down, up)

@@ -343,3 +343,13 @@ def test_an_output_class_of_a_library_becomes_a_dict() -> None:
     result = loaded.module()(torch.zeros(4, 3))
     assert type(result) is dict
     assert torch.equal(result["logits"], torch.ones(4, 3))
+
+
+def test_a_skeleton_from_every_store(store: ObjectStore) -> None:
+    info = store.put("m.pt2", save_program(program_of("tied")))
+    skeleton, bytes_read = weights_skeleton(store, "m.pt2", info.etag)
+    assert bytes_read < info.size_bytes
+    assert {name: tuple(t.shape) for name, t in skeleton.state_dict.items()} == {
+        "embed.weight": (20, 6),
+        "head.weight": (20, 6),
+    }

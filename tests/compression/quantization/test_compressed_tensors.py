@@ -12,7 +12,7 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, CompressedTensorsConfig, LlamaConfig
 
 from fleetpress.compression.errors import MethodError, QuantizationError
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_weight
@@ -221,20 +221,24 @@ def write_quantized(folder: Path, model: Any, scheme: QuantScheme) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("config", "auto", "scheme"),
+    ("config", "auto", "scheme", "options"),
     [
-        (LLAMA, AutoModelForCausalLM, SCHEMES["W8A16"]),
-        (LLAMA, AutoModelForCausalLM, resolve("W4A16", group_size=32)),  # down_proj takes 24
-        (BERT, AutoModel, resolve("W3A16", group_size=16)),
+        (LLAMA, AutoModelForCausalLM, SCHEMES["W8A16"], {}),
+        (LLAMA, AutoModelForCausalLM, resolve("W4A16", group_size=32), {}),  # down_proj takes 24
+        (BERT, AutoModel, resolve("W3A16", group_size=16), {}),
+        # Without this option transformers refuses packed zero points.
+        (LLAMA, AutoModelForCausalLM, resolve("W4A16_ASYM", group_size=16), {"dequantize": True}),
     ],
-    ids=["llama-8bit", "llama-4bit-fitted", "bert-3bit"],
+    ids=["llama-8bit", "llama-4bit-fitted", "bert-3bit", "llama-4bit-asymmetric"],
 )
-def test_transformers_loads_what_is_published(config, auto, scheme, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_transformers_loads_what_is_published(config, auto, scheme, options, *, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.manual_seed(0)
     model = auto.from_config(config).eval()
     reference = write_quantized(tmp_path, model, scheme)
-    loaded = auto.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    how = {"quantization_config": CompressedTensorsConfig(**options)} if options else {}
+    loaded = auto.from_pretrained(tmp_path, dtype=torch.float32, **how).eval()
     model.load_state_dict(reference)
     tokens = torch.arange(18).view(2, 9)
     with torch.no_grad():

@@ -54,7 +54,7 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(5, 7, num_layers=2, bidirectional=True, batch_first=True)
+        self.lstm = nn.LSTM(5, 7, bidirectional=True, batch_first=True)
         self.gru = nn.GRU(14, 6, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:

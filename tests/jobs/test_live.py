@@ -1,0 +1,136 @@
+"""A run as it is told on stderr: lines in a log, a display on a terminal."""
+
+import contextlib
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from fleetpress.jobs.live import Live
+from fleetpress.jobs.results import FleetResult, ModelResult
+from fleetpress.jobs.run import Event
+
+RESULT = FleetResult(
+    run="r",
+    state="running",
+    name="nightly",
+    output="out",
+    models=(
+        ModelResult(name="lenet5", state="running"),
+        ModelResult(name="mlp", state="running"),
+        ModelResult(name="gpt", state="pending"),
+        ModelResult(name="old", state="unchanged"),
+    ),
+    seconds=12.34,
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of 100 x 30; a test makes it stderr itself, after pytest has put its own capture there."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "30")
+    return Terminal()
+
+
+@contextlib.contextmanager
+def live_on(terminal: Terminal) -> Iterator[Live]:
+    with contextlib.redirect_stderr(terminal), Live(title="nightly") as live:
+        yield live
+
+
+def shown_within(terminal: Terminal, text: str, seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while text not in terminal.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return text in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (Event(kind="started", model="lenet5", task="lenet5/prune"), "12.3s lenet5 prune started"),
+        (
+            Event(kind="finished", model="lenet5", task="lenet5/prune", seconds=0.44),
+            "12.3s lenet5 prune finished (0.4 s)",
+        ),
+        (
+            Event(kind="retry", model="mlp", task="mlp/collect[1]", text="the server\ndoes not answer"),
+            "12.3s mlp collect[1] is tried again: the server does not answer",
+        ),
+        (
+            Event(kind="give_up", model="mlp", task="mlp/train", text="loss became NaN"),
+            "12.3s mlp train given up: loss became NaN",
+        ),
+        (Event(kind="published", model="lenet5"), "12.3s lenet5 published"),
+        (
+            Event(kind="rejected", model="gpt", text="accuracy fell\x1b[2J"),
+            "12.3s gpt rejected: accuracy fell?[2J",
+        ),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Event) else "",
+)
+def test_lines_in_a_log(event: Event, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Live(title="nightly") as live:
+        live.update(event, RESULT)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", line + "\n")
+
+
+def test_a_terminal_shows_what_runs(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = (("lenet5", "train"), ("lenet5", "collect[0]"), ("lenet5", "collect[1]"), ("mlp", "prune"))
+    over = replace(
+        RESULT, models=(*RESULT.models[:1], ModelResult(name="mlp", state="failed"), *RESULT.models[2:])
+    )
+    with live_on(terminal) as live:
+        for model, task in tasks:
+            live.update(Event(kind="started", model=model, task=f"{model}/{task}"), RESULT)
+        live.update(Event(kind="finished", model="lenet5", task="lenet5/train", seconds=1.0), RESULT)
+        assert shown_within(terminal, "1 of 4 models")
+        shown_first = terminal.getvalue()
+        live.update(Event(kind="failed", model="mlp", text="why"), over)
+        assert shown_within(terminal, "2 of 4 models")
+    assert "2 running, 1 pending, 1 unchanged" in shown_first
+    assert "collect[0] 0." in shown_first
+    assert ", collect[1] 0." in shown_first
+    assert "prune 0." in shown_first
+    assert "train" not in shown_first
+    later = terminal.getvalue().removeprefix(shown_first)
+    assert "1 running, 1 failed, 1 pending, 1 unchanged" in later
+    assert "prune" not in later
+    assert capsys.readouterr() == ("", "")
+
+
+def test_more_models_than_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINES", "10")
+    with live_on(terminal) as live:
+        for index in range(20):
+            live.update(Event(kind="started", model=f"m{index}", task=f"m{index}/train"), RESULT)
+        assert shown_within(terminal, "and 14 more")
+    shown = terminal.getvalue()
+    assert "  m5 " in shown
+    assert "  m6 " not in shown.rpartition("and 14 more")[0].rpartition("nightly")[2]
+
+
+def test_the_cursor_is_back_after_an_error(terminal: Terminal) -> None:
+    with pytest.raises(KeyError), live_on(terminal):
+        raise KeyError("ours")
+    assert terminal.getvalue().rfind("\x1b[?25h") > terminal.getvalue().rfind("\x1b[?25l") >= 0
+
+
+def test_events_are_cheap(terminal: Terminal) -> None:
+    event = Event(kind="started", model="lenet5", task="lenet5/train")
+    with live_on(terminal) as live:
+        begin = time.perf_counter()
+        for _ in range(2000):
+            live.update(event, RESULT)
+        seconds = time.perf_counter() - begin
+    assert seconds / 2000 < 0.001

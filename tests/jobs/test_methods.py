@@ -1,0 +1,76 @@
+"""`methods` reads the tables themselves, so it cannot forget one."""
+
+import json
+from collections.abc import Mapping
+
+import pytest
+
+from fleetpress.compression.losses import LOSSES
+from fleetpress.compression.metrics import METRICS
+from fleetpress.compression.pruning import PRUNERS
+from fleetpress.compression.quantization import QUANTIZERS
+from fleetpress.compression.scheme import SCHEMES
+from fleetpress.compression.training import OPTIMIZERS
+from fleetpress.jobs.errors import UsageError
+from fleetpress.jobs.methods import described
+from fleetpress.jobs.recipe import PruneStep, QuantizeStep, TrainStep
+
+TABLES: dict[str, Mapping[str, object]] = {
+    "pruning": PRUNERS,
+    "quantization": QUANTIZERS,
+    "schemes": SCHEMES,
+    "losses": LOSSES,
+    "metrics": METRICS,
+    "optimizers": OPTIMIZERS,
+}
+
+
+def test_every_name_of_every_table() -> None:
+    found = {table: [entry["name"] for entry in entries] for table, entries in described().items()}
+    assert found == {table: list(names) for table, names in TABLES.items()}
+
+
+@pytest.mark.parametrize("name", sorted({name for names in TABLES.values() for name in names}))
+def test_each_can_be_asked_for(name: str) -> None:
+    found = described(name.upper())
+    assert set(found) == {table for table, names in TABLES.items() if name in names}
+    for (entry,) in found.values():
+        assert entry["name"] == name
+        assert "options" in entry
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "besides"),
+    [
+        ("gradient_stability", PruneStep, {"method"}),
+        ("round_to_nearest", QuantizeStep, {"method"}),
+        ("sgd", TrainStep, {"optimizer"}),
+    ],
+)
+def test_options_are_those_of_the_recipe(name: str, step: type, besides: set[str]) -> None:
+    ((entry,),) = described(name).values()
+    fields = step.model_fields  # type: ignore[attr-defined]
+    assert {option["name"] for option in entry["options"]} == set(fields) - besides
+    for option in entry["options"]:
+        assert option["default"] == (
+            fields[option["name"]].default if fields[option["name"]].default != () else None
+        )
+
+
+def test_thresholds_belong_to_methods_that_have_a_spread() -> None:
+    for name, method in PRUNERS.items():
+        ((entry,),) = described(name).values()
+        names = {option["name"] for option in entry["options"]}
+        assert ("mean_threshold" in names) == (method.spread is not None)
+        assert entry["paper"] == method.paper
+
+
+def test_bits_per_weight_counts_scales_and_zero_points() -> None:
+    (entry,) = described("W4A16_ASYM")["schemes"]
+    assert entry["bits_per_weight"] == round(4 + (16 + 4) / 128, 4)
+
+
+def test_an_unknown_name_is_told_the_nearest() -> None:
+    with pytest.raises(UsageError, match="unknown method `magnitud`; did you mean `magnitude`\\?"):
+        described("magnitud")

@@ -82,7 +82,9 @@ def make_fleet(place: Path, count: int, sets: tuple[Samples, Samples]) -> list[E
     for name, samples in zip(("train", "test"), sets, strict=True):
         (place / f"{name}.npz").write_bytes(npz_bytes(samples))
     torch.manual_seed(0)
-    first = module_to_program(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), [sets[0]["inputs"][:2]])
+    first = module_to_program(
+        nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), [sets[0]["inputs"][:2]]
+    )
     programs = []
     for index in range(count + 2):
         values = {name: torch.randn_like(value) / 8 for name, value in tensors(first).items()}
@@ -109,7 +111,9 @@ def own_compute(program: ExportedProgram, sets: tuple[Samples, Samples]) -> dict
     options = PruneOptions(method="gradient_stability", sparsity=0.5)
     smaller = delete(program, prune(program, options, found.neurons()).removed)
     lap("prune")
-    result = train(smaller, train_set, TrainOptions(epochs=1, batch_size=64, lr=1e-3), loss="cross_entropy", seed=0)
+    result = train(
+        smaller, train_set, TrainOptions(epochs=1, batch_size=64, lr=1e-3), loss="cross_entropy", seed=0
+    )
     final = with_tensors(smaller, result.values)
     lap("finetune")
     scheme, method, values = resolve(scheme="W4A16"), QUANTIZERS["round_to_nearest"], tensors(final)
@@ -178,8 +182,13 @@ def _print(executor: ExecutorName, models: int, own: float, place: Path) -> None
     print(f"\n{executor}: {models} models in {result.seconds:.1f} s on {cores} core(s)")
     print(f"  overhead per model: {overhead:.3f} s, {verdict} the goal of {GOAL_SECONDS} s")
     inside = sum(tasks.values()) / models
-    print(f"  inside tasks {inside:.3f} s a model: " + ", ".join(f"{k} {v / models:.3f}" for k, v in tasks.items()))
-    print(f"  between tasks (driver, scheduling, idle cores) {result.seconds * cores / models - inside:.3f} s a model")
+    print(
+        f"  inside tasks {inside:.3f} s a model: "
+        + ", ".join(f"{k} {v / models:.3f}" for k, v in tasks.items())
+    )
+    print(
+        f"  between tasks (driver, scheduling, idle cores) {result.seconds * cores / models - inside:.3f} s a model"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Named arrays and their mini-batches: whether they fit a program, in which order and in which dtype they go in."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ def check_arrays(
     known = inputs(program)
     for item in known:
         _check_input(item, _array_of(item, known, arrays))
+        _check_sizes(program, item, _array_of(item, known, arrays))
     used = {item.name: _array_of(item, known, arrays) for item in known}
     if needs_targets:
         if TARGETS not in arrays:
@@ -82,6 +84,30 @@ def _check_input(item: ProgramInput, array: Tensor) -> None:
             f"array {item.name!r} is {_word(array.dtype)}, but the program takes {_word(item.dtype)}; "
             "store it as whole numbers"
         )
+
+
+def _check_sizes(program: ExportedProgram, item: ProgramInput, array: Tensor) -> None:
+    """Sizes that may change have limits, too: a sequence no longer than the positions that a model knows."""
+    value = next(node for node in program.graph.nodes if node.name == item.name).meta["val"]
+    for axis, size in enumerate(value.shape):
+        limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+        if axis and limits is not None and not limits.lower <= array.shape[axis] <= limits.upper:
+            raise DataMismatchError(
+                f"array {item.name!r} has the shape {tuple(array.shape)}, but the program takes {limits.lower} to "
+                f"{limits.upper} in dimension {axis}; cut or pad the data, or export the program for such sizes"
+            )
+
+
+@contextmanager
+def lookups_checked() -> Iterator[None]:
+    """Inside, an index that a program looks up in vain (a token beyond the vocabulary) is a DataMismatchError."""
+    try:
+        yield
+    except IndexError as error:
+        raise DataMismatchError(
+            f"the program looks up a number of the data that it does not know ({error}); whole-number inputs, such as "
+            "tokens, must be smaller than the table they are looked up in"
+        ) from None
 
 
 def _casts(given: torch.dtype, wanted: torch.dtype) -> bool:

@@ -8,6 +8,8 @@ from fleetpress.compression.layers import Layer, Selection, select
 _EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|wte|wpe|shared)([._]|$)")
 # What quantizers of language models leave alone unless asked: the head, and what decides between experts.
 KEPT = (r"(.*\.)?lm_head", r"(.*\.)?(router|gate|score|classifier)")
+# Output layers that share the embedding's weight in transformers' language models; checkpoints hold it once.
+TIED_HEADS = ("lm_head", "lm_head.decoder", "cls.predictions.decoder", "vocab_projector")
 
 
 def checkpoint_layers(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:

@@ -11,6 +11,7 @@ from fleetpress.compression.batches import (
     cast,
     check_arrays,
     count,
+    lookups_checked,
     padded,
 )
 from fleetpress.compression.errors import DataMismatchError, MethodError
@@ -41,7 +42,8 @@ class Runner:
         if self.batch_size is not None:
             inputs = padded(inputs, self.batch_size)
         args, kwargs = bind(self.program, inputs)
-        return first_output(self.module(*args, **kwargs))[:samples]
+        with lookups_checked():
+            return first_output(self.module(*args, **kwargs))[:samples]
 
 
 def evaluate(

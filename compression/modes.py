@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from fleetpress.compression.outputs import first_output
-from fleetpress.compression.program import aliases, bind, inputs, tensors
+from fleetpress.compression.program import ProgramEditor, aliases, bind, inputs, tensors
 from fleetpress.compression.smoke import smoke_inputs
 
 aten = torch.ops.aten
@@ -43,6 +43,26 @@ def eval_module(program: ExportedProgram, *, widen: bool = False) -> fx.GraphMod
         set_mode(graph_module, train=False)
         graph_module.recompile()
     return module
+
+
+def eval_program(program: ExportedProgram) -> ExportedProgram:
+    """The program with its own graph in eval mode, so that whoever loads it gets what `eval_module` computes.
+
+    A program exported in eval mode comes back as it is.
+    """
+    editor = ProgramEditor(program)
+    changed = False
+    for node in list(editor.graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if _counts_batches(node):
+            editor.graph.erase_node(node)
+            changed = True
+            continue
+        before = node.args, node.kwargs
+        _set_operator(node, False)
+        changed = changed or before != (node.args, node.kwargs)
+    return editor.build() if changed else program
 
 
 def state_of(module: nn.Module, program: ExportedProgram) -> dict[str, Tensor]:
@@ -202,7 +222,7 @@ def _counts_batches(node: fx.Node) -> bool:
     return (
         node.target is aten.add_.Tensor
         and isinstance(counter, fx.Node)
-        and counter.op == "get_attr"
+        and counter.op in ("get_attr", "placeholder")
         and str(counter.target).endswith("num_batches_tracked")
         and not node.users
     )

@@ -89,7 +89,7 @@ SCHEMES: dict[str, QuantScheme] = {
     "W2A16": _grouped(2, symmetric=True),
     "W2A16_ASYM": _grouped(2, symmetric=False),
 }
-DEFAULT_SCHEME = "W8A16"
+DEFAULT_BITS = 8
 
 
 def resolve(
@@ -101,19 +101,18 @@ def resolve(
 ) -> QuantScheme:
     """The named scheme with what is given besides it put in its place.
 
-    Without a name the preset of `num_bits` is the base (W8A16 without either). `group_size=None` means one scale per
-    channel; a number means groups of that size. Raises MethodError for an unknown name (with the nearest known one)
-    and for options that contradict each other.
+    Without a name the base is `num_bits` (8 if not given either), symmetric, one scale per channel. `group_size=None`
+    means one scale per channel; a number means groups of that size. Raises MethodError for an unknown name (with the
+    nearest known one) and for options that contradict each other.
     """
     if scheme is None:
-        scheme = DEFAULT_SCHEME if num_bits is None else f"W{num_bits}A16"
-        if scheme not in SCHEMES:
-            raise MethodError(f"num_bits is {num_bits}; give a whole number from 2 to 8")
-    if scheme not in SCHEMES:
+        base = QuantScheme(num_bits=DEFAULT_BITS if num_bits is None else num_bits)
+    elif scheme in SCHEMES:
+        base = SCHEMES[scheme]
+    else:
         near = difflib.get_close_matches(scheme.upper(), SCHEMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known schemes: {', '.join(SCHEMES)}"
         raise MethodError(f"unknown scheme {scheme!r}; {hint}")
-    base = SCHEMES[scheme]
     size = base.group_size if group_size is ... else group_size
     if strategy is None:
         strategy = base.strategy if group_size is ... else "channel" if group_size is None else "group"

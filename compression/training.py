@@ -16,6 +16,7 @@ from fleetpress.compression.batches import (
     cast,
     check_arrays,
     count,
+    lookups_checked,
     seeded,
     shuffled_batches,
 )
@@ -166,6 +167,8 @@ class _Run:
         self.module = training_module(program)
         self._norms = _synchronize(self.module, collective) if collective.size > 1 else []
         self._params = _parameters(self.module, program)
+        if not self._params:
+            raise MethodError("the program has no floating-point parameter: there is nothing to train; leave it out")
         self._optimizer = OPTIMIZERS[options.optimizer](self._params.values(), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
         self.collector = GradientCollector(program) if collect else None
@@ -197,7 +200,8 @@ class _Run:
 
     def _outputs(self, inputs: Mapping[str, Tensor]) -> Tensor:
         args, kwargs = bind(self._program, {name: value for name, value in inputs.items() if name != TARGETS})
-        return first_output(self.module(*args, **kwargs))
+        with lookups_checked():
+            return first_output(self.module(*args, **kwargs))
 
     def _teacher_outputs(self, batch: Arrays) -> Tensor:
         assert self._teacher is not None

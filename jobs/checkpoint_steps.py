@@ -11,9 +11,9 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from fleetpress.compression.checkpoint_layers import checkpoint_layers, select_checkpoint
+from fleetpress.compression.checkpoint_layers import TIED_HEADS, checkpoint_layers, select_checkpoint
 from fleetpress.compression.errors import TargetError
-from fleetpress.compression.layers import Layer
+from fleetpress.compression.layers import Layer, Selection
 from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
 from fleetpress.compression.quantization.compressed_tensors import (
     checkpoint_scheme,
@@ -62,12 +62,16 @@ def check_plain(checkpoint: Checkpoint) -> None:
 
 def chosen_layers(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Layer, ...]:
     """The layers that the recipe quantizes. Raises TargetError if there are none."""
-    known = _known(checkpoint)
+    return selected(checkpoint, options).layers
+
+
+def selected(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Selection:
+    """The layers that the recipe quantizes, and `ignore`s without effect. Raises TargetError without any layer."""
     targets, ignore = tuple(options.get("targets", ())), tuple(options.get("ignore", ()))
-    chosen = select_checkpoint(known, targets, ignore).layers
-    if not chosen:
+    selection = select_checkpoint(_known(checkpoint), targets, ignore)
+    if not selection.layers:
         raise TargetError(f"{checkpoint.uri}: quantize reaches no layer; widen its targets")
-    return chosen
+    return selection
 
 
 def convert(payload: Payload) -> StepResult:
@@ -161,7 +165,11 @@ def _config(payload: Payload, checkpoint: Checkpoint) -> bytes:
     scheme = scheme_of(options)
     chosen = {layer.name: layer for layer in chosen_layers(checkpoint, options)}
     kinds = sorted({layer.kind for layer in chosen.values()})
-    ignored = [layer.name for layer in _known(checkpoint) if layer.kind in kinds and layer.name not in chosen]
+    known = _known(checkpoint)
+    ignored = [layer.name for layer in known if layer.kind in kinds and layer.name not in chosen]
+    if (checkpoint.config or {}).get("tie_word_embeddings", True):
+        # A tied head is a layer of the model without tensors of its own: readers must not look for packed ones.
+        ignored += [head for head in TIED_HEADS if head not in {layer.name for layer in known}]
     exceptions: dict[int, list[str]] = {}
     for name, layer in chosen.items():
         size = checkpoint_scheme(scheme, checkpoint.tensors[layer.weights[0]].info.shape[1]).group_size
@@ -185,15 +193,15 @@ def _metrics(
     counts = {name: _count(place.info.shape) for name, place in checkpoint.tensors.items()}
     before_bytes = sum(place.info.size_bytes for place in checkpoint.tensors.values())
     after_bytes = sum(part["tensor_bytes"] for part in parts)
-    known = _known(checkpoint)
+    unused = selected(checkpoint, payload["recipe"]["quantize"]).unused_ignores
     side = {"metric": None, "value": None, "parameters": sum(counts.values())}
     return {
         "before": {**side, "bytes": before_bytes},
         "after": {**side, "bytes": size_bytes},
         "compression_ratio": round(before_bytes / size_bytes, 4),
         "bits_per_weight": round(8 * after_bytes / max(1, sum(counts.values())), 4),
-        "layers": [_layer_entry(layer, weights.get(layer.name)) for layer in known],
-        "warnings": [],
+        "layers": [_layer_entry(layer, weights.get(layer.name)) for layer in _known(checkpoint)],
+        "warnings": [f"ignore {entry!r} matches no layer" for entry in unused],
     }
 
 

@@ -162,7 +162,7 @@ def _model(
         recipe=recipe,
         data=chosen,
         factory=entry.factory,
-        factory_digest=_factory_digest(entry.factory) if entry.factory else None,
+        factory_digest=_factory_digest(entry.factory) if source.kind == "module" and entry.factory else None,
         inputs={key: value.model_dump(mode="json") for key, value in entry.inputs.items()}
         if entry.inputs
         else None,
@@ -194,8 +194,8 @@ def _unfit(source: ModelSource, entry: ModelSpec, recipe: Recipe, allow_code: bo
 def _factory_digest(factory: str) -> str | None:
     """Hash of the file that the factory lives in: a change of that code is a change of the model."""
     try:
-        found = importlib.util.find_spec(factory.partition(":")[0])
-    except (ImportError, ValueError):
+        found = importlib.util.find_spec(factory.partition(":")[0])  # imports the packages around it
+    except Exception:  # noqa: BLE001 - code of the user may raise anything; the task that imports it tells
         return None
     if found is None or not found.origin or not Path(found.origin).is_file():
         return None

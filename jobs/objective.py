@@ -24,8 +24,14 @@ def metric_name(data: Mapping[str, Any], arrays: Mapping[str, Tensor], program: 
     """The spec's metric; else that of the loss, or fidelity to the original where there are no targets."""
     if data["metric"]:
         return str(data["metric"])
-    loss = loss_name(data, arrays) if TARGETS in arrays else "distillation"
-    return default_metric(loss, meaning(program))
+    return default_metric(loss_name(data, arrays), meaning(program))
+
+
+def measured(data: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The arrays as metrics are to read them: yes or no per output are whole numbers, not shares of one class each."""
+    if data["loss"] != "bce_with_logits" or TARGETS not in arrays:
+        return arrays
+    return {**arrays, TARGETS: (arrays[TARGETS] > 0.5).long()}
 
 
 def is_fidelity(metric: str) -> bool:

@@ -56,7 +56,14 @@ def plan_program(
         model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes
     )
     if model.source.kind == "module":
-        builder.add("export", factory=model.factory, code=model.factory_digest)
+        shown = (model.data.train or model.data.eval)[:1] if model.data and not model.inputs else ()
+        builder.add(
+            "export",
+            factory=model.factory,
+            code=model.factory_digest,
+            inputs=model.inputs,
+            example=_contents(shown),
+        )
     if "train" in recipe:
         builder.add("train", workers=workers, options=recipe["train"], **builder.training)
     if gradients and ("collect" in recipe or "train" not in recipe or builder.unlabelled):
@@ -81,7 +88,8 @@ def plan_checkpoint(
     )
     final = artifact_digest(model, seed=seed, workers=1)
     builder.shared["artifact"] = final
-    shards = shard_names({name: place.info.size_bytes for name, place in checkpoint.tensors.items()})
+    sizes = {name: place.info.size_bytes for name, place in checkpoint.tensors.items()}
+    shards = shard_names(sizes, SHARD_BYTES)
     ids = [
         builder.new(
             "convert",
@@ -98,7 +106,7 @@ def plan_checkpoint(
     return ModelPlan(model=model, digest=final, tasks=builder.finish("assemble", final))
 
 
-def shard_names(sizes: Mapping[str, int], limit: int = SHARD_BYTES) -> list[list[str]]:
+def shard_names(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     """Tensor names in runs of at most `limit` bytes, in the given order; a larger tensor is a run of its own."""
     runs: list[list[str]] = [[]]
     filled = 0
@@ -117,6 +125,7 @@ def _identity(model: Model) -> dict[str, Any]:
         "recipe": model.recipe.canonical(),
         "factory": model.factory,
         "code": model.factory_digest,
+        "inputs": model.inputs,
     }
 
 

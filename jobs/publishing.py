@@ -3,7 +3,8 @@
 The numbers of `after` are those of the bytes that are published: they are loaded again before anything is measured.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.cost import macs, parameters
+from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.evaluation import evaluate
 from fleetpress.compression.layers import layers
 from fleetpress.compression.metrics import METRICS, within
-from fleetpress.compression.modes import eval_module
-from fleetpress.compression.program import bind
+from fleetpress.compression.modes import eval_module, eval_program
+from fleetpress.compression.program import aliases, bind, trainable
 from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
 from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.artifact import artifact_key, point_latest, publish_manifest, write_artifact
@@ -27,7 +29,7 @@ from fleetpress.storage.store import open_store
 from .latency import latency_ms
 from .manifest import manifest_of, metrics_bytes
 from .materials import Payload, arrays, final_program, record, source_program, trained_program
-from .objective import is_fidelity, metric_name
+from .objective import is_fidelity, measured, metric_name
 from .quantizing import quantized_layers, quantized_weights
 from .recipe import Recipe, recipe_yaml
 from .tasks import Output, StepResult
@@ -37,7 +39,7 @@ MODEL_FILE = "model.pt2"
 
 def publish(payload: Payload) -> StepResult:
     """Assemble the compressed program, compare it with the original, and publish it unless it lost too much."""
-    final = final_program(payload)
+    final = eval_program(final_program(payload))
     packed = pack_program(final, quantized_weights(payload))
     data = save_program(packed)
     published = load_program(data)
@@ -67,8 +69,8 @@ def _metrics(
     quality = _compare(payload, folded)
     verdict = None
     if quality is not None:
-        before |= {"metric": quality.metric, "value": quality.before, "stage": quality.stage}
-        after |= {"metric": quality.metric, "value": quality.after}
+        before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
+        after |= {"metric": quality.metric, "value": _json(quality.after)}
         verdict = quality.verdict
     layer_metrics = _layer_metrics(payload)
     metrics = {
@@ -80,6 +82,11 @@ def _metrics(
         "warnings": [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]],
     }
     return metrics, verdict
+
+
+def _json(value: float) -> float | None:
+    """JSON has no infinity, such as the psnr of outputs that are the targets, and no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def _cost(program: ExportedProgram) -> dict[str, Any]:
@@ -107,7 +114,7 @@ def _compare(payload: Payload, compressed: ExportedProgram) -> Quality | None:
     data = payload["data"]
     if data is None or not data["eval"]:
         return None
-    samples = arrays(data["eval"])
+    samples = measured(data, arrays(data["eval"]))
     source, trained = source_program(payload), trained_program(payload)
     name = metric_name(data, samples, source)
 
@@ -115,6 +122,10 @@ def _compare(payload: Payload, compressed: ExportedProgram) -> Quality | None:
         return evaluate(program, samples, name, reference=source if is_fidelity(name) else None)
 
     best, stage = value(source), "source"
+    if math.isnan(best):
+        raise DataMismatchError(
+            f"{name} of the original model on the eval data is not a number; look for NaN or infinity in the data"
+        )
     if trained is not source:
         retrained = value(trained)
         if retrained != best and (retrained > best) == METRICS[name].higher_is_better:
@@ -159,7 +170,7 @@ def _layer_metrics(payload: Payload) -> list[dict[str, Any]]:
                 "group_size": mine[0]["group_size"] if mine else None,
                 "bytes_before": sum(facts["bytes_before"] for facts in mine) if mine else None,
                 "bytes_after": sum(facts["bytes_after"] for facts in mine) if mine else None,
-                "sqnr_db": min(facts["sqnr_db"] for facts in mine) if mine else None,
+                "sqnr_db": _least(facts["sqnr_db"] for facts in mine),
                 "skipped": "; ".join(reasons) or None,
             }
         )
@@ -168,22 +179,32 @@ def _layer_metrics(payload: Payload) -> list[dict[str, Any]]:
 
 def _bits_per_weight(layer_metrics: list[dict[str, Any]], final: ExportedProgram) -> float:
     """Stored bits of all parameters, scales and zero points counted, over their number."""
-    state = sum(
-        final.state_dict[name].nbytes for name in final.graph_signature.parameters if name in final.state_dict
-    )
+    stored = {name: final.state_dict[name] for name in trainable(final)}
+    tied = aliases(stored)
+    state = sum(value.nbytes for name, value in stored.items() if name not in tied)
     saved = sum(item["bytes_before"] - item["bytes_after"] for item in layer_metrics if item["bytes_before"])
     return float(round(8 * (state - saved) / max(1, parameters(final)), 4))
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    """The smallest of what is known: a weight without quantization noise has no ratio to it."""
+    return min((value for value in values if value is not None), default=None)
 
 
 def _prove(expected: ExportedProgram, published: ExportedProgram, payload: Payload) -> None:
     """Run the published bytes and the program in memory on one batch; they must agree to the last bit."""
     inputs = smoke_inputs(published)
     mine, theirs = _outputs(expected, inputs), _outputs(published, inputs)
-    if len(mine) != len(theirs) or not all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)):
+    if len(mine) != len(theirs) or not all(_same(a, b) for a, b in zip(mine, theirs, strict=True)):
         raise ArtifactCorrupt(
             f"{payload['model']['name']}: the published program computes something else than the one in memory; "
             "nothing was published"
         )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal to the last bit; NaN is equal to NaN: made-up inputs may well lead there."""
+    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _outputs(program: ExportedProgram, inputs: Mapping[str, Tensor]) -> list[Tensor]:

@@ -11,9 +11,11 @@ README = Path(__file__).parent.parent / "README.md"
 
 def verbs_table() -> str:
     """One row per verb, as `--help` says it."""
-    subparsers = next(action for action in parser()._actions if action.dest == "==SUPPRESS==" or action.choices)
+    subparsers = next(
+        action for action in parser()._actions if action.dest == "==SUPPRESS==" or action.choices
+    )
     rows = ["| verb | does |", "|---|---|"]
-    for name, verb in subparsers.choices.items():  # type: ignore[union-attr]
+    for verb in subparsers.choices.values():  # type: ignore[union-attr]
         usage = " ".join(verb.format_usage().removeprefix("usage: fleetpress ").split())
         rows.append(f"| `{usage.replace('[-h] [--json] ', '').replace('|', ' or ')}` | {verb.description} |")
     codes = " ".join(EXIT_CODES.split())
@@ -24,7 +26,9 @@ def methods_table() -> str:
     """One row per method, loss and metric; presets of quantization in rows of their own."""
     rows = ["| kind | name | what it does |", "|---|---|---|"]
     for kind, entries in described().items():
-        rows += [f"| {kind} | `{entry['name']}` | {entry.get('summary') or _scheme(entry)} |" for entry in entries]
+        rows += [
+            f"| {kind} | `{entry['name']}` | {entry.get('summary') or _scheme(entry)} |" for entry in entries
+        ]
     return "\n".join(rows)
 
 
@@ -47,8 +51,9 @@ def part(text: str, name: str) -> str:
 def written(text: str) -> str:
     """The README with every generated part made anew."""
     for name, make in PARTS.items():
-        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = marked.sub(lambda match, made=make(): f"{match[1]}{made}\n{match[2]}", text)  # type: ignore[misc]
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}{make()}\n{end}{rest.partition(end)[2]}"
     return text
 
 

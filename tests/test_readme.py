@@ -57,8 +57,12 @@ def test_generated_part_is_what_the_code_says(name: str, tables: ModuleType) -> 
 def test_result_table_is_the_demo_s(demo: Path, tables: ModuleType) -> None:
     shown = dict(re.findall(r"^(\w+) +published +(.+)$", tables.part(TEXT, "demo"), re.MULTILINE))
     assert main(["status", str(demo / "fleetpress-demo/output"), "--json"]) == 0
-    summary = json.loads((sorted((demo / "fleetpress-demo/output/runs").iterdir())[-1] / "summary.json").read_text())
-    published = {model["name"]: model for model in summary["models"] if model["state"] in ("published", "unchanged")}
+    summary = json.loads(
+        (sorted((demo / "fleetpress-demo/output/runs").iterdir())[-1] / "summary.json").read_text()
+    )
+    published = {
+        model["name"]: model for model in summary["models"] if model["state"] in ("published", "unchanged")
+    }
     assert shown.keys() == published.keys()
     for name, model in published.items():
         before, after = re.findall(r"0\.\d{4}", shown[name])
@@ -90,7 +94,9 @@ def test_command_of_the_readme(command: str, demo: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize("program", blocks("python"), ids=["export", "load"])
 def test_program_of_the_readme(program: str, demo: Path) -> None:
     (demo / "models").mkdir(exist_ok=True)
-    done = subprocess.run([sys.executable, "-c", program], cwd=demo, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=demo, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -100,7 +106,11 @@ def test_spec_of_the_readme_is_valid() -> None:
 
 
 def test_demo_through_s3_and_ray_publishes_the_same_bytes(demo: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from fleetpress.jobs.cli import main; raise SystemExit(main(['demo', '--s3']))"]
+    command = [
+        sys.executable,
+        "-c",
+        "from fleetpress.jobs.cli import main; raise SystemExit(main(['demo', '--s3']))",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     through_s3 = models(tmp_path / "fleetpress-demo" / "s3-output")

@@ -79,7 +79,19 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> 
         print(f"| {' | '.join(str(cell) for cell in row)} |")
 
 
-ROAD = ["model", "state", "metric", "before", "after", "parameters", "MACs", "bytes", "latency ms", "ratio", "bits/weight"]
+ROAD = [
+    "model",
+    "state",
+    "metric",
+    "before",
+    "after",
+    "parameters",
+    "MACs",
+    "bytes",
+    "latency ms",
+    "ratio",
+    "bits/weight",
+]
 
 
 def road_row(model: ModelResult) -> list[object]:
@@ -87,7 +99,14 @@ def road_row(model: ModelResult) -> list[object]:
     before, after = model.before or {}, model.after or {}
     pairs = [f"{a} → {b}" for a, b in zip(sizes(before), sizes(after), strict=True)]
     values = [before["metric"], f"{before['value']:.4f}", f"{after['value']:.4f}"]
-    return [model.name, model.state, *values, *pairs, f"{model.compression_ratio:.2f}", f"{model.bits_per_weight:.2f}"]
+    return [
+        model.name,
+        model.state,
+        *values,
+        *pairs,
+        f"{model.compression_ratio:.2f}",
+        f"{model.bits_per_weight:.2f}",
+    ]
 
 
 def sizes(facts: Mapping[str, Any] | None) -> list[str]:

@@ -26,7 +26,10 @@ SHARDS = 4
 METHODS = ("gradient_stability", "magnitude", "random")
 SPARSITIES = {"cnn": (0.3, 0.5, 0.7), "article": (0.5,), "mlp": (0.3, 0.5, 0.7)}
 STAGES = ("pruned", "tuned", "w4")
-FLOORS = {"W8A16": 0.9934, "W4A16": 0.9933}  # naive rounding of the weights of the same net, never trained again
+FLOORS = {
+    "W8A16": 0.9934,
+    "W4A16": 0.9933,
+}  # naive rounding of the weights of the same net, never trained again
 
 
 def cnn() -> nn.Module:
@@ -52,7 +55,11 @@ def mlp() -> nn.Module:
     )
 
 
-NETS = {"cnn": (cnn, 8e-3, 2), "article": (article, 3e-3, 1), "mlp": (mlp, 4e-3, 2)}  # with highest lr and epochs
+NETS = {
+    "cnn": (cnn, 8e-3, 2),
+    "article": (article, 3e-3, 1),
+    "mlp": (mlp, 4e-3, 2),
+}  # with highest lr and epochs
 
 
 def prepare(folder: Path) -> None:
@@ -61,7 +68,9 @@ def prepare(folder: Path) -> None:
     if not (HOME / "data" / "test.npz").exists():
         (HOME / "data").mkdir(parents=True, exist_ok=True)
         for index, (images, labels) in enumerate(_shards(*_digits(raw, "train"), SHARDS)):
-            (HOME / "data" / f"train-{index}.npz").write_bytes(npz_bytes({"inputs": images, "targets": labels}))
+            (HOME / "data" / f"train-{index}.npz").write_bytes(
+                npz_bytes({"inputs": images, "targets": labels})
+            )
         images, labels = _digits(raw, "t10k")
         (HOME / "data" / "test.npz").write_bytes(npz_bytes({"inputs": images, "targets": labels}))
     (HOME / "models").mkdir(exist_ok=True)
@@ -72,7 +81,7 @@ def prepare(folder: Path) -> None:
             started = time.monotonic()
             torch.manual_seed(0)
             images, labels = _digits(raw, "train")
-            net = _train(make(), images, labels, lr, epochs)
+            net = _train(make(), images, labels, lr=lr, epochs=epochs)
             place.write_bytes(save_program(module_to_program(net, [images[:2]]), compress=False))
             bench.say(f"trained {name}: {epochs} epochs in {time.monotonic() - started:.0f} s")
 
@@ -95,7 +104,8 @@ def _shards(images: Tensor, labels: Tensor, count: int) -> Iterator[tuple[Tensor
     yield from zip(images.chunk(count), labels.chunk(count), strict=True)
 
 
-def _train(net: nn.Module, images: Tensor, labels: Tensor, lr: float, epochs: int, batch: int = 128) -> nn.Module:
+def _train(net: nn.Module, images: Tensor, labels: Tensor, *, lr: float, epochs: int) -> nn.Module:
+    batch = 128
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.AdamW(net.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
@@ -151,7 +161,19 @@ def main() -> None:
         model = road[f"cnn-{scheme.lower()}"]
         print(f"\ncnn {scheme}: {_value(model)} (before {_value(model, 'before')}); naive floor {floor}")
     models = bench.by_name(bench.run(sweep(), "mnist-sweep.yaml", chosen))
-    head = ["net", "sparsity", "method", "before", "pruned", "fine-tuned", "W4A16", "parameters", "MACs", "bytes", "ms"]
+    head = [
+        "net",
+        "sparsity",
+        "method",
+        "before",
+        "pruned",
+        "fine-tuned",
+        "W4A16",
+        "parameters",
+        "MACs",
+        "bytes",
+        "ms",
+    ]
     bench.table("Methods side by side", head, _sweep_rows(models))
     bench.print_machine(started)
 

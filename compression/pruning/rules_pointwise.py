@@ -200,16 +200,18 @@ def no_tensor(flow: Labelling, node: fx.Node) -> Value:
 
 
 _ENTRY_BY_ENTRY = """
-    abs abs_ add add_ addcmul addcdiv sub sub_ rsub mul mul_ div div_ true_divide neg neg_ pow pow_ square sqrt sqrt_
-    rsqrt reciprocal exp exp_ expm1 log log1p log2 sin cos tan tanh tanh_ sinh cosh asin acos atan atan2 erf erfc
-    sigmoid sigmoid_ logit relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ gelu gelu_ silu silu_
-    mish mish_ softplus softsign hardtanh hardtanh_ hardswish hardswish_ hardsigmoid hardsigmoid_ hardshrink softshrink
-    log_sigmoid threshold threshold_ clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ clip floor ceil round trunc
-    sign sgn frac remainder fmod floor_divide maximum minimum fmax fmin where masked_fill masked_fill_ lerp eq ne lt le
-    gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor __and__ __or__
-    isnan isinf isfinite nan_to_num zeros_like ones_like full_like empty_like rand_like randn_like dropout dropout_
-    native_dropout alpha_dropout feature_dropout feature_alpha_dropout bernoulli clone contiguous detach detach_ alias
-    lift_fresh_copy lift_fresh to _to_copy type_as float copy copy_ fill fill_ zero_ view_as_real_copy rrelu
+    abs abs_ add add_ addcmul addcdiv sub sub_ rsub mul mul_ div div_ true_divide neg neg_ pow pow_
+    square sqrt sqrt_ rsqrt reciprocal exp exp_ expm1 log log1p log2 sin cos tan tanh tanh_ sinh cosh
+    asin acos atan atan2 erf erfc sigmoid sigmoid_ logit relu relu_ relu6 relu6_ leaky_relu leaky_relu_
+    elu elu_ celu celu_ selu selu_ gelu gelu_ silu silu_ mish mish_ softplus softsign hardtanh hardtanh_
+    hardswish hardswish_ hardsigmoid hardsigmoid_ hardshrink softshrink log_sigmoid threshold threshold_
+    clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ clip floor ceil round trunc sign sgn frac
+    remainder fmod floor_divide maximum minimum fmax fmin where masked_fill masked_fill_ lerp eq ne lt le
+    gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor
+    __and__ __or__ isnan isinf isfinite nan_to_num zeros_like ones_like full_like empty_like rand_like
+    randn_like dropout dropout_ native_dropout alpha_dropout feature_dropout feature_alpha_dropout
+    bernoulli clone contiguous detach detach_ alias lift_fresh_copy lift_fresh to _to_copy type_as float
+    copy copy_ fill fill_ zero_ view_as_real_copy rrelu
 """
 
 

@@ -45,9 +45,10 @@ def reshape(flow: Labelling, node: fx.Node) -> Value:
             flow.pin(x[carrier], node, "merges units with a dim of unknown size")
             continue
         sizes_in[0], sizes_out[0] = sizes_in[0] // share, sizes_out[0] // share
-        shape = [1] * len(ins)
-        shape[ins.index(carrier)] = before[carrier]
-        block = np.broadcast_to(x[carrier].reshape(shape), sizes_in).reshape(sizes_out)
+        axis = x[carrier]
+        assert axis is not None
+        behind = [1] * (len(ins) - ins.index(carrier) - 1)
+        block = np.broadcast_to(axis.reshape(-1, *behind), sizes_in).reshape(sizes_out)
         chosen, labels = _carry(flow, node, block, first=share > 1, heads=carrier == len(x) - 1)
         if chosen is not None:
             result[outs[chosen]] = labels

@@ -23,7 +23,7 @@ def test_presets_say_in_their_names_what_they_are():
     [
         ({}, SCHEMES["W8A16"]),
         ({"scheme": "W4A16_ASYM"}, SCHEMES["W4A16_ASYM"]),
-        ({"num_bits": 3}, SCHEMES["W3A16"]),
+        ({"num_bits": 3}, QuantScheme(num_bits=3)),
         (
             {"num_bits": 3, "group_size": None, "symmetric": False},
             QuantScheme(num_bits=3, symmetric=False),

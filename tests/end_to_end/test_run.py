@@ -31,7 +31,9 @@ def artifact_bytes(output: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def inline_run(tmp_path_factory: pytest.TempPathFactory, trained_fleet: dict[str, bytes], spec_text: str) -> FleetResult:
+def inline_run(
+    tmp_path_factory: pytest.TempPathFactory, trained_fleet: dict[str, bytes], spec_text: str
+) -> FleetResult:
     place = tmp_path_factory.mktemp("inline")
     for key, data in trained_fleet.items():
         open_store(str(place)).put(key, data)
@@ -200,7 +202,9 @@ def test_second_recipe_reuses_the_statistics(fleet_at: Write, tmp_path: Path, sp
     assert not any("collect" in task for task in ran)
 
 
-def test_a_model_that_loses_too_much_is_rejected_with_its_numbers(fleet_at: Write, tmp_path: Path, spec_text: str) -> None:
+def test_a_model_that_loses_too_much_is_rejected_with_its_numbers(
+    fleet_at: Write, tmp_path: Path, spec_text: str
+) -> None:
     text = spec_text.replace("finetune: {{epochs: 2, batch_size: 64, lr: 2.0e-3}}", "").replace(
         "sparsity: 0.3", "sparsity: 0.95"
     )
@@ -236,7 +240,9 @@ def test_status_and_list_read_the_output_alone(inline_run: FleetResult) -> None:
     assert [entry["name"] for entry in published(inline_run.output)] == ["cnn", "mlp"]
 
 
-def test_unlabelled_data_is_served_by_distillation(fleet_at: Write, tmp_path: Path, spec_text: str, digits: Sets) -> None:
+def test_unlabelled_data_is_served_by_distillation(
+    fleet_at: Write, tmp_path: Path, spec_text: str, digits: Sets
+) -> None:
     spec = fleet_at(tmp_path)
     store = open_store(str(tmp_path))
     from fleetpress.jobs.demo import npz_bytes

@@ -62,7 +62,9 @@ def silenced(program: ExportedProgram, removed: dict[str, tuple[int, ...]], samp
     return result
 
 
-@pytest.mark.parametrize(("dynamic", "sparsity"), [(False, 0.7), (True, 0.5)], ids=["batch-fixed", "batch-free"])
+@pytest.mark.parametrize(
+    ("dynamic", "sparsity"), [(False, 0.7), (True, 0.5)], ids=["batch-fixed", "batch-free"]
+)
 def test_deleted_is_silenced(
     architecture: str, dynamic: bool, sparsity: float, architectures: dict[str, Any], exported: Exported
 ) -> None:
@@ -110,7 +112,9 @@ CASES = [(name, layer) for name, readers in READERS.items() for layer in readers
 
 
 @pytest.mark.parametrize(("name", "layer"), CASES, ids=["-".join(case) for case in CASES])
-def test_same_as_masks_set_by_hand(name: str, layer: str, architectures: dict[str, Any], exported: Exported) -> None:
+def test_same_as_masks_set_by_hand(
+    name: str, layer: str, architectures: dict[str, Any], exported: Exported
+) -> None:
     model, program = exported(name, True)
     options = PruneOptions(method="random", sparsity=0.4)
     chosen = prune(program, options, seed=5).removed[layer]
@@ -150,7 +154,9 @@ def test_same_removal_same_program(architecture: str, exported: Exported) -> Non
     assert all(torch.equal(value, before[name]) for name, value in tensors(program).items())
 
 
-def test_survives_storage_and_trains(architecture: str, architectures: dict[str, Any], exported: Exported) -> None:
+def test_survives_storage_and_trains(
+    architecture: str, architectures: dict[str, Any], exported: Exported
+) -> None:
     _, program = exported(architecture, True)
     smaller = delete(program, prune(program, PruneOptions(method="random", sparsity=0.5), seed=3).removed)
     sample = architectures[architecture].inputs(2)
@@ -163,7 +169,9 @@ def test_survives_storage_and_trains(architecture: str, architectures: dict[str,
     loaded(sample).square().sum().backward()
     # Of tied names torch's graph uses one, and gives only that one a gradient.
     tied = aliases(tensors(program))
-    gradients = [value.grad for name, value in loaded.named_parameters() if name not in {*tied, *tied.values()}]
+    gradients = [
+        value.grad for name, value in loaded.named_parameters() if name not in {*tied, *tied.values()}
+    ]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.abs().sum() > 0 for gradient in gradients)
 

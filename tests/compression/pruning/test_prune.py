@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +13,8 @@ from torch.export import ExportedProgram
 from fleetpress.compression.errors import MethodError, PruningError, TargetError
 from fleetpress.compression.program import tensors
 from fleetpress.compression.pruning import PRUNERS, PruneOptions, delete, find_units, prune
+from fleetpress.compression.pruning.gradient_stability import gradient_mean_and_std
+from fleetpress.compression.pruning.method import ScoreContext
 from fleetpress.compression.statistics import NeuronStatistics
 
 Exported = Callable[[str, bool], tuple[nn.Module, ExportedProgram]]
@@ -91,7 +92,9 @@ def test_lowest_index_goes_first_among_equals() -> None:
     model = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 2))
     nn.init.constant_(model[0].weight, 0.5)
     nn.init.constant_(model[0].bias, -0.5)
-    assert prune(program_of(model, 2, 3), PruneOptions(method="magnitude", sparsity=0.5)).removed == {"0": (0, 1, 2)}
+    assert prune(program_of(model, 2, 3), PruneOptions(method="magnitude", sparsity=0.5)).removed == {
+        "0": (0, 1, 2)
+    }
 
 
 def test_magnitude_is_root_mean_square_over_coupled_rows() -> None:
@@ -107,7 +110,10 @@ def test_magnitude_is_root_mean_square_over_coupled_rows() -> None:
     program = torch.export.export(model, (torch.randn(2, 3), torch.randn(2, 5)))
     pooled = torch.cat([model.a.weight, model.a.bias[:, None], model.b.weight], 1).double().square().mean(1)
     expected = tuple(sorted(pooled.argsort()[:3].tolist()))
-    assert prune(program, PruneOptions(method="magnitude", sparsity=0.5)).removed == {"a": expected, "b": expected}
+    assert prune(program, PruneOptions(method="magnitude", sparsity=0.5)).removed == {
+        "a": expected,
+        "b": expected,
+    }
 
 
 def test_random_depends_on_the_seed_alone(exported: Exported) -> None:
@@ -116,13 +122,10 @@ def test_random_depends_on_the_seed_alone(exported: Exported) -> None:
     assert prune(program, options, seed=1) == prune(program, options, seed=1)
     assert prune(program, options, seed=1).removed != prune(program, options, seed=2).removed
     assert prune(program, options, seed=0).removed == {
-        "conv1": GOLDEN_RANDOM["conv1"],
-        "conv2": GOLDEN_RANDOM["conv2"],
-        "fc1": GOLDEN_RANDOM["fc1"],
+        "conv1": (0, 1, 2, 6),
+        "conv2": (0, 2, 3, 4, 7, 12, 13, 14),
+        "fc1": (0, 1, 2, 3, 5, 7, 8, 14, 15, 19, 22, 23),
     }
-
-
-GOLDEN_RANDOM: dict[str, tuple[int, ...]] = {}
 
 
 def test_gradient_stability_orders_by_both_moments() -> None:
@@ -147,11 +150,12 @@ def test_thresholds_need_both_moments_below() -> None:
     assert everything.removed == {"0": (0, 2, 3)}, "the best unit stays"
 
 
-@given(st.lists(st.tuples(*[st.floats(0, 10)] * 4), min_size=3, max_size=3), st.integers(1, 20), st.integers(1, 20))
+@given(
+    st.lists(st.tuples(*[st.floats(0, 10)] * 4), min_size=3, max_size=3),
+    st.integers(1, 20),
+    st.integers(1, 20),
+)
 def test_coupled_units_pool_all_their_entries(rows: list[tuple[float, ...]], one: int, other: int) -> None:
-    from fleetpress.compression.pruning.gradient_stability import gradient_mean_and_std
-    from fleetpress.compression.pruning.method import ScoreContext
-
     found = find_units(PAIR)
     a, b, c, d = (list(column) for column in zip(*rows, strict=True))
     kept = statistics(a=(a, b, one), b=(c, d, other))
@@ -159,8 +163,12 @@ def test_coupled_units_pool_all_their_entries(rows: list[tuple[float, ...]], one
     mean, std = gradient_mean_and_std(context, found.groups[0])
     for unit, (mean_a, std_a, mean_b, std_b) in enumerate(rows):
         n = one + other
-        assert float(mean[unit]) == pytest.approx(math.sqrt((one * mean_a**2 + other * mean_b**2) / n), rel=1e-12)
-        assert float(std[unit]) == pytest.approx(math.sqrt((one * std_a**2 + other * std_b**2) / n), rel=1e-12)
+        assert float(mean[unit]) == pytest.approx(
+            math.sqrt((one * mean_a**2 + other * mean_b**2) / n), rel=1e-12
+        )
+        assert float(std[unit]) == pytest.approx(
+            math.sqrt((one * std_a**2 + other * std_b**2) / n), rel=1e-12
+        )
 
 
 class Pair(nn.Module):
@@ -197,7 +205,10 @@ def test_targets_and_ignore(exported: Exported) -> None:
         (PruneOptions(sparsity=0.5, mean_threshold=1.0, std_threshold=1.0), "give either"),
         (PruneOptions(mean_threshold=1.0), "belong together"),
         (PruneOptions(mean_threshold=1.0, std_threshold=-1.0), "positive"),
-        (PruneOptions(method="magnitude", mean_threshold=1.0, std_threshold=1.0), "magnitude has no gradients"),
+        (
+            PruneOptions(method="magnitude", mean_threshold=1.0, std_threshold=1.0),
+            "magnitude has no gradients",
+        ),
         (PruneOptions(sparsity=1.0), "not between 0 and 1"),
         (PruneOptions(sparsity=0.5, scope="model"), "layer or global"),
         (PruneOptions(sparsity=0.5), "needs the gradient statistics of 0"),

@@ -82,7 +82,12 @@ CASES: dict[str, Bad] = {
         files={"test.npz": arrays(inputs=ones(64, 4))}, says=("float32", "int64"), model="tokens.pt2"
     ),
     "foreign_tokens": Bad(
-        files={"test.npz": arrays(inputs=torch.full((64, 4), 99))}, says=("out of range",), model="tokens.pt2"
+        files={"test.npz": arrays(inputs=torch.full((64, 4), 99))}, says=("out of range", "tokens"), model="tokens.pt2"
+    ),
+    "too_long": Bad(
+        files={"test.npz": arrays(inputs=ones(64, 9, 4))},
+        says=("(64, 9, 4)", "2 to 6 in dimension 1"),
+        model="sequence.pt2",
     ),
     "scalar": Bad(files={"test.npz": arrays(inputs=torch.tensor(1.0))}, says=("'inputs'", "single number")),
     "no_samples": Bad(
@@ -112,7 +117,7 @@ CASES: dict[str, Bad] = {
     ),
     "nan_eval": Bad(
         files={"test.npz": arrays(inputs=ones(64, 4) * float("nan"), targets=ones(64, 3))},
-        says=("mse", "nan", "data"),
+        says=("mse", "not a number", "eval data"),
         loss="mse",
     ),
     "nan_train": Bad(
@@ -148,11 +153,31 @@ class Tokens(nn.Module):
         return self.head(self.embed(tokens).flatten(1))
 
 
+class BatchOf32(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.reshape(128).reshape(32, 4))
+
+
+class Sequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.head = nn.Embedding(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x + self.places(torch.arange(x.shape[1]))).mean(1))
+
+
 def other_programs() -> dict[str, bytes]:
     torch.manual_seed(0)
     tokens = module_to_program(Tokens(), [torch.zeros(2, 4, dtype=torch.long)])
-    fixed = module_to_program(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), [torch.zeros(32, 4)], dynamic_batch=False)
-    return {"in/tokens.pt2": save_program(tokens), "in/batch_of_32.pt2": save_program(fixed)}
+    fixed = module_to_program(BatchOf32(), [torch.zeros(32, 4)])
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("places", min=2, max=6)}
+    sequence = torch.export.export(Sequence().eval(), (torch.zeros(3, 4, 4),), dynamic_shapes=(axes,))
+    return {"in/sequence.pt2": save_program(sequence), "in/tokens.pt2": save_program(tokens), "in/batch_of_32.pt2": save_program(fixed)}
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Named arrays and their mini-batches: whether they fit a program, in which order and in which dtype they go in."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.outputs import output_shape
+from fleetpress.compression.outputs import output_node, output_shape
 from fleetpress.compression.program import ProgramInput, inputs
 
 Arrays = Mapping[str, Tensor]
@@ -54,6 +53,25 @@ def check_arrays(
         _check_targets(output_shape(program), arrays[TARGETS], loss, metric)
 
 
+def check_differentiable(program: ExportedProgram) -> None:
+    """Raise DataMismatchError when the program's first output has no gradient: decisions instead of scores."""
+    dtype = output_node(program).meta["val"].dtype
+    if not dtype.is_floating_point:
+        raise DataMismatchError(
+            f"the program's first output is {_word(dtype)}, which has no gradient; export the model so that it gives "
+            "scores, or leave out steps that train or collect gradients"
+        )
+
+
+def check_rows(outputs: Tensor, expected: Tensor) -> None:
+    """Raise DataMismatchError when a batch of outputs has not one row a sample."""
+    if len(outputs) != len(expected):
+        raise DataMismatchError(
+            f"the program gives {len(outputs)} rows for {len(expected)} samples; "
+            "its first output needs one row a sample"
+        )
+
+
 def _array_of(item: ProgramInput, known: tuple[ProgramInput, ...], arrays: Arrays) -> Tensor:
     if item.name in arrays:
         return arrays[item.name]
@@ -96,18 +114,6 @@ def _check_sizes(program: ExportedProgram, item: ProgramInput, array: Tensor) ->
                 f"array {item.name!r} has the shape {tuple(array.shape)}, but the program takes {limits.lower} to "
                 f"{limits.upper} in dimension {axis}; cut or pad the data, or export the program for such sizes"
             )
-
-
-@contextmanager
-def lookups_checked() -> Iterator[None]:
-    """Inside, an index that a program looks up in vain (a token beyond the vocabulary) is a DataMismatchError."""
-    try:
-        yield
-    except IndexError as error:
-        raise DataMismatchError(
-            f"the program looks up a number of the data that it does not know ({error}); whole-number inputs, such as "
-            "tokens, must be smaller than the table they are looked up in"
-        ) from None
 
 
 def _casts(given: torch.dtype, wanted: torch.dtype) -> bool:
@@ -214,7 +220,7 @@ def cast(program: ExportedProgram, batch: Arrays, *, widen: bool = False) -> dic
     result = {TARGETS: batch[TARGETS]} if TARGETS in batch else {}
     for item in known:
         dtype = torch.float32 if widen and item.dtype in (torch.float16, torch.bfloat16) else item.dtype
-        result[item.name] = _array_of(item, known, batch).to(dtype)
+        result[item.name] = _array_of(item, known, batch).to(dtype, copy=True)  # a program may write into its inputs
     return result
 
 

@@ -10,8 +10,8 @@ from fleetpress.compression.batches import (
     batches_in_order,
     cast,
     check_arrays,
+    check_rows,
     count,
-    lookups_checked,
     padded,
 )
 from fleetpress.compression.errors import DataMismatchError, MethodError
@@ -22,6 +22,36 @@ from fleetpress.compression.program import bind
 from fleetpress.compression.smoke import smoke_inputs
 
 __all__ = ["Runner", "evaluate", "smoke_inputs"]
+
+
+def run(module: fx.GraphModule, program: ExportedProgram, values: Arrays) -> Tensor:
+    """The first output of the program's `module` for arrays named like its inputs, in its dtypes.
+
+    Raises DataMismatchError where the arrays have the right shapes and the program still cannot work with them.
+    """
+    args, kwargs = bind(program, values)
+    try:
+        outputs = first_output(module(*args, **kwargs))
+    except IndexError as error:
+        raise DataMismatchError(
+            f"the program looks up a number of the data that it does not know ({error}); whole-number inputs, such as "
+            "tokens, must be smaller than the table they are looked up in"
+        ) from None
+    except RuntimeError as error:
+        if is_about_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise DataMismatchError(
+            f"the program does not run on the data ({reason}); give it data like those it was exported with"
+        ) from error
+    if outputs.dim() == 0:
+        raise DataMismatchError("the program's first output is a single number; it needs one row a sample")
+    return outputs
+
+
+def is_about_memory(error: RuntimeError) -> bool:
+    """Whether torch had no room, which says nothing about program and data."""
+    return any(sign in str(error) for sign in ("memory", "allocate"))
 
 
 class Runner:
@@ -41,9 +71,7 @@ class Runner:
         )
         if self.batch_size is not None:
             inputs = padded(inputs, self.batch_size)
-        args, kwargs = bind(self.program, inputs)
-        with lookups_checked():
-            return first_output(self.module(*args, **kwargs))[:samples]
+        return run(self.module, self.program, inputs)[:samples]
 
 
 def evaluate(
@@ -70,10 +98,6 @@ def evaluate(
         for batch in batches_in_order(arrays, min([batch_size, *sizes])):
             outputs = runner.outputs(batch)
             expected = batch[TARGETS] if original is None else original.outputs(batch)
-            if len(outputs) != len(expected):
-                raise DataMismatchError(
-                    f"the program gives {len(outputs)} rows for {count(batch)} samples; "
-                    "its first output needs one row a sample"
-                )
+            check_rows(outputs, expected)
             rule.update(sums, outputs, expected)
     return rule.value(sums)

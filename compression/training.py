@@ -15,18 +15,19 @@ from fleetpress.compression.batches import (
     batches_in_order,
     cast,
     check_arrays,
+    check_differentiable,
+    check_rows,
     count,
-    lookups_checked,
     seeded,
     shuffled_batches,
 )
 from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm
 from fleetpress.compression.errors import DataMismatchError, MethodError, TrainingDivergedError
-from fleetpress.compression.evaluation import Runner
+from fleetpress.compression.evaluation import Runner, is_about_memory, run
 from fleetpress.compression.losses import LOSSES, Loss, sampled_loss
 from fleetpress.compression.modes import fixed_batch, state_of, training_module
-from fleetpress.compression.outputs import first_output, meaning
-from fleetpress.compression.program import aliases, bind, tensors, trainable
+from fleetpress.compression.outputs import meaning
+from fleetpress.compression.program import aliases, tensors, trainable
 from fleetpress.compression.statistics import GradientCollector, GradientStatistics
 
 Progress = Callable[[int, int, float], None]
@@ -158,6 +159,7 @@ class _Run:
         collective: Collective,
     ) -> None:
         check_arrays(program, arrays, loss.needs_targets, loss=loss.name)
+        check_differentiable(program)
         fixed = _whole_batches(program, arrays, collective)
         self.batch_size = fixed or options.batch_size
         self.smallest = fixed or _smallest_batch(program)
@@ -168,7 +170,9 @@ class _Run:
         self._norms = _synchronize(self.module, collective) if collective.size > 1 else []
         self._params = _parameters(self.module, program)
         if not self._params:
-            raise MethodError("the program has no floating-point parameter: there is nothing to train; leave it out")
+            raise MethodError(
+                "the program has no floating-point parameter: there is nothing to train; leave it out"
+            )
         self._optimizer = OPTIMIZERS[options.optimizer](self._params.values(), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
         self.collector = GradientCollector(program) if collect else None
@@ -182,11 +186,10 @@ class _Run:
         inputs = cast(self._program, mine, widen=True)
         outputs = self._outputs(inputs)
         targets = inputs[TARGETS] if self._teacher is None else self._teacher_outputs(mine)
+        check_rows(outputs, targets)
         own = 0 if empty else self._loss.weight(targets)
         value = self._loss.compute(outputs, targets) * (own / max(total, 1))
-        gradients = torch.autograd.grad(
-            value, list(self._params.values()), allow_unused=True, materialize_grads=True
-        )
+        gradients = _gradients(value, list(self._params.values()))
         reported = value.detach().clone()
         self._collective.sum_([*gradients, reported])
         if self.collector is not None:
@@ -199,14 +202,26 @@ class _Run:
         return loss, total
 
     def _outputs(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        args, kwargs = bind(self._program, {name: value for name, value in inputs.items() if name != TARGETS})
-        with lookups_checked():
-            return first_output(self.module(*args, **kwargs))
+        arrays = {name: value for name, value in inputs.items() if name != TARGETS}
+        return run(self.module, self._program, arrays)
 
     def _teacher_outputs(self, batch: Arrays) -> Tensor:
         assert self._teacher is not None
         with torch.no_grad():
             return self._teacher.outputs(batch)
+
+
+def _gradients(value: Tensor, parameters: list[Tensor]) -> tuple[Tensor, ...]:
+    try:
+        return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    except RuntimeError as error:
+        if is_about_memory(error):
+            raise
+        reason = str(error).partition(":")[0]
+        raise MethodError(
+            f"the program has no gradient ({reason}); export the model without changes in place, or leave out steps "
+            "that train or collect gradients"
+        ) from error
 
 
 def collect(
@@ -226,6 +241,7 @@ def collect(
     """
     rule = LOSSES[loss]
     check_arrays(program, arrays, rule.needs_targets, loss=loss)
+    check_differentiable(program)
     runner = Runner(program, widen=True)
     fixed = _whole_batches(program, arrays, ALONE)
     collector = GradientCollector(program)
@@ -236,6 +252,7 @@ def collect(
         if fixed is not None and count(batch) < fixed:
             break
         outputs = runner.outputs(batch)
+        check_rows(outputs, batch[TARGETS] if rule.needs_targets else outputs)
         value = (
             rule.compute(outputs, batch[TARGETS])
             if rule.needs_targets
@@ -246,9 +263,7 @@ def collect(
                 f"the loss of batch {first_batch + index + 1} is {float(value.detach())} while collecting gradient "
                 "statistics; look for NaN or very large numbers in the data and the weights"
             )
-        gradients = torch.autograd.grad(
-            value, list(wanted.values()), allow_unused=True, materialize_grads=True
-        )
+        gradients = _gradients(value, list(wanted.values()))
         collector.update(dict(zip(wanted, gradients, strict=True)))
     return collector.statistics()
 

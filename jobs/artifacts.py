@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fleetpress.storage.artifact import LATEST, MANIFEST, read_manifest, resolve, verify_files
-from fleetpress.storage.errors import ObjectNotFound, StorageError
-from fleetpress.storage.store import open_store
+from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
+from fleetpress.storage.store import ObjectStore, open_store
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,27 +29,29 @@ def published(output: str) -> list[dict[str, Any]]:
         parts = info.key.split("/")
         if len(parts) != 3 or parts[2] != LATEST:
             continue
-        pointer = json.loads(store.get(info.key))
-        place = f"models/{parts[1]}/{pointer['digest']}"
         try:
-            manifest = json.loads(store.get(f"{place}/{MANIFEST}"))
-            metrics = json.loads(store.get(f"{place}/metrics.json"))
+            found.append(_entry(store, parts[1], info.key))
         except ObjectNotFound:
             continue
-        found.append(
-            {
-                "name": parts[1],
-                "digest": pointer["digest"],
-                "run": pointer["run"],
-                "kind": manifest["kind"],
-                "format": manifest["format"],
-                "before": metrics["before"],
-                "after": metrics["after"],
-                "compression_ratio": metrics["compression_ratio"],
-                "bits_per_weight": metrics["bits_per_weight"],
-            }
-        )
+        except (ValueError, LookupError, TypeError):
+            raise ArtifactCorrupt(
+                f"{store.uri}/models/{parts[1]}: {LATEST}, or the {MANIFEST} or metrics.json that it leads to, "
+                "is damaged; delete it and run again"
+            ) from None
     return found
+
+
+def _entry(store: ObjectStore, name: str, pointer_key: str) -> dict[str, Any]:
+    pointer = json.loads(store.get(pointer_key))
+    place = f"models/{name}/{pointer['digest']}"
+    manifest = json.loads(store.get(f"{place}/{MANIFEST}"))
+    metrics = json.loads(store.get(f"{place}/metrics.json"))
+    return {
+        "name": name,
+        **{key: pointer[key] for key in ("digest", "run")},
+        **{key: manifest[key] for key in ("kind", "format")},
+        **{key: metrics[key] for key in ("before", "after", "compression_ratio", "bits_per_weight")},
+    }
 
 
 def load_artifact(uri: str) -> "nn.Module | dict[str, Tensor]":

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from fleetpress.compression.checkpoint_layers import TIED_HEADS, checkpoint_layers, select_checkpoint
+from fleetpress.compression.checkpoint_layers import HEADS, checkpoint_layers, select_checkpoint
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import Layer, Selection
 from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
@@ -29,7 +29,7 @@ from fleetpress.storage.artifact import (
     write_artifact,
 )
 from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint, read_tensor
-from fleetpress.storage.errors import ArtifactCorrupt
+from fleetpress.storage.errors import ArtifactCorrupt, SourceChanged
 from fleetpress.storage.store import open_store
 
 from .errors import ModelError
@@ -40,14 +40,28 @@ from .recipe import Recipe, recipe_yaml
 from .tasks import Output, StepResult
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+_WEIGHTS = ("F64", "F32", "F16", "BF16")  # dtypes that are quantized; all others are carried over
 
 
 def opened(payload: Payload) -> Checkpoint:
-    """The headers of the checkpoint as the plan saw it. Raises ModelError for one that is quantized already."""
+    """The headers of the checkpoint as the plan saw it.
+
+    Raises SourceChanged if it is another one now, ModelError if it is quantized already.
+    """
     model = payload["model"]
     key = "checkpoint-" + hashlib.sha256(repr([file["etag"] for file in model["files"]]).encode()).hexdigest()
-    checkpoint = remembered(key, lambda: open_checkpoint(model["uri"]))
+    checkpoint = remembered(key, lambda: _pinned(open_checkpoint(model["uri"]), model["files"]))
     check_plain(checkpoint)
+    return checkpoint
+
+
+def _pinned(checkpoint: Checkpoint, planned: Sequence[Mapping[str, Any]]) -> Checkpoint:
+    etags = {file["path"]: file["etag"] for file in planned}
+    for file in (*checkpoint.files, *checkpoint.other_files):
+        if etags.get(file.path) != file.etag:
+            raise SourceChanged(
+                f"{checkpoint.root}/{file.path} has changed since the run began; run again when the upload is complete"
+            )
     return checkpoint
 
 
@@ -70,7 +84,13 @@ def selected(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Selection:
     targets, ignore = tuple(options.get("targets", ())), tuple(options.get("ignore", ()))
     selection = select_checkpoint(_known(checkpoint), targets, ignore)
     if not selection.layers:
-        raise TargetError(f"{checkpoint.uri}: quantize reaches no layer; widen its targets")
+        transposed = any(layer.kind == "Conv1D" for layer in _known(checkpoint))
+        remedy = (
+            "its layers are Conv1D, which checkpoints cannot hold packed; export the model to a program (.pt2)"
+            if transposed
+            else "widen its targets"
+        )
+        raise TargetError(f"{checkpoint.uri}: quantize reaches no layer; {remedy}")
     return selection
 
 
@@ -145,7 +165,8 @@ def assemble(payload: Payload) -> StepResult:
 
 
 def _known(checkpoint: Checkpoint) -> tuple[Layer, ...]:
-    return checkpoint_layers({name: place.info.shape for name, place in checkpoint.tensors.items()})
+    tensors = {name: place.info for name, place in checkpoint.tensors.items()}
+    return checkpoint_layers({name: info.shape for name, info in tensors.items() if info.dtype in _WEIGHTS})
 
 
 def shard_file(index: int, count: int) -> str:
@@ -166,10 +187,10 @@ def _config(payload: Payload, checkpoint: Checkpoint) -> bytes:
     chosen = {layer.name: layer for layer in chosen_layers(checkpoint, options)}
     kinds = sorted({layer.kind for layer in chosen.values()})
     known = _known(checkpoint)
-    ignored = [layer.name for layer in known if layer.kind in kinds and layer.name not in chosen]
-    if (checkpoint.config or {}).get("tie_word_embeddings", True):
-        # A tied head is a layer of the model without tensors of its own: readers must not look for packed ones.
-        ignored += [head for head in TIED_HEADS if head not in {layer.name for layer in known}]
+    # Of any kind: what its path calls an embedding may be a Linear to the model's code.
+    ignored = [layer.name for layer in known if layer.name not in chosen]
+    # A tied head is a layer of the model without tensors of its own: readers must not look for packed ones.
+    ignored += [head for head in HEADS if head not in {layer.name for layer in known}]
     exceptions: dict[int, list[str]] = {}
     for name, layer in chosen.items():
         size = checkpoint_scheme(scheme, checkpoint.tensors[layer.weights[0]].info.shape[1]).group_size

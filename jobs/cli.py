@@ -10,11 +10,18 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from fleetpress.storage.errors import AccessDenied, BucketNotFound, NotWritable, StorageError, StoreUnreachable
+from fleetpress.storage.errors import (
+    AccessDenied,
+    BucketNotFound,
+    NotWritable,
+    StorageError,
+    StoreUnreachable,
+)
 
-from .errors import FleetpressError
+from .errors import FleetpressError, UsageError
 
 EXIT_CODES = """exit codes: 0 all published or unchanged; 2 wrong usage or spec; 3 some models rejected or failed;
 4 none succeeded; 5 storage or cluster unreachable; 1 our own bug; 130 interrupted"""
@@ -200,8 +207,13 @@ def _report(arguments: argparse.Namespace) -> int:
     store = open_store(arguments.output)
     result = read_result(store, arguments.run)
     if arguments.html:
-        with open(arguments.html, "w", encoding="utf-8") as file:
-            file.write(render_html(result, layers_of(store, result)))
+        page = render_html(result, layers_of(store, result))
+        try:
+            Path(arguments.html).write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"{arguments.html}: cannot be written: {error.strerror}; name another file"
+            ) from None
     if arguments.json:
         _print_json(result.as_dict())
     else:

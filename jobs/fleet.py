@@ -96,7 +96,9 @@ def _find_sources(source: str, output: str) -> list[ModelSource]:
         )
     for model in foreign:
         if model.kind == "checkpoint" and _is_below(output, absolute(model.uri)):
-            raise InvalidUri(f"the output {output} lies in the model's folder {model.uri}; give another output")
+            raise InvalidUri(
+                f"the output {output} lies in the model's folder {model.uri}; give another output"
+            )
     return foreign
 
 

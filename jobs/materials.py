@@ -152,7 +152,10 @@ def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def _check_alike(
-    first: Mapping[str, Any], wanted: Mapping[str, Tensor], file: Mapping[str, Any], shard: Mapping[str, Tensor]
+    first: Mapping[str, Any],
+    wanted: Mapping[str, Tensor],
+    file: Mapping[str, Any],
+    shard: Mapping[str, Tensor],
 ) -> None:
     """Raises InvalidData for shards that cannot be one data set; dtypes may differ, the wider one is taken."""
     one, other = _sample_shapes(wanted), _sample_shapes(shard)
@@ -170,8 +173,11 @@ def _sample_shapes(shard: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:
     """One shard's arrays as tensors."""
     place = SourceFile(path=file["path"], etag=file["etag"], bytes=file["bytes"])
+    found = read_shard(open_store(file["root"]), place)
+    # Parquet's arrays are read-only views, which torch warns about.
     return {
-        name: torch.from_numpy(value) for name, value in read_shard(open_store(file["root"]), place).items()
+        name: torch.from_numpy(value if value.flags.writeable else value.copy())
+        for name, value in found.items()
     }
 
 

@@ -47,11 +47,11 @@ def _module(factory: str) -> nn.Module:
         raise ModelError(
             f"factory {factory!r} cannot be imported here: {error}; install its package on every worker"
         ) from None
-    except Exception as error:  # noqa: BLE001 - code of the user may raise anything
+    except Exception as error:  # code of the user may raise anything
         raise _failed(factory, "importing it", error) from error
     try:
         module = found()
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:  # as above
         raise _failed(factory, "calling it without arguments", error) from error
     if not isinstance(module, nn.Module):
         raise ModelError(
@@ -61,7 +61,9 @@ def _module(factory: str) -> nn.Module:
 
 
 def _failed(factory: str, doing: str, error: Exception) -> ModelError:
-    return ModelError(f"factory {factory!r}: {doing} raised {type(error).__name__}: {error}; correct its code")
+    return ModelError(
+        f"factory {factory!r}: {doing} raised {type(error).__name__}: {error}; correct its code"
+    )
 
 
 def _example(model: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> list[Tensor] | dict[str, Tensor]:

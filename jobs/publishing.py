@@ -15,10 +15,11 @@ from torch.export import ExportedProgram
 from fleetpress.compression.cost import macs, parameters
 from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.evaluation import evaluate
-from fleetpress.compression.layers import layers
+from fleetpress.compression.layers import Layer, layers
 from fleetpress.compression.metrics import METRICS, within
 from fleetpress.compression.modes import eval_module, eval_program
 from fleetpress.compression.program import aliases, bind, trainable
+from fleetpress.compression.pruning.units import PRUNABLE_KINDS
 from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
 from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.artifact import artifact_key, point_latest, publish_manifest, write_artifact
@@ -155,11 +156,11 @@ def _layer_metrics(payload: Payload) -> list[dict[str, Any]]:
         removed = pruned["removed"].get(layer.name, [])
         units = pruned["units"].get(layer.name)
         mine = [facts for facts in weights.values() if facts["layer"] == layer.name]
-        reasons = [
-            f"{step}: {skipped[layer.name]}"
-            for step, skipped in (("prune", pruned["skipped"]), ("quantize", unquantized))
-            if layer.name in skipped
-        ]
+        reasons = []
+        if "prune" in stages and not removed and layer.name not in pruned["units"].keys() - pruned["skipped"]:
+            reasons.append(f"prune: {pruned['skipped'].get(layer.name) or _not_pruned(layer)}")
+        if "quantize" in stages and not mine:
+            reasons.append(f"quantize: {unquantized.get(layer.name, 'not among the targets')}")
         found.append(
             {
                 "name": layer.name,
@@ -175,6 +176,12 @@ def _layer_metrics(payload: Payload) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _not_pruned(layer: Layer) -> str:
+    if layer.kind in PRUNABLE_KINDS:
+        return "not among the targets"
+    return f"units of a {layer.kind} layer cannot be deleted"
 
 
 def _bits_per_weight(layer_metrics: list[dict[str, Any]], final: ExportedProgram) -> float:
@@ -208,8 +215,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _outputs(program: ExportedProgram, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    args, kwargs = bind(program, inputs)
-    with torch.no_grad():
+    args, kwargs = bind(
+        program, {name: value.clone() for name, value in inputs.items()}
+    )  # some write into them
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)  # the same draws for a program that draws
         result = eval_module(program)(*args, **kwargs)
     leaves, _ = torch.utils._pytree.tree_flatten(result)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -22,6 +22,7 @@ from .ledger import Ledger
 from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
 from .results import EVENTS, REPORT, RUNS, FleetResult, ModelResult, layers_of, write_summary
 from .scheduler import Scheduler
+from .shared_work import SharedWork
 from .spec import Spec
 from .spec_checks import needs_gradients
 from .steps import run_rank, run_step
@@ -146,7 +147,9 @@ class _Run:
             found = _measured(model.name, "unchanged", digest, json.loads(self.store.get(key)))
         except (ValueError, LookupError, TypeError):
             folder = f"{self.store.uri}/models/{model.name}/{digest}"
-            raise ArtifactCorrupt(f"{self.store.uri}/{key} is damaged; delete {folder} and run again") from None
+            raise ArtifactCorrupt(
+                f"{self.store.uri}/{key} is damaged; delete {folder} and run again"
+            ) from None
         try:
             current = json.loads(self.store.get(f"models/{model.name}/{LATEST}"))["digest"]
         except (ObjectNotFound, ValueError, LookupError, TypeError):
@@ -182,15 +185,20 @@ class _Run:
             executor.close()
 
     def _loop(self, scheduler: Scheduler, executor: Executor) -> None:
-        by_id: dict[str, Task] = {}
+        work = SharedWork()
         while not scheduler.is_over:
-            for task in scheduler.ready(executor.slots - len(scheduler.running)):
-                by_id[task.id] = task
-                self._set(replace(self._models[task.model], state="running"), quiet=True)
-                self._tell(Event(kind="started", model=task.model, task=task.id))
-                executor.submit(task)
+            while tasks := scheduler.ready(executor.slots - len(scheduler.running) + work.waiting):
+                for task in tasks:
+                    self._set(replace(self._models[task.model], state="running"), quiet=True)
+                    self._tell(Event(kind="started", model=task.model, task=task.id))
+                    record = work.begin(task)
+                    if record is not None:
+                        self._ended(scheduler, task, record)
+                    elif work.is_first(task):
+                        executor.submit(task)
             for task_id, end in executor.wait(_WAIT_SECONDS):
-                self._ended(scheduler, by_id[task_id], end)
+                for task, its_end in work.ended(task_id, end):
+                    self._ended(scheduler, task, its_end)
 
     def _ended(self, scheduler: Scheduler, task: Task, end: TaskRecord | Failure) -> None:
         if isinstance(end, TaskRecord):
@@ -213,9 +221,7 @@ class _Run:
         state = record.result.get("state")
         if state in ("published", "rejected"):
             digest = record.digest if state == "published" else None
-            self._set(
-                _measured(model, state, digest, record.result["metrics"], record.result["reason"])
-            )
+            self._set(_measured(model, state, digest, record.result["metrics"], record.result["reason"]))
 
     def _set(self, model: ModelResult, *, quiet: bool = False) -> None:
         self._models[model.name] = model

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +52,8 @@ _TORCH_ERRORS = (
     TypeError,
     ValueError,
 )
+# A size that is more than a number or one symbol, as torch writes it into the graph.
+_COMPOUND_SIZE = re.compile(rb'"expr_str": ?"(?!Symbol\(\'\w+\'[^()"]*\)")')
 _torch_lock = threading.Lock()  # torch's deserializer keeps its state in a module global
 
 
@@ -76,10 +79,11 @@ def save_program(program: ExportedProgram, *, compress: bool = True) -> bytes:
     slim._constants = _compact(program.constants)
     archive = _archived(slim)
     members = clean_members(archive, weights=True)
-    # Loading simplifies sizes (Min(8, 8*s0) is 8 for s0 >= 1), so the graph is that of the program loaded again.
-    skeleton = _load(write_archive(clean_members(archive, weights=False), compress=False))
     model = f"{ROOT}/{MODEL}"
-    members[model] = clean_members(_archived(skeleton), weights=False)[model]
+    if _COMPOUND_SIZE.search(members[model]):
+        # Loading simplifies such sizes (Min(8, 8*s0) is 8 for s0 >= 1): the graph is that of the program loaded again.
+        skeleton = _load(write_archive(clean_members(archive, weights=False), compress=False))
+        members[model] = clean_members(_archived(skeleton), weights=False)[model]
     return write_archive(_canonical(members, _state_order(program)), compress=compress)
 
 

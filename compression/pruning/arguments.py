@@ -38,6 +38,12 @@ def replaced(node: fx.Node, **changes: Any) -> tuple[tuple[Any, ...], dict[str, 
     return args, dict(sorted(kwargs.items()))
 
 
+def is_single(node: fx.Node, dim: int) -> bool:
+    """Whether the dim has one entry, and so goes with any other size; one that may change does not count."""
+    size = size_of(node, dim)
+    return isinstance(size, int) and size == 1
+
+
 def size_of(node: fx.Node, dim: int) -> int | torch.SymInt:
     """Size of one dim of the node's tensor."""
     size: int | torch.SymInt = node.meta["val"].shape[dim]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, operands, size_of
+from fleetpress.compression.pruning.arguments import arguments, is_single, operands, size_of
 from fleetpress.compression.pruning.labels import Atoms, Axis, Labelling, Labels, Value
 from fleetpress.compression.pruning.rules_pointwise import broadcast
 
@@ -177,7 +177,7 @@ def einsum(flow: Labelling, node: fx.Node) -> Value:
     found: dict[str, list[Axis]] = {}
     for term, operand in zip(terms.split(","), factors, strict=True):
         for dim, (letter, axis) in enumerate(zip(term, flow.of(operand), strict=True)):
-            if size_of(operand, dim) != 1:
+            if not is_single(operand, dim):
                 found.setdefault(letter, []).append(axis)
     merged: dict[str, Axis] = {}
     for letter, axes in found.items():

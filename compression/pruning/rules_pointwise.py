@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, operands, size_of
+from fleetpress.compression.pruning.arguments import arguments, is_single, operands
 from fleetpress.compression.pruning.labels import Axis, Labelling, Labels, Rule, Value
 
 aten = torch.ops.aten
@@ -26,7 +26,7 @@ def broadcast(
     met = [False] * rank
     for item, labels in parts:
         for place in range(1, len(labels) + 1):
-            if size_of(item, -place - drop) == 1:
+            if is_single(item, -place - drop):
                 continue
             axis = labels[-place]
             merged[-place] = flow.unite(merged[-place], axis, node) if met[-place] else axis
@@ -52,7 +52,7 @@ def per_channel(flow: Labelling, node: fx.Node) -> Value:
     x = flow.of(first)
     channel = 1 if len(x) > 1 else 0
     for item in vectors:
-        if size_of(item, 0) != 1:
+        if not is_single(item, 0):
             flow.unite(x[channel], flow.of(item)[0], node)
     for axis in (*x[:channel], *x[channel + 1 :]):
         flow.pin(axis, node, STATISTICS)
@@ -63,7 +63,7 @@ def per_channel(flow: Labelling, node: fx.Node) -> Value:
 def activation_per_channel(flow: Labelling, node: fx.Node) -> Value:
     """prelu: one slope for all, or one for every channel."""
     x, slope = flow.of(operands(node)[0]), flow.of(operands(node)[1])
-    if isinstance(operands(node)[1], fx.Node) and size_of(operands(node)[1], 0) != 1:
+    if isinstance(operands(node)[1], fx.Node) and not is_single(operands(node)[1], 0):
         flow.unite(x[1 if len(x) > 1 else 0], slope[0], node)
     return x
 

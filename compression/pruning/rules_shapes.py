@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, operands, size_of
+from fleetpress.compression.pruning.arguments import arguments, is_single, operands, size_of
 from fleetpress.compression.pruning.labels import Atoms, Axis, Labelling, Labels, Rule, Value
 
 aten = torch.ops.aten
@@ -146,7 +146,7 @@ def squeeze(flow: Labelling, node: fx.Node) -> Value:
     x = flow.of(operands(node)[0])
     dims = operands(node)[1] if len(operands(node)) > 1 else list(range(len(x)))
     chosen = {int(dim) % len(x) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
-    gone = {dim for dim in chosen if size_of(operands(node)[0], dim) == 1}
+    gone = {dim for dim in chosen if is_single(operands(node)[0], dim)}
     return tuple(axis for dim, axis in enumerate(x) if dim not in gone)
 
 
@@ -163,7 +163,7 @@ def expand(flow: Labelling, node: fx.Node) -> Value:
     shape = node.meta["val"].shape
     lead = len(shape) - len(x)
     return tuple(
-        _made(flow, size) if dim < lead or (size != 1 and size_of(source, dim - lead) == 1) else x[dim - lead]
+        _made(flow, size) if dim < lead or (size != 1 and is_single(source, dim - lead)) else x[dim - lead]
         for dim, size in enumerate(shape)
     )
 
@@ -174,7 +174,7 @@ def expand_as(flow: Labelling, node: fx.Node) -> Value:
     lead = len(other) - len(x)
     return tuple(
         other[dim]
-        if dim < lead or size_of(source, dim - lead) == 1
+        if dim < lead or is_single(source, dim - lead)
         else flow.unite(other[dim], x[dim - lead], node)
         for dim in range(len(other))
     )

@@ -1,4 +1,4 @@
-"""Bare checkpoints: folders as transformers writes them and single files, quantized tensor by tensor, and used again."""
+"""Bare checkpoints: folders as transformers writes them and single files, quantized by tensor and used again."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, PreTrainedModel
 
 from fleetpress.compression.quantization import QUANTIZERS
 from fleetpress.compression.quantization.compressed_tensors import checkpoint_scheme
@@ -17,11 +17,15 @@ from fleetpress.compression.quantization.weight import QuantizedWeight
 from fleetpress.compression.scheme import SCHEMES, QuantScheme
 from fleetpress.jobs import load_artifact, plan, run_fleet
 from fleetpress.jobs.artifacts import dequantize, verify
+from fleetpress.jobs.fleet import resolve
 from fleetpress.jobs.preview import preview
 from fleetpress.jobs.results import FleetResult
+from fleetpress.jobs.run import plan_model
 from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.steps import run_step
 from fleetpress.storage import store as stores
 from fleetpress.storage.checkpoint import open_checkpoint
+from fleetpress.storage.errors import SourceChanged
 from fleetpress.storage.store import ObjectStore, open_store
 
 SHARD_BYTES = 8_000
@@ -217,11 +221,10 @@ def test_rows_that_no_group_divides_take_the_largest_size_that_does(fleet: Fleet
     assert sizes[f"{experts}.1.down_proj"] == 96
     assert metrics_of(fleet, "llama")["model.layers.0.mlp.down_proj"]["group_size"] == 24
     config = json.loads(open_store(artifact(fleet, "llama")).get("config.json"))["quantization_config"]
-    groups = {
-        group["weights"]["group_size"]: group["targets"] for group in config["config_groups"].values()
-    }
+    groups = {group["weights"]["group_size"]: group["targets"] for group in config["config_groups"].values()}
     assert groups == {32: ["Linear"], 24: [f"model.layers.{index}.mlp.down_proj" for index in range(2)]}
-    assert config["ignore"] == ["lm_head"]
+    assert {"lm_head", "model.embed_tokens"} <= set(config["ignore"])
+    assert not any("layers" in name for name in config["ignore"])
 
 
 @pytest.mark.parametrize("name", ["llama", "tied", "bert"])
@@ -295,9 +298,7 @@ def test_reading_is_by_tensor_and_no_task_holds_the_model(
     weights = [read for read in weights if read.key.endswith(".safetensors")]
     assert weights
     assert all(read.length is not None for read in weights)
-    largest = max(
-        at.info.size_bytes for at in open_checkpoint(str(place / "llama")).tensors.values()
-    )
+    largest = max(at.info.size_bytes for at in open_checkpoint(str(place / "llama")).tensors.values())
     shard = min(item.stat().st_size for item in (place / "llama").glob("*-00001-of-*.safetensors"))
     assert shard > 2 * largest
     assert max(read.length or 0 for read in weights if read.place.endswith("llama")) <= max(largest, 4096)
@@ -324,7 +325,9 @@ def test_verify_finds_a_damaged_shard(fleet: FleetResult, tmp_path: Path) -> Non
 
 
 def test_what_is_quantized_already_is_refused(fleet: FleetResult, tmp_path: Path) -> None:
-    text = SPEC.partition("models:")[0] + "models: [{{source: '" + artifact(fleet, "bert") + "', recipe: w8}}]\n"
+    text = (
+        SPEC.partition("models:")[0] + "models: [{{source: '" + artifact(fleet, "bert") + "', recipe: w8}}]\n"
+    )
     spec = parsed(tmp_path, text + "recipes: {{w8: {{quantize: {{scheme: W8A16}}}}}}\n")
     (model,) = run_fleet(spec, executor="inline").models
     assert model.state == "failed"
@@ -333,6 +336,29 @@ def test_what_is_quantized_already_is_refused(fleet: FleetResult, tmp_path: Path
     assert "compressed-tensors" in model.reason
     (problem,) = preview(spec).problems
     assert "quantized already" in problem["reason"]
+
+
+def test_a_source_that_changes_during_the_run_is_not_mixed_with_itself(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("lone.safetensors", save(lone()))
+    text = SPEC.partition("models:")[0] + 'models: [{{source: "{place}/lone.safetensors", recipe: w8}}]\n'
+    spec = parsed(tmp_path, text + "recipes: {{w8: {{quantize: {{scheme: W8A16}}}}}}\n")
+    (model,) = resolve(spec).models
+    tasks = plan_model(model, spec, "run").tasks
+    store.put("lone.safetensors", save({name: value + 1 for name, value in lone().items()}))
+    with pytest.raises(SourceChanged, match=r"lone\.safetensors has changed"):
+        run_step(tasks[0])
+
+
+def test_layers_that_are_stored_transposed_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20, n_positions=8)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
+    text = SPEC.partition("models:")[0] + 'models: [{{source: "{place}/gpt2", recipe: w8}}]\n'
+    spec = parsed(tmp_path, text + "recipes: {{w8: {{quantize: {{scheme: W8A16}}}}}}\n")
+    (model,) = run_fleet(spec, executor="inline").models
+    assert model.state == "failed"
+    assert "Conv1D" in (model.reason or "")
+    assert "export the model to a program" in (model.reason or "")
 
 
 def test_on_ray_the_same_bytes_come_out(

@@ -202,6 +202,30 @@ def test_second_recipe_reuses_the_statistics(fleet_at: Write, tmp_path: Path, sp
     assert not any("collect" in task for task in ran)
 
 
+@pytest.mark.parametrize("executor", ["inline", "ray"])
+def test_models_that_share_steps_do_them_once(
+    executor: str, fleet_at: Write, tmp_path: Path, spec_text: str, request: pytest.FixtureRequest
+) -> None:
+    if executor == "ray":
+        request.getfixturevalue("ray_cluster")
+    entry = '{{name: mlp-{0}, source: "{place}/models/mlp.pt2", data: digits, recipe: small}}'
+    source = '{{source: "{place}/models/*.pt2", data: digits, recipe: small}}'
+    assert source in spec_text
+    twins = "\n  - ".join(entry.replace("{0}", name) for name in ("a", "b", "c"))
+    ran: list[str] = []
+    result = run_fleet(
+        fleet_at(tmp_path, spec_text.replace(source, twins)),
+        executor=executor,  # type: ignore[arg-type]
+        listener=lambda event, result: ran.append(event.task or "") if event.seconds else None,
+    )
+    assert set(states(result).values()) == {"published"}
+    assert len(result.models) == 3
+    kinds = [task.split("/")[1] for task in ran]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "collect": 1, "prune": 1, "finetune": 1, "quantize": 1, "publish": 3
+    }  # fmt: skip
+
+
 def test_a_model_that_loses_too_much_is_rejected_with_its_numbers(
     fleet_at: Write, tmp_path: Path, spec_text: str
 ) -> None:

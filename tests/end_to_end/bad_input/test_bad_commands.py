@@ -30,7 +30,7 @@ def output(place: Path, write_fleet: Any, cli: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    "mistake",
     [
         ([], "VERB"),
         (["squeeze"], "invalid choice: 'squeeze'"),
@@ -49,15 +49,16 @@ def output(place: Path, write_fleet: Any, cli: Any) -> str:
         (["verify", "{empty}"], "is no artifact"),
         (["verify", "{output}"], "give <output>/models/<name>"),
         (["verify", "{output}/models/godo"], "is no artifact"),
-        (["dequantize", "{empty}", "{place}/plain"], "is no artifact"),
+        (["dequantize", "{empty}", "{absent}"], "is no artifact"),
         (["methods", "magnitud"], "magnitude"),
     ],
-    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+    ids=lambda mistake: "_".join(mistake[0]),
 )
 def test_a_mistake_is_told_with_its_remedy(
-    words: list[str], says: str, output: str, place: Path, tmp_path: Path, cli: Any
+    mistake: tuple[list[str], str], output: str, tmp_path: Path, cli: Any
 ) -> None:
-    places = {"output": output, "place": str(place), "empty": str(tmp_path), "absent": str(tmp_path / "absent")}
+    words, says = mistake
+    places = {"output": output, "empty": str(tmp_path), "absent": str(tmp_path / "absent")}
     outcome = cli(*(word.format(**places) for word in words))
     assert outcome.code == 2
     assert says in outcome.err
@@ -73,11 +74,29 @@ def test_dequantize_to_a_place_that_takes_no_files(output: str, tmp_path: Path, 
 
 DAMAGES = {
     "summary": ("runs/*/summary.json", b"{", ["status"], 2, "is no run summary"),
-    "summary_of_another_form": ("runs/*/summary.json", b'{"models": [{}]}', ["status"], 2, "is no run summary"),
+    "summary_of_another_form": (
+        "runs/*/summary.json",
+        b'{"models": [{}]}',
+        ["status"],
+        2,
+        "is no run summary",
+    ),
     "pointer": ("models/good/latest.json", b"[]", ["list"], 2, "latest.json"),
     "pointer_without_digest": ("models/good/latest.json", b"{}", ["list"], 2, "latest.json"),
-    "manifest": ("models/good/*/manifest.json", b"\xff", ["verify", "models/good"], 2, "manifest.json is not JSON"),
-    "manifest_of_another_form": ("models/good/*/manifest.json", b"{}", ["verify", "models/good"], 2, "list of files"),
+    "manifest": (
+        "models/good/*/manifest.json",
+        b"\xff",
+        ["verify", "models/good"],
+        2,
+        "manifest.json is not JSON",
+    ),
+    "manifest_of_another_form": (
+        "models/good/*/manifest.json",
+        b"{}",
+        ["verify", "models/good"],
+        2,
+        "list of files",
+    ),
     "metrics_listed": ("models/good/*/metrics.json", b"{", ["list"], 2, "metrics.json"),
     "metrics": ("models/good/*/metrics.json", b"{}", ["verify", "models/good"], 3, ""),
     "model": ("models/good/*/model.pt2", b"", ["verify", "models/good"], 3, ""),
@@ -98,7 +117,9 @@ def test_damage_in_the_output_is_named(name: str, output: str, tmp_path: Path, c
     assert says in outcome.err
 
 
-def test_a_damaged_published_model_is_told_at_the_next_run(tmp_path: Path, write_fleet: Any, cli: Any) -> None:
+def test_a_damaged_published_model_is_told_at_the_next_run(
+    tmp_path: Path, write_fleet: Any, cli: Any
+) -> None:
     spec = write_fleet(tmp_path, tmp_path)
     cli("run", spec, "--executor", "inline")
     (metrics,) = (tmp_path / "out/models/good").glob("*/metrics.json")
@@ -113,11 +134,11 @@ def test_a_model_that_changes_after_the_plan(tmp_path: Path, write_fleet: Any, g
     from fleetpress.jobs.spec import load_spec
 
     models = [{"source": f"{tmp_path}/in/moving.pt2", "recipe": "pack"}]
-    spec = load_spec(write_fleet(tmp_path, tmp_path, files={"in/moving.pt2": good}, models=models))
+    spec = load_spec(write_fleet(tmp_path, tmp_path, files={"in/moving.pt2": good + b"1"}, models=models))
 
     def replace_it(event: Any, result: Any) -> None:
         if event.kind == "started" and event.model == "good":
-            open_store(str(tmp_path)).put("in/moving.pt2", good + b" ")
+            open_store(str(tmp_path)).put("in/moving.pt2", good + b"2")
 
     result = run_fleet(spec, executor="inline", listener=replace_it)
     states = {model.name: (model.state, model.reason or "") for model in result.models}
@@ -134,7 +155,9 @@ def test_a_wrong_cluster_address(kind: str, tmp_path: Path, write_fleet: Any, cl
         if kind == "closed":
             server.close()
         started = time.monotonic()
-        outcome = cli("run", write_fleet(tmp_path, tmp_path), "--address", "nonsense" if kind == "nonsense" else address)
+        outcome = cli(
+            "run", write_fleet(tmp_path, tmp_path), "--address", "nonsense" if kind == "nonsense" else address
+        )
     assert outcome.code == 5
     assert "--address" in outcome.err or "give host:port" in outcome.err
     assert time.monotonic() - started < 30
@@ -142,7 +165,9 @@ def test_a_wrong_cluster_address(kind: str, tmp_path: Path, write_fleet: Any, cl
     assert json.loads(status.out)["state"] == "interrupted"  # and not running for ever
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(tmp_path: Path, write_fleet: Any, cli: Any) -> None:
+def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(
+    tmp_path: Path, write_fleet: Any, cli: Any
+) -> None:
     slow = {"slow": {"train": {"epochs": 100_000, "batch_size": 1}, "validate": {"max_drop": 1}}}
     entry = {"name": "slow", "source": f"{tmp_path}/in/good.pt2", "data": "plain"}
     spec = write_fleet(tmp_path, tmp_path, models=[{**entry, "recipe": "slow"}], recipes=slow)
@@ -163,7 +188,13 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(tmp_path: Path, writ
     assert f"interrupted; what is done is kept. Resume with: fleetpress run {spec}" in err
     assert json.loads(cli("status", f"{tmp_path}/out", "--json").out)["state"] == "interrupted"
     shorter = {"slow": {"train": {"epochs": 1}, "validate": {"max_drop": 1}}}
-    again = cli("run", write_fleet(tmp_path, tmp_path, models=[{**entry, "recipe": "slow"}], recipes=shorter), "--executor", "inline", "--json")
+    again = cli(
+        "run",
+        write_fleet(tmp_path, tmp_path, models=[{**entry, "recipe": "slow"}], recipes=shorter),
+        "--executor",
+        "inline",
+        "--json",
+    )
     assert again.code == 0
     assert again.models["good"]["state"] == "unchanged"
     assert again.models["slow"]["state"] == "published"

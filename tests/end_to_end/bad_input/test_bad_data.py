@@ -55,7 +55,8 @@ CASES: dict[str, Bad] = {
     "wide": Bad(files={"test.npz": arrays(inputs=ones(64, 5))}, says=("'input'", "(64, 5)", "(samples, 4)")),
     "deep": Bad(files={"test.npz": arrays(inputs=ones(64, 4, 1))}, says=("(64, 4, 1)", "reshape")),
     "misnamed": Bad(
-        files={"test.npz": arrays(inputs=None, pixels=ones(64, 4))}, says=("'pixels'", "name the arrays 'inputs'")
+        files={"test.npz": arrays(inputs=None, pixels=ones(64, 4))},
+        says=("'pixels'", "name the arrays 'inputs'"),
     ),
     "uneven": Bad(
         files={"test.npz": arrays(targets=torch.zeros(60, dtype=torch.long))},
@@ -76,13 +77,16 @@ CASES: dict[str, Bad] = {
         files={"test.npz": arrays(targets=None)}, says=("'targets'", "['inputs']"), loss="cross_entropy"
     ),
     "complex": Bad(
-        files={"test.npz": arrays(inputs=torch.ones(64, 4, dtype=torch.complex64))}, says=("complex64", "float32")
+        files={"test.npz": arrays(inputs=torch.ones(64, 4, dtype=torch.complex64))},
+        says=("complex64", "float32"),
     ),
     "float_tokens": Bad(
         files={"test.npz": arrays(inputs=ones(64, 4))}, says=("float32", "int64"), model="tokens.pt2"
     ),
     "foreign_tokens": Bad(
-        files={"test.npz": arrays(inputs=torch.full((64, 4), 99))}, says=("out of range", "tokens"), model="tokens.pt2"
+        files={"test.npz": arrays(inputs=torch.full((64, 4), 99))},
+        says=("out of range", "tokens"),
+        model="tokens.pt2",
     ),
     "too_long": Bad(
         files={"test.npz": arrays(inputs=ones(64, 9, 4))},
@@ -95,7 +99,9 @@ CASES: dict[str, Bad] = {
         says=("no sample",),
     ),
     "no_bytes": Bad(files={"test.npz": b""}, says=("test.npz is empty", "again")),
-    "torn_npz": Bad(files={"test.npz": lambda samples: good(samples)[:-40]}, says=("test.npz", "no intact .npz")),
+    "torn_npz": Bad(
+        files={"test.npz": lambda samples: good(samples)[:-40]}, says=("test.npz", "no intact .npz")
+    ),
     "text_npz": Bad(files={"test.npz": b"inputs"}, says=("test.npz", "no intact .npz")),
     "torn_parquet": Bad(files={"test.parquet": b"PAR1" + bytes(40)}, says=("test.parquet",)),
     "torn_safetensors": Bad(files={"test.safetensors": b"\xff" * 40}, says=("test.safetensors", "header")),
@@ -113,7 +119,8 @@ CASES: dict[str, Bad] = {
         recipe="train",
     ),
     "copied": Bad(
-        files={"train.npz": good, "test.npz": good}, says=("test.npz of eval is train.npz of train", "not trained on")
+        files={"train.npz": good, "test.npz": good},
+        says=("test.npz of eval is train.npz of train", "not trained on"),
     ),
     "nan_eval": Bad(
         files={"test.npz": arrays(inputs=ones(64, 4) * float("nan"), targets=ones(64, 3))},
@@ -136,7 +143,10 @@ CASES: dict[str, Bad] = {
         recipe="wild",
     ),
     "too_few_for_its_batch": Bad(
-        files={"train.npz": half, "test.npz": arrays(inputs=ones(9, 4), targets=torch.zeros(9, dtype=torch.long))},
+        files={
+            "train.npz": half,
+            "test.npz": arrays(inputs=ones(9, 4), targets=torch.zeros(9, dtype=torch.long)),
+        },
         says=("batches of exactly 32", "8 samples"),
         recipe="train",
         model="batch_of_32.pt2",
@@ -177,7 +187,11 @@ def other_programs() -> dict[str, bytes]:
     fixed = module_to_program(BatchOf32(), [torch.zeros(32, 4)])
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("places", min=2, max=6)}
     sequence = torch.export.export(Sequence().eval(), (torch.zeros(3, 4, 4),), dynamic_shapes=(axes,))
-    return {"in/sequence.pt2": save_program(sequence), "in/tokens.pt2": save_program(tokens), "in/batch_of_32.pt2": save_program(fixed)}
+    return {
+        "in/sequence.pt2": save_program(sequence),
+        "in/tokens.pt2": save_program(tokens),
+        "in/batch_of_32.pt2": save_program(fixed),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +210,9 @@ def outcome(place: Path, write_fleet: Any, cli: Any, samples: Arrays) -> Any:
             data[name]["train"] = f"{place}/{name}/train*"
         if case.loss:
             data[name]["loss"] = case.loss
-        models.append({"name": name, "source": f"{place}/in/{case.model}", "data": name, "recipe": case.recipe})
+        models.append(
+            {"name": name, "source": f"{place}/in/{case.model}", "data": name, "recipe": case.recipe}
+        )
     recipes = {"wild": {"train": {"lr": 1.0e30, "epochs": 3}}}
     spec = write_fleet(place, place, files=files, models=models, data=data, recipes=recipes)
     return cli("run", spec, "--executor", "inline", "--json")
@@ -217,7 +233,9 @@ def test_a_bad_one_fails_with_its_reason(name: str, outcome: Any, place: Path) -
     assert not (place / "out/models" / name).exists()
 
 
-def test_data_pattern_of_a_spec_that_is_both_train_and_eval(tmp_path: Path, write_fleet: Any, cli: Any) -> None:
+def test_data_pattern_of_a_spec_that_is_both_train_and_eval(
+    tmp_path: Path, write_fleet: Any, cli: Any
+) -> None:
     both = {"train": f"{tmp_path}/data/test.npz", "eval": f"{tmp_path}/data/*.npz"}
     models = [{"name": "bad", "source": f"{tmp_path}/in/good.pt2", "data": "both", "recipe": "train"}]
     spec = write_fleet(tmp_path, tmp_path, models=models, data={"both": both})

@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import pickle
 import struct
 import zipfile
 from collections.abc import Callable
@@ -121,7 +120,11 @@ FILES: dict[str, tuple[str, Make, tuple[str, ...]]] = {
         ("cut short",),
     ),
     "huge_header": ("huge_header.safetensors", safetensors_file({}, length=1 << 62), ("header",)),
-    "header_past_the_end": ("header_past_the_end.safetensors", safetensors_file({}, length=5000), ("cut short",)),
+    "header_past_the_end": (
+        "header_past_the_end.safetensors",
+        safetensors_file({}, length=5000),
+        ("cut short",),
+    ),
     "no_header": ("no_header.safetensors", lambda good, net, mark: b"{}", ("too few",)),
     "no_tensors": ("no_tensors.safetensors", safetensors_file({}, b""), ("no layer",)),
     "nan_tensor": (
@@ -135,7 +138,11 @@ FILES: dict[str, tuple[str, Make, tuple[str, ...]]] = {
         ("norm.weight", "infinite"),
     ),
     "only_norms": ("only_norms.safetensors", weights(**{"norm.weight": torch.ones(8)}), ("no layer",)),
-    "state": ("state.pt", lambda good, net, mark: torch_pickle(net.state_dict()), ("factory", "--allow-code")),
+    "state": (
+        "state.pt",
+        lambda good, net, mark: torch_pickle(net.state_dict()),
+        ("factory", "--allow-code"),
+    ),
 }
 
 
@@ -150,7 +157,11 @@ def outcome(place: Path, write_fleet: Any, cli: Any, good: bytes, net: nn.Module
     planted = with_member("data/sample_inputs/model.pt", lambda old, mark: torch_pickle(Payload(mark)))
     files = {f"in/{file}": make(good, net, mark) for file, make, _ in FILES.values()}
     models = [
-        {"source": f"{place}/in/{file}", "recipe": "pack", **({"data": "plain"} if file.endswith("2") else {})}
+        {
+            "source": f"{place}/in/{file}",
+            "recipe": "pack",
+            **({"data": "plain"} if file.endswith("2") else {}),
+        }
         for file, _, _ in FILES.values()
     ]
     files["in/sample_inputs.pt2"] = planted(good, net, mark)
@@ -175,8 +186,39 @@ def test_a_bad_one_fails_with_its_reason(name: str, outcome: Any, place: Path) -
 
 
 def test_no_planted_code_ran(outcome: Any, place: Path) -> None:
-    assert outcome.models["sample_inputs"]["state"] == "published"  # they are not part of a program, and never read
+    assert (
+        outcome.models["sample_inputs"]["state"] == "published"
+    )  # they are not part of a program, and never read
     published = next((place / "out/models/sample_inputs").glob("*/model.pt2"))
     with zipfile.ZipFile(published) as archive:
-        assert archive.read("archive/data/sample_inputs/model.pt") == b""  # torch wants the name, not a content
+        assert (
+            archive.read("archive/data/sample_inputs/model.pt") == b""
+        )  # torch wants the name, not a content
     assert not (place / "mark").exists()
+
+
+def test_plan_finds_what_headers_show_and_runs_nothing(outcome: Any, place: Path, cli: Any) -> None:
+    plan = cli("plan", str(place / "spec.yaml"), "--json")
+    assert plan.code == 3
+    problems = {problem["model"]: problem["reason"] for problem in json.loads(plan.out)["problems"]}
+    seen_in_weights_only = {"nan", "infinite", "nan_tensor", "infinite_norm"}
+    assert problems.keys() == FILES.keys() - seen_in_weights_only
+    for name, reason in problems.items():
+        assert FILES[name][0] in reason
+    assert not (place / "mark").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_same_on_ray(s3_uri: str, tmp_path: Path, write_fleet: Any, cli: Any) -> None:
+    """Errors cross processes with their words; a good model beside them is published."""
+    chosen = {name: FILES[name] for name in ("text", "overlapping", "nan_tensor")}
+    files = {f"in/{file}": make(b"", nn.Identity(), "") for file, make, _ in chosen.values()}
+    models = [{"source": f"{s3_uri}/in/{file}", "recipe": "pack"} for file, _, _ in chosen.values()]
+    outcome = cli("run", write_fleet(s3_uri, tmp_path, files=files, models=models), "--json")
+    assert outcome.code == 3
+    assert outcome.models["good"]["state"] == "published"
+    for name, (_, _, says) in chosen.items():
+        assert outcome.models[name]["state"] == "failed"
+        for words in says:
+            assert words in outcome.models[name]["reason"]
+        assert not open_store(s3_uri).list(f"out/models/{name}/")

@@ -51,7 +51,11 @@ CASES = {
     "absent": ("no_such_package:net", "state.pt", ("no_such_package", "install")),
     "nameless": ("bad_factories:nett", "state.pt", ("nett", "install")),
     "broken": ("bad_broken:net", "state.pt", ("SyntaxError", "correct its code")),
-    "other_shape": ("bad_factories:wide", "state.pt", ("state.pt does not fit", "0.weight", "bad_factories:wide")),
+    "other_shape": (
+        "bad_factories:wide",
+        "state.pt",
+        ("state.pt does not fit", "0.weight", "bad_factories:wide"),
+    ),
     "text": ("bad_factories:text", "state.pt", ("gave a str", "torch.nn.Module")),
     "needy": ("bad_factories:needy", "state.pt", ("without arguments", "TypeError", "size")),
     "number": ("bad_factories:number", "state.pt", ("TypeError", "correct its code")),

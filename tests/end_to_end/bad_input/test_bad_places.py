@@ -38,7 +38,7 @@ def outcome(place: Path, write_fleet: Any, cli: Any, good: bytes) -> Any:
     os.symlink(place / "gone.pt2", place / "in/dangling.pt2")
     files = {"two/a.pt2": good, "two/b.pt2": good, "one/same.pt2": good, "other/same.pt2": good}
     models = [
-        {"source": source.format(place=place), "recipe": "pack"} | ({} if name == "good" else {"name": name})
+        {"name": name, "source": source.format(place=place), "recipe": "pack"}
         for name, (source, _) in SOURCES.items()
     ]
     models.append({"source": f"{place}/o*/same.pt2", "recipe": "pack"})
@@ -172,7 +172,9 @@ def test_no_credentials(s3_uri: str, tmp_path: Path, write_fleet: Any, cli: Any,
     assert "no credentials: set AWS_PROFILE" in outcome.err
 
 
-def test_wrong_credentials(seaweed_uri: str, tmp_path: Path, write_fleet: Any, cli: Any, monkeypatch: Any) -> None:
+def test_wrong_credentials(
+    seaweed_uri: str, tmp_path: Path, write_fleet: Any, cli: Any, monkeypatch: Any
+) -> None:
     remote = write_fleet(seaweed_uri, tmp_path)
     models = [{"name": "far", "source": f"{seaweed_uri}/in/good.pt2", "recipe": "pack"}]
     (tmp_path / "local").mkdir()
@@ -188,7 +190,9 @@ def test_wrong_credentials(seaweed_uri: str, tmp_path: Path, write_fleet: Any, c
     assert "AWS_PROFILE or AWS_ACCESS_KEY_ID" in beside.models["far"]["reason"]  # a HEAD does not say more
 
 
-def test_an_endpoint_that_is_down(tmp_path: Path, s3_uri: str, write_fleet: Any, cli: Any, monkeypatch: Any) -> None:
+def test_an_endpoint_that_is_down(
+    tmp_path: Path, s3_uri: str, write_fleet: Any, cli: Any, monkeypatch: Any
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     models = [{"name": "far", "source": "s3://bucket/x.pt2", "recipe": "pack"}]

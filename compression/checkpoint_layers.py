@@ -13,7 +13,7 @@ HEADS = ("lm_head", "lm_head.decoder", "cls.predictions.decoder", "vocab_project
 
 
 def checkpoint_layers(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
-    """Linear, Conv1D and Embedding layers: every matrix `*.weight` that is not empty, by its path and the size of its bias.
+    """Linear, Conv1D and Embedding layers: every matrix `*.weight` not empty, by its path and its bias.
 
     An Embedding's path says so. A Conv1D (the layer of GPT-2 and its kin in transformers) is a Linear stored as
     [inputs, output units]: its bias has one entry per column.

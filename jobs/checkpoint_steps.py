@@ -49,7 +49,8 @@ def opened(payload: Payload) -> Checkpoint:
     Raises SourceChanged if it is another one now, ModelError if it is quantized already.
     """
     model = payload["model"]
-    key = "checkpoint-" + hashlib.sha256(repr([file["etag"] for file in model["files"]]).encode()).hexdigest()
+    seen = repr((model["uri"], [file["etag"] for file in model["files"]]))
+    key = f"checkpoint-{hashlib.sha256(seen.encode()).hexdigest()}"
     checkpoint = remembered(key, lambda: _pinned(open_checkpoint(model["uri"]), model["files"]))
     check_plain(checkpoint)
     return checkpoint

@@ -13,13 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fleetpress.storage.errors import (
-    AccessDenied,
-    BucketNotFound,
-    NotWritable,
-    StorageError,
-    StoreUnreachable,
-)
+from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 
 from .errors import FleetpressError, UsageError
 
@@ -35,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.verb(arguments))
     except FleetpressError as error:
         return _complain(error, error.exit_code)
-    except (StoreUnreachable, AccessDenied, BucketNotFound, NotWritable) as error:
+    except UNUSABLE_STORE as error:
         return _complain(error, 5)
     except StorageError as error:
         return _complain(error, 2)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fleetpress.storage.data import find_shards, shards_root
-from fleetpress.storage.errors import InvalidUri, StorageError, StoreUnreachable
+from fleetpress.storage.errors import UNUSABLE_STORE, InvalidUri, StorageError
 from fleetpress.storage.sources import ModelSource, SourceFile, find_models
 from fleetpress.storage.uri import is_s3, join, normalize, validate_key
 
 from .recipe import Recipe
 from .spec import DataSpec, ModelSpec, Spec
-from .tasks import ErrorClass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class Problem:
 
     model: str
     reason: str
-    error_class: ErrorClass = "input"
+    unreachable: bool = False  # the storage was the reason, not the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def resolve(spec: Spec, *, allow_code: bool = False) -> Fleet:
         found = _listed(_find_sources, entry.source, absolute(spec.output))
         if isinstance(found, Problem):
             label = entry.name or _label(entry.source)
-            problems.append(Problem(model=label, reason=found.reason, error_class=found.error_class))
+            problems.append(Problem(model=label, reason=found.reason, unreachable=found.unreachable))
             continue
         for source in found:
             model = _model(spec, entry, source, data, many=len(found) > 1, allow_code=allow_code)
@@ -109,10 +108,8 @@ def _is_below(place: str, folder: str) -> bool:
 def _listed(find: Any, *args: Any) -> Any:
     try:
         return find(*args)
-    except StoreUnreachable as error:
-        return Problem(model="", reason=str(error), error_class="transient")
     except StorageError as error:
-        return Problem(model="", reason=str(error))
+        return Problem(model="", reason=str(error), unreachable=isinstance(error, UNUSABLE_STORE))
 
 
 def _find_data(name: str, item: DataSpec) -> Data | Problem:
@@ -154,7 +151,7 @@ def _model(
     recipe = spec.recipes[entry.recipe]
     chosen = data[entry.data] if entry.data else None
     if isinstance(chosen, Problem):
-        return Problem(model=name, reason=chosen.reason, error_class=chosen.error_class)
+        return Problem(model=name, reason=chosen.reason, unreachable=chosen.unreachable)
     reason = _unfit(source, entry, recipe, allow_code)
     if reason:
         return Problem(model=name, reason=reason)

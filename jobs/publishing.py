@@ -18,7 +18,7 @@ from fleetpress.compression.evaluation import evaluate
 from fleetpress.compression.layers import Layer, layers
 from fleetpress.compression.metrics import METRICS, within
 from fleetpress.compression.modes import eval_module, eval_program
-from fleetpress.compression.program import aliases, bind, trainable
+from fleetpress.compression.program import aliases, bind, tensors, trainable
 from fleetpress.compression.pruning.units import PRUNABLE_KINDS
 from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
 from fleetpress.compression.smoke import smoke_inputs
@@ -36,6 +36,7 @@ from .recipe import Recipe, recipe_yaml
 from .tasks import Output, StepResult
 
 MODEL_FILE = "model.pt2"
+_LATENCY_SECONDS = 0.1  # spent on each of three measurements of a model
 
 
 def publish(payload: Payload) -> StepResult:
@@ -73,14 +74,16 @@ def _metrics(
         before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
         after |= {"metric": quality.metric, "value": _json(quality.after)}
         verdict = quality.verdict
-    layer_metrics = _layer_metrics(payload)
+    warnings = [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]]
+    if quality is None:
+        warnings.append("quality was not measured: the model has no eval data")
     metrics = {
         "before": before,
         "after": after,
         "compression_ratio": round(before["bytes"] / after["bytes"], 4),
-        "bits_per_weight": _bits_per_weight(layer_metrics, folded),
-        "layers": layer_metrics,
-        "warnings": [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]],
+        "bits_per_weight": _bits_per_weight(payload, folded),
+        "layers": _layer_metrics(payload, folded),
+        "warnings": warnings,
     }
     return metrics, verdict
 
@@ -96,7 +99,7 @@ def _cost(program: ExportedProgram) -> dict[str, Any]:
 
 def _latency(program: ExportedProgram) -> float:
     args, kwargs = bind(program, smoke_inputs(program, batch=1))
-    return latency_ms(eval_module(program), args, kwargs)
+    return latency_ms(eval_module(program), args, kwargs, limit_seconds=_LATENCY_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,7 @@ def _compare(payload: Payload, compressed: ExportedProgram) -> Quality | None:
     return Quality(metric=name, before=best, stage=stage, after=after, verdict=verdict)
 
 
-def _layer_metrics(payload: Payload) -> list[dict[str, Any]]:
+def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[str, Any]]:
     """One entry per layer of the original, with what was done to it and why something was not."""
     stages = payload["stages"]
     pruned = (
@@ -151,6 +154,7 @@ def _layer_metrics(payload: Payload) -> list[dict[str, Any]]:
         else {"removed": {}, "units": {}, "skipped": {}}
     )
     weights, unquantized, _ = quantized_layers(payload)
+    source, left = tensors(source_program(payload)), tensors(compressed)
     found = []
     for layer in layers(source_program(payload)):
         removed = pruned["removed"].get(layer.name, [])
@@ -169,8 +173,10 @@ def _layer_metrics(payload: Payload) -> list[dict[str, Any]]:
                 "removed_units": removed,
                 "num_bits": mine[0]["scheme"]["num_bits"] if mine else None,
                 "group_size": mine[0]["group_size"] if mine else None,
-                "bytes_before": sum(facts["bytes_before"] for facts in mine) if mine else None,
-                "bytes_after": sum(facts["bytes_after"] for facts in mine) if mine else None,
+                "bytes_before": sum(source[name].nbytes for name in layer.weights),
+                "bytes_after": sum(facts["bytes_after"] for facts in mine)
+                if mine
+                else sum(left[name].nbytes for name in layer.weights),
                 "sqnr_db": _least(facts["sqnr_db"] for facts in mine),
                 "skipped": "; ".join(reasons) or None,
             }
@@ -184,12 +190,14 @@ def _not_pruned(layer: Layer) -> str:
     return f"units of a {layer.kind} layer cannot be deleted"
 
 
-def _bits_per_weight(layer_metrics: list[dict[str, Any]], final: ExportedProgram) -> float:
+def _bits_per_weight(payload: Payload, final: ExportedProgram) -> float:
     """Stored bits of all parameters, scales and zero points counted, over their number."""
     stored = {name: final.state_dict[name] for name in trainable(final)}
     tied = aliases(stored)
     state = sum(value.nbytes for name, value in stored.items() if name not in tied)
-    saved = sum(item["bytes_before"] - item["bytes_after"] for item in layer_metrics if item["bytes_before"])
+    saved = sum(
+        facts["bytes_before"] - facts["bytes_after"] for facts in quantized_layers(payload)[0].values()
+    )
     return float(round(8 * (state - saved) / max(1, parameters(final)), 4))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.artifact import LATEST, artifact_key, manifest_exists, point_latest
 from fleetpress.storage.checkpoint import open_checkpoint
-from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError, StoreUnreachable
+from fleetpress.storage.errors import UNUSABLE_STORE, ArtifactCorrupt, ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore, open_store
 
 from .errors import FleetpressError
@@ -119,11 +119,14 @@ class _Run:
         for model in fleet.models:
             self._models[model.name] = ModelResult(name=model.name, state="pending")
         for problem in fleet.problems:
-            unreachable = problem.error_class == "transient"
-            failed = ModelResult(
-                name=problem.model, state="failed", reason=problem.reason, unreachable=unreachable
+            self._set(
+                ModelResult(
+                    name=problem.model,
+                    state="failed",
+                    reason=problem.reason,
+                    unreachable=problem.unreachable,
+                )
             )
-            self._set(failed)
 
     def _plan(self, model: Model) -> ModelPlan | None:
         """The model's tasks; None when it is published already, or cannot be planned."""
@@ -134,7 +137,7 @@ class _Run:
                 return None
             return plan_model(model, self.spec, self.run)
         except (StorageError, FleetpressError, CompressionError) as error:
-            unreachable = isinstance(error, StoreUnreachable)
+            unreachable = isinstance(error, UNUSABLE_STORE)
             self._set(
                 ModelResult(name=model.name, state="failed", reason=str(error), unreachable=unreachable)
             )

@@ -63,3 +63,7 @@ class InvalidData(StorageError):
 
 class ArtifactCorrupt(StorageError):
     """A published file whose bytes are not those that were written or promised."""
+
+
+UNUSABLE_STORE = (StoreUnreachable, AccessDenied, BucketNotFound, NotWritable)
+"""Errors that are about the store itself, whatever object was asked for."""

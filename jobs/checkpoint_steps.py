@@ -5,6 +5,7 @@ Tensors are read one by one with range requests; no task holds more than its own
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from fleetpress.compression.checkpoint_layers import HEADS, checkpoint_layers, select_checkpoint
 from fleetpress.compression.errors import TargetError
-from fleetpress.compression.layers import Layer, Selection
+from fleetpress.compression.layers import Layer
 from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
 from fleetpress.compression.quantization.compressed_tensors import (
     checkpoint_scheme,
     pack_checkpoint_weight,
     quantization_config,
 )
+from fleetpress.compression.scheme import bits_per_weight
 from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import (
     ArtifactFile,
@@ -31,11 +33,12 @@ from fleetpress.storage.artifact import (
 from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint, read_tensor
 from fleetpress.storage.errors import ArtifactCorrupt, SourceChanged
 from fleetpress.storage.store import open_store
+from fleetpress.storage.tensors import DTYPES
 
 from .errors import ModelError
 from .manifest import manifest_of, metrics_bytes
 from .materials import Payload, check_finite, read_file, record, remembered
-from .quantizing import description, scheme_of
+from .quantizing import Choice, description, scheme_of
 from .recipe import Recipe, recipe_yaml
 from .tasks import Output, StepResult
 
@@ -77,22 +80,32 @@ def check_plain(checkpoint: Checkpoint) -> None:
 
 def chosen_layers(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Layer, ...]:
     """The layers that the recipe quantizes. Raises TargetError if there are none."""
-    return selected(checkpoint, options).layers
+    return choose(checkpoint, options).layers
 
 
-def selected(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Selection:
-    """The layers that the recipe quantizes, and `ignore`s without effect. Raises TargetError without any layer."""
+def choose(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Choice:
+    """The layers that the recipe quantizes, and those that it would but that would grow. Raises TargetError."""
     targets, ignore = tuple(options.get("targets", ())), tuple(options.get("ignore", ()))
+    scheme = scheme_of(options)
     selection = select_checkpoint(_known(checkpoint), targets, ignore)
-    if not selection.layers:
+    skipped: dict[str, str] = {}
+    for layer in selection.layers:
+        info = checkpoint.tensors[layer.weights[0]].info
+        fitting, dtype = checkpoint_scheme(scheme, info.shape[1]), DTYPES[info.dtype]
+        if bits_per_weight(fitting, info.shape, dtype) >= 8 * dtype.itemsize:
+            skipped[layer.name] = (
+                f"rows of {info.shape[1]} divide into groups of {fitting.group_size} only: packed it would be larger"
+            )
+    taken = tuple(layer for layer in selection.layers if layer.name not in skipped)
+    if not taken:
         transposed = any(layer.kind == "Conv1D" for layer in _known(checkpoint))
         remedy = (
             "its layers are Conv1D, which checkpoints cannot hold packed; export the model to a program (.pt2)"
             if transposed
-            else "widen its targets"
+            else "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "widen its targets"
         )
         raise TargetError(f"{checkpoint.uri}: quantize reaches no layer; {remedy}")
-    return selection
+    return Choice(layers=taken, skipped=skipped, unused_ignores=selection.unused_ignores)
 
 
 def convert(payload: Payload) -> StepResult:
@@ -212,22 +225,28 @@ def _metrics(
     payload: Payload, checkpoint: Checkpoint, parts: Sequence[Mapping[str, Any]], size_bytes: int
 ) -> dict[str, Any]:
     weights = {facts["layer"]: facts for part in parts for facts in part["weights"]}
-    counts = {name: _count(place.info.shape) for name, place in checkpoint.tensors.items()}
-    before_bytes = sum(place.info.size_bytes for place in checkpoint.tensors.values())
+    counts = {name: math.prod(place.info.shape) for name, place in checkpoint.tensors.items()}
+    before_bytes = sum(file.bytes for file in checkpoint.files)
     after_bytes = sum(part["tensor_bytes"] for part in parts)
-    unused = selected(checkpoint, payload["recipe"]["quantize"]).unused_ignores
+    choice = choose(checkpoint, payload["recipe"]["quantize"])
     side = {"metric": None, "value": None, "parameters": sum(counts.values())}
     return {
         "before": {**side, "bytes": before_bytes},
         "after": {**side, "bytes": size_bytes},
         "compression_ratio": round(before_bytes / size_bytes, 4),
         "bits_per_weight": round(8 * after_bytes / max(1, sum(counts.values())), 4),
-        "layers": [_layer_entry(layer, weights.get(layer.name)) for layer in _known(checkpoint)],
-        "warnings": [f"ignore {entry!r} matches no layer" for entry in unused],
+        "layers": [
+            _layer_entry(layer, checkpoint, weights.get(layer.name), choice.skipped.get(layer.name))
+            for layer in _known(checkpoint)
+        ],
+        "warnings": [f"ignore {entry!r} matches no layer" for entry in choice.unused_ignores],
     }
 
 
-def _layer_entry(layer: Layer, facts: Mapping[str, Any] | None) -> dict[str, Any]:
+def _layer_entry(
+    layer: Layer, checkpoint: Checkpoint, facts: Mapping[str, Any] | None, reason: str | None
+) -> dict[str, Any]:
+    size_bytes = checkpoint.tensors[layer.weights[0]].info.size_bytes
     return {
         "name": layer.name,
         "kind": layer.kind,
@@ -235,18 +254,11 @@ def _layer_entry(layer: Layer, facts: Mapping[str, Any] | None) -> dict[str, Any
         "removed_units": [],
         "num_bits": facts["scheme"]["num_bits"] if facts else None,
         "group_size": facts["group_size"] if facts else None,
-        "bytes_before": facts["bytes_before"] if facts else None,
-        "bytes_after": facts["bytes_after"] if facts else None,
+        "bytes_before": size_bytes,
+        "bytes_after": facts["bytes_after"] if facts else size_bytes,
         "sqnr_db": facts["sqnr_db"] if facts else None,
-        "skipped": None if facts else "quantize: not among the targets",
+        "skipped": None if facts else f"quantize: {reason or 'not among the targets'}",
     }
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _recipe(payload: Payload) -> bytes:

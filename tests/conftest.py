@@ -135,7 +135,13 @@ def ray_cluster(moto_server: str) -> Iterator[None]:
         pytest.MonkeyPatch.context() as patch
     ):  # for the workers only: a test that wants S3 asks for `s3_uri`
         _set_environment(patch, {"AWS_ENDPOINT_URL": moto_server, **_MOTO_CREDENTIALS})
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=128 << 20,
+        )
     yield
     ray.shutdown()
 

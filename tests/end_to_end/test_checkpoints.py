@@ -309,7 +309,7 @@ def test_plan_knows_the_bytes_of_the_quantized_part(
 ) -> None:
     for name in RECIPES:
         layers = metrics_of(fleet, name).values()
-        assert planned[name] == sum(layer["bytes_after"] or 0 for layer in layers)  # type: ignore[misc]
+        assert planned[name] == sum(layer["bytes_after"] for layer in layers if layer["num_bits"])  # type: ignore[misc]
     assert {model.state for model in preview(parsed(fleet.output.removesuffix("/output"))).models} == {
         "unchanged"
     }
@@ -371,3 +371,17 @@ def test_on_ray_the_same_bytes_come_out(
     keys = [info.key for info in inline.list() if not info.key.endswith("latest.json")]
     assert keys == [info.key for info in ray.list() if not info.key.endswith("latest.json")]
     assert all(inline.get(key) == ray.get(key) for key in keys)
+
+
+def test_a_layer_that_would_grow_is_kept_with_the_reason(tmp_path: Path) -> None:
+    weights = {"odd.weight": torch.randn(8, 131).half(), "even.weight": torch.randn(8, 128).half()}
+    open_store(str(tmp_path)).put("net.safetensors", save(weights))
+    text = (
+        f"version: 1\nname: odd\noutput: {tmp_path}/output\nmodels: [{{source: {tmp_path}/net.safetensors, recipe: w4}}]\n"
+        "recipes: {w4: {quantize: {scheme: W4A16}}}\n"
+    )
+    result = run_fleet(parse_spec(text, "odd.yaml"), executor="inline")
+    odd, even = (metrics_of(result, "net")[name] for name in ("odd", "even"))
+    assert "131" in odd["skipped"]  # type: ignore[operator]
+    assert (odd["bytes_after"], even["num_bits"]) == (odd["bytes_before"], 4)
+    assert torch.equal(load_artifact(f"{result.output}/models/net")["odd.weight"], weights["odd.weight"])  # type: ignore[index]

@@ -278,7 +278,9 @@ def test_unlabelled_data_is_served_by_distillation(
         store.delete(key)
     store.put("data/train-0.npz", npz_bytes({"inputs": train_set["inputs"]}))
     store.put("data/test.npz", npz_bytes({"inputs": test_set["inputs"]}))
-    text = spec_text.replace(", loss: cross_entropy, metric: accuracy", "").replace("max_drop: 0.05", "max_drop: 0.1")
+    text = spec_text.replace(", loss: cross_entropy, metric: accuracy", "").replace(
+        "max_drop: 0.05", "max_drop: 0.1"
+    )
     spec = parse_spec(text.format(place=tmp_path), "spec.yaml")
     result = run_fleet(spec, executor="inline")
     assert states(result) == {"cnn": "published", "mlp": "published"}

@@ -220,7 +220,9 @@ def cast(program: ExportedProgram, batch: Arrays, *, widen: bool = False) -> dic
     result = {TARGETS: batch[TARGETS]} if TARGETS in batch else {}
     for item in known:
         dtype = torch.float32 if widen and item.dtype in (torch.float16, torch.bfloat16) else item.dtype
-        result[item.name] = _array_of(item, known, batch).to(dtype, copy=True)  # a program may write into its inputs
+        result[item.name] = _array_of(item, known, batch).to(
+            dtype, copy=True
+        )  # a program may write into its inputs
     return result
 
 

@@ -377,7 +377,8 @@ def test_a_layer_that_would_grow_is_kept_with_the_reason(tmp_path: Path) -> None
     weights = {"odd.weight": torch.randn(8, 131).half(), "even.weight": torch.randn(8, 128).half()}
     open_store(str(tmp_path)).put("net.safetensors", save(weights))
     text = (
-        f"version: 1\nname: odd\noutput: {tmp_path}/output\nmodels: [{{source: {tmp_path}/net.safetensors, recipe: w4}}]\n"
+        f"version: 1\nname: odd\noutput: {tmp_path}/output\n"
+        f"models: [{{source: {tmp_path}/net.safetensors, recipe: w4}}]\n"
         "recipes: {w4: {quantize: {scheme: W4A16}}}\n"
     )
     result = run_fleet(parse_spec(text, "odd.yaml"), executor="inline")

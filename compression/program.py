@@ -219,14 +219,6 @@ class ProgramEditor:
         del self.values[name]
         self._specs[index : index + 1] = specs
 
-    def redirect(self, name: str, to: str) -> None:
-        """Let every use of the stored tensor `name` use `to` instead, and store it no more (tied weights)."""
-        old = self.placeholders.pop(name)
-        old.replace_all_uses_with(self.placeholders[to])
-        self.graph.erase_node(old)
-        del self.values[name]
-        self._specs = [spec for spec in self._specs if spec.target != name]
-
     def fold(self, node: fx.Node, name: str, value: Tensor, *, beside: str) -> None:
         """Store `value` as parameter `name` in front of the stored tensor `beside`, and use it instead of `node`."""
         if name in self.values:

@@ -26,11 +26,6 @@ class ModelPlan:
     tasks: tuple[Task, ...]
 
 
-def needs_statistics(recipe: Mapping[str, Any], gradient_methods: Sequence[str]) -> bool:
-    """Whether the recipe's pruning method reads gradient statistics."""
-    return "prune" in recipe and recipe["prune"]["method"] in gradient_methods
-
-
 def artifact_digest(model: Model, *, seed: int, workers: int) -> str:
     """Names the model's artifact: everything that can change its bytes, known from listings alone."""
     final = "assemble" if model.source.kind == "checkpoint" else "publish"

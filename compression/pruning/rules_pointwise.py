@@ -189,11 +189,6 @@ def pixel_shuffle(flow: Labelling, node: fx.Node) -> Value:
     return (*x[:-3], channels, None, None)
 
 
-def masked(flow: Labelling, node: fx.Node) -> Value:
-    """dropout without training and the like: nothing but the first argument counts."""
-    return flow.of(operands(node)[0])
-
-
 def no_tensor(flow: Labelling, node: fx.Node) -> Value:
     """Sizes and checks."""
     return None

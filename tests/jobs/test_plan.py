@@ -1,0 +1,125 @@
+"""Plans: which tasks in which order, and digests that cover what can change a result and nothing else."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fleetpress.jobs import plan as planning
+from fleetpress.jobs.fleet import Data, Model, Shard
+from fleetpress.jobs.plan import ModelPlan, artifact_digest, plan_program, shard_names
+from fleetpress.jobs.recipe import Recipe
+from fleetpress.storage.sources import ModelSource, SourceFile
+
+RECIPE = {
+    "train": {"epochs": 1},
+    "prune": {"method": "gradient_stability", "sparsity": 0.5},
+    "finetune": {"epochs": 1},
+    "quantize": {"scheme": "W4A16"},
+}
+
+
+def model(
+    recipe: dict[str, Any] | None = None, *, place: str = "/a", etag: str = "e", loss: str | None = "mse"
+) -> Model:
+    shards = tuple(
+        Shard(root=place, file=SourceFile(path=f"train-{i}.npz", etag=f"d{i}", bytes=100)) for i in range(3)
+    )
+    held_out = Shard(root=place, file=SourceFile(path="test.npz", etag="t", bytes=50))
+    return Model(
+        name="net",
+        source=ModelSource(
+            name="net",
+            kind="program",
+            uri=f"{place}/net.pt2",
+            root=place,
+            files=(SourceFile(path="net.pt2", etag=etag, bytes=1000),),
+        ),
+        recipe=Recipe.model_validate(recipe or RECIPE),
+        data=Data(name="data", train=shards, eval=(held_out,), loss=loss, metric=None),
+    )
+
+
+def planned(of: Model, **changes: Any) -> ModelPlan:
+    options = {
+        "output": "/out",
+        "run": "r",
+        "seed": 0,
+        "workers": 1,
+        "memory_bytes": 1 << 30,
+        "gradients": True,
+    }
+    return plan_program(of, **{**options, **changes})
+
+
+def digests(plan: ModelPlan) -> list[str]:
+    return [task.digest for task in plan.tasks]
+
+
+def test_tasks_are_a_chain_in_the_order_of_the_recipe() -> None:
+    tasks = planned(model()).tasks
+    assert [task.kind for task in tasks] == ["train", "prune", "finetune", "quantize", "publish"]
+    assert [task.needs for task in tasks] == [(), *((task.id,) for task in tasks[:-1])]
+
+
+def test_statistics_are_collected_apart_when_training_gives_none() -> None:
+    assert "collect" in [task.kind for task in planned(model(loss=None)).tasks]
+    assert "collect" not in [task.kind for task in planned(model()).tasks]
+    assert "collect" not in [task.kind for task in planned(model(loss=None), gradients=False).tasks]
+
+
+def test_digests_do_not_know_places_runs_and_outputs() -> None:
+    there = planned(model(place="s3://bucket/x"), output="s3://other/out", run="later", memory_bytes=1 << 20)
+    assert digests(there) == digests(planned(model()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        (model(etag="other"), []),
+        (model({**RECIPE, "prune": {"method": "gradient_stability", "sparsity": 0.4}}), ["train"]),
+        (model({**RECIPE, "quantize": {"scheme": "W8A16"}}), ["train", "prune", "finetune"]),
+        (model({**RECIPE, "validate": {"max_drop": 0.5}}), ["train", "prune", "finetune", "quantize"]),
+    ],
+    ids=["source", "sparsity", "scheme", "max_drop"],
+)
+def test_a_change_is_a_change_from_its_step_on(changed: Model, same: list[str]) -> None:
+    before, after = planned(model()).tasks, planned(changed).tasks
+    assert [old.kind for old, new in zip(before, after, strict=True) if old.digest == new.digest] == same
+
+
+def test_seed_and_training_workers_are_part_of_what_they_change() -> None:
+    base = digests(planned(model()))
+    assert not set(base) & set(digests(planned(model(), seed=1)))
+    assert not set(base) & set(digests(planned(model(), workers=2)))
+    untrained = model({"quantize": {"scheme": "W4A16"}})
+    assert digests(planned(untrained)) == digests(planned(untrained, workers=2))
+
+
+def test_the_last_task_is_named_by_the_artifact() -> None:
+    plan = planned(model())
+    assert plan.tasks[-1].digest == plan.digest == artifact_digest(model(), seed=0, workers=1)
+
+
+def test_chunks_and_groups_follow_the_bytes_and_not_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "CHUNK_BYTES", 200)
+    monkeypatch.setattr(planning, "GROUP_BYTES", 400)
+    tasks = planned(model(loss=None)).tasks
+    assert [task.id for task in tasks if task.kind == "collect"] == ["net/collect[0]", "net/collect[1]"]
+    assert [task.id for task in tasks if task.kind == "quantize"] == [f"net/quantize[{i}]" for i in range(3)]
+    prune = next(task for task in tasks if task.kind == "prune")
+    assert prune.needs == ("net/collect[0]", "net/collect[1]")
+
+
+def test_more_eval_data_is_another_artifact_from_the_same_steps() -> None:
+    base = model()
+    assert base.data is not None
+    more = replace(base, data=replace(base.data, eval=base.data.train[:1]))
+    before, after = digests(planned(base)), digests(planned(more))
+    assert before[:-1] == after[:-1]
+    assert before[-1] != after[-1]
+
+
+def test_runs_of_names_stay_below_the_limit_where_they_can() -> None:
+    assert shard_names({"a": 4, "b": 4, "c": 9, "d": 1}, 8) == [["a", "b"], ["c"], ["d"]]
+    assert shard_names({}, 8) == [[]]

@@ -40,7 +40,7 @@ _MAX_JSON_BYTES = 1 << 30
 _ENCRYPTED = 0x1 | 0x40
 _LOCAL_HEADER_BYTES = 30 + 128  # fixed part, and the padding torch aligns its tensors with
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_ZIP_ERRORS = (
+ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
@@ -59,7 +59,7 @@ class Directory:
             raise InvalidModelFile(f"the file is empty; {_REMEDY}")
         try:
             self._zip = zipfile.ZipFile(file)
-        except (*_ZIP_ERRORS, OSError) as error:
+        except (*ZIP_ERRORS, OSError) as error:
             raise InvalidModelFile(
                 f"the file is no ZIP archive, or is cut short ({error}); {_REMEDY}"
             ) from None
@@ -82,7 +82,7 @@ class Directory:
         """The bytes of member `name`, its checksum compared."""
         try:
             return self._zip.read(self.members[name])
-        except _ZIP_ERRORS as error:
+        except ZIP_ERRORS as error:
             raise InvalidModelFile(f"member {name} is damaged ({error}); {_REMEDY}") from None
 
 

@@ -5,11 +5,11 @@ import math
 import posixpath
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
+from .archive import ZIP_ERRORS
 from .errors import InvalidData, InvalidModelFile, ObjectNotFound
 from .globs import has_glob, matches, split_pattern
 from .safetensors_header import header_of
@@ -21,15 +21,6 @@ Arrays = dict[str, Array]
 
 _MAX_RATIO = 1000
 _ALWAYS_ALLOWED_BYTES = 256 << 20
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    OverflowError,
-)
 _NUMPY_DTYPES = {
     "BOOL": np.bool_,
     "U8": np.uint8,
@@ -116,7 +107,7 @@ def _read_npz(data: bytes, where: str) -> Arrays:
             if len(set(names)) != len(names):
                 raise InvalidData(f"{where} holds an array twice; write it again with numpy.savez")
             return {name.removesuffix(".npy"): _npy(archive.read(name), name, where) for name in names}
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise InvalidData(
             f"{where} is no intact .npz file ({error}); write it again with numpy.savez"
         ) from None

@@ -178,8 +178,9 @@ def set_mode(module: fx.GraphModule, *, train: bool) -> None:
         if not train and _counts_batches(node):
             module.graph.erase_node(node)
             continue
-        _set_operator(node, train)
-        if train and _name(node) in NORMALIZATIONS:
+        learns = train and not _has_fixed_statistics(node)
+        _set_operator(node, learns)
+        if learns and _name(node) in NORMALIZATIONS:
             _count_batches(module, node)
 
 
@@ -200,6 +201,13 @@ def _set_operator(node: fx.Node, train: bool) -> None:
 def _keeps_no_statistics(node: fx.Node) -> bool:
     """Normalization without running statistics uses those of the batch in both modes."""
     return _name(node) in NORMALIZATIONS and node.args[3] is None
+
+
+def _has_fixed_statistics(node: fx.Node) -> bool:
+    """With momentum 0 running statistics never move: training on those of the batch would fit another net."""
+    if _name(node) == "_native_batch_norm_legit_no_training":
+        return bool(node.args[5] == 0)
+    return _name(node) in NORMALIZATIONS and len(node.args) > 6 and bool(node.args[6] == 0)
 
 
 def _set_argument(node: fx.Node, position: int, value: object) -> None:

@@ -167,11 +167,11 @@ def main() -> None:
     chosen = bench.options(__doc__)
     started = time.monotonic()
     original = prepare(chosen.folder)
-    torch.set_num_threads(2)
     text = (bench.HERE / "minilm.yaml").read_text(encoding="utf-8")
     models = bench.by_name(bench.run(text, "minilm.yaml", chosen))
     programs = [model for model in models.values() if not model.name.startswith("checkpoint")]
     bench.table("The program", bench.ROAD, [bench.road_row(model) for model in programs])
+    torch.set_num_threads(2)  # an inline run leaves one
     encode = tokenizer(original, LONGEST)
     texts = news(chosen.folder / "packages" / "gensim" / "gensim" / "test" / "test_data")
     before = retrieval(of_folder(str(original)), encode, texts)

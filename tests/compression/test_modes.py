@@ -53,6 +53,16 @@ def images(samples: int = 6) -> Tensor:
 
 
 @pytest.mark.parametrize("exported_in_train_mode", [False, True], ids=["eval_export", "train_export"])
+def test_statistics_that_never_move_are_trained_with(exported_in_train_mode: bool) -> None:
+    model = ConvNet()
+    model.norm.momentum = 0.0
+    model.norm.running_mean = torch.tensor([1.0, -1.0, 2.0, 0.5])
+    program = export(model, images(), train=exported_in_train_mode)
+    with torch.no_grad():
+        assert torch.equal(training_module(program)(images()), eval_module(program)(images()))
+
+
+@pytest.mark.parametrize("exported_in_train_mode", [False, True], ids=["eval_export", "train_export"])
 def test_a_training_step_equals_that_of_the_module_in_train_mode(exported_in_train_mode: bool) -> None:
     torch.manual_seed(0)
     model = ConvNet()

@@ -1,7 +1,6 @@
 """Mistakes on the command line, damaged outputs, and a run that is stopped: what is told, and the exit code."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,8 @@ import pytest
 from fleetpress.storage.store import open_store
 
 _CLI = "import sys; from fleetpress.jobs.cli import main; sys.exit(main())"
+# A shell ignores SIGINT for what it starts in the background, and children inherit that.
+_ANSWERING_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 
 
 @pytest.fixture(scope="module")
@@ -172,17 +173,20 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(
     entry = {"name": "slow", "source": f"{tmp_path}/in/good.pt2", "data": "plain"}
     spec = write_fleet(tmp_path, tmp_path, models=[{**entry, "recipe": "slow"}], recipes=slow)
     process = subprocess.Popen(
-        [sys.executable, "-c", _CLI, "run", spec, "--executor", "inline"],
+        [sys.executable, "-c", _ANSWERING_CTRL_C + _CLI, "run", spec, "--executor", "inline"],
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stderr is not None
     told = []
-    for line in process.stderr:
-        told.append(line)
-        if "slow train started" in line:
-            os.kill(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
+    try:
+        for line in process.stderr:
+            told.append(line)
+            if "slow train started" in line:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
     err = "".join(told)
     assert "Traceback" not in err
     assert f"interrupted; what is done is kept. Resume with: fleetpress run {spec}" in err

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fleetpress.compression.errors import QuantizationError
 from fleetpress.compression.layers import Layer
-from fleetpress.compression.quantization import round_to_nearest
+from fleetpress.compression.quantization import round_to_nearest, smallest_error
 from fleetpress.compression.quantization.weight import QuantizedWeight, QuantizeMethod, to_rows
 from fleetpress.compression.scheme import QuantScheme
 
@@ -15,6 +15,7 @@ __all__ = ["QUANTIZERS", "QuantizeMethod", "QuantizedWeight", "quantize_layer", 
 
 QUANTIZERS: dict[str, QuantizeMethod] = {
     "round_to_nearest": round_to_nearest.METHOD,
+    "smallest_error": smallest_error.METHOD,
 }
 
 

@@ -27,7 +27,8 @@ from fleetpress.jobs.results import ModelResult
 HOME = Path("crepe")
 RATE = 16_000
 FRAME = 1024
-FRAMES = {"train": 2000, "few": 320, "eval": 400, "few-eval": 100}  # the full net is 38 times the work of the tiny one
+# The full net is 38 times the work of the tiny one: it gets the few.
+FRAMES = {"train": 2000, "few": 320, "eval": 400, "few-eval": 100}
 NAIVE_BITS = {"w8a16": 8, "w4a16": 4}
 
 

@@ -75,23 +75,23 @@ class Runner:
 
 
 def evaluate(
-    program: ExportedProgram,
+    program: ExportedProgram | Runner,
     arrays: Arrays,
     metric: str,
     *,
-    reference: ExportedProgram | None = None,
+    reference: ExportedProgram | Runner | None = None,
     batch_size: int = 64,
 ) -> float:
     """The metric's value over all samples; `reference` is the original program for `agreement` and `cosine`.
 
-    Raises DataMismatchError when the arrays do not fit.
+    A runner in place of its program saves building its module again. Raises DataMismatchError when the arrays do not fit.
     """
     rule = METRICS[metric]
     if rule.needs == "reference" and reference is None:
         raise MethodError(f"the metric {metric} compares with the original model; give it as the reference")
-    check_arrays(program, arrays, rule.needs == "targets", metric=metric)
-    runner = Runner(program)
-    original = Runner(reference) if rule.needs == "reference" and reference is not None else None
+    runner = _runner(program)
+    check_arrays(runner.program, arrays, rule.needs == "targets", metric=metric)
+    original = _runner(reference) if rule.needs == "reference" and reference is not None else None
     sizes = [one.batch_size for one in (runner, original) if one is not None and one.batch_size is not None]
     sums = rule.start()
     with torch.no_grad():
@@ -104,3 +104,7 @@ def evaluate(
             check_rows(outputs, expected)
             rule.update(sums, outputs, expected)
     return rule.value(sums)
+
+
+def _runner(program: ExportedProgram | Runner) -> Runner:
+    return program if isinstance(program, Runner) else Runner(program)

@@ -14,10 +14,10 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.cost import macs, parameters
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.evaluation import evaluate
+from fleetpress.compression.evaluation import Runner, evaluate
 from fleetpress.compression.layers import Layer, layers
 from fleetpress.compression.metrics import METRICS, within
-from fleetpress.compression.modes import eval_module, eval_program
+from fleetpress.compression.modes import eval_program
 from fleetpress.compression.program import aliases, bind, tensors, trainable
 from fleetpress.compression.pruning.units import PRUNABLE_KINDS
 from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
@@ -45,8 +45,9 @@ def publish(payload: Payload) -> StepResult:
     packed = pack_program(final, quantized_weights(payload))
     data = save_program(packed)
     published = load_program(data)
-    _prove(packed, published, payload)
-    metrics, verdict = _metrics(payload, unpack_program(published), published, len(data))
+    runner = Runner(published)
+    _prove(packed, runner, payload)
+    metrics, verdict = _metrics(payload, Runner(unpack_program(published)), runner, len(data))
     if verdict:
         return StepResult(result={"state": "rejected", "reason": verdict, "metrics": metrics})
     files = {MODEL_FILE: data, "metrics.json": metrics_bytes(metrics), "recipe.yaml": _recipe_bytes(payload)}
@@ -62,13 +63,13 @@ def publish(payload: Payload) -> StepResult:
 
 
 def _metrics(
-    payload: Payload, folded: ExportedProgram, published: ExportedProgram, size_bytes: int
+    payload: Payload, folded: Runner, published: Runner, size_bytes: int
 ) -> tuple[dict[str, Any], str | None]:
     """Everything measured, and the reason to reject the model, if there is one."""
-    source = source_program(payload)
+    source = Runner(source_program(payload))
     before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source)}
     after: dict[str, Any] = {"bytes": size_bytes, **_cost(folded), "latency_packed_ms": _latency(published)}
-    quality = _compare(payload, folded)
+    quality = _compare(payload, source, folded)
     verdict = None
     if quality is not None:
         before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
@@ -81,8 +82,8 @@ def _metrics(
         "before": before,
         "after": after,
         "compression_ratio": round(before["bytes"] / after["bytes"], 4),
-        "bits_per_weight": _bits_per_weight(payload, folded),
-        "layers": _layer_metrics(payload, folded),
+        "bits_per_weight": _bits_per_weight(payload, folded.program),
+        "layers": _layer_metrics(payload, folded.program),
         "warnings": warnings,
     }
     return metrics, verdict
@@ -93,13 +94,14 @@ def _json(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _cost(program: ExportedProgram) -> dict[str, Any]:
-    return {"parameters": parameters(program), "macs": macs(program), "latency_ms": _latency(program)}
+def _cost(runner: Runner) -> dict[str, Any]:
+    program = runner.program
+    return {"parameters": parameters(program), "macs": macs(program), "latency_ms": _latency(runner)}
 
 
-def _latency(program: ExportedProgram) -> float:
-    args, kwargs = bind(program, smoke_inputs(program, batch=1))
-    return latency_ms(eval_module(program), args, kwargs, limit_seconds=_LATENCY_SECONDS)
+def _latency(runner: Runner) -> float:
+    args, kwargs = bind(runner.program, smoke_inputs(runner.program, batch=1))
+    return latency_ms(runner.module, args, kwargs, limit_seconds=_LATENCY_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,16 +115,16 @@ class Quality:
     verdict: str | None
 
 
-def _compare(payload: Payload, compressed: ExportedProgram) -> Quality | None:
+def _compare(payload: Payload, source: Runner, compressed: Runner) -> Quality | None:
     """Original and compressed program on the eval data; None without such data."""
     data = payload["data"]
     if data is None or not data["eval"]:
         return None
     samples = measured(data, arrays(data["eval"]))
-    source, trained = source_program(payload), trained_program(payload)
-    name = metric_name(data, samples, source)
+    trained = trained_program(payload)
+    name = metric_name(data, samples, source.program)
 
-    def value(program: ExportedProgram) -> float:
+    def value(program: ExportedProgram | Runner) -> float:
         return evaluate(program, samples, name, reference=source if is_fidelity(name) else None)
 
     best, stage = value(source), "source"
@@ -130,7 +132,7 @@ def _compare(payload: Payload, compressed: ExportedProgram) -> Quality | None:
         raise DataMismatchError(
             f"{name} of the original model on the eval data is not a number; look for NaN or infinity in the data"
         )
-    if trained is not source:
+    if trained is not source.program:
         retrained = value(trained)
         if retrained != best and (retrained > best) == METRICS[name].higher_is_better:
             best, stage = retrained, "trained"
@@ -206,10 +208,10 @@ def _least(values: Iterable[float | None]) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def _prove(expected: ExportedProgram, published: ExportedProgram, payload: Payload) -> None:
+def _prove(expected: ExportedProgram, published: Runner, payload: Payload) -> None:
     """Run the published bytes and the program in memory on one batch; they must agree to the last bit."""
-    inputs = smoke_inputs(published)
-    mine, theirs = _outputs(expected, inputs), _outputs(published, inputs)
+    inputs = smoke_inputs(published.program)
+    mine, theirs = _outputs(Runner(expected), inputs), _outputs(published, inputs)
     if len(mine) != len(theirs) or not all(_same(a, b) for a, b in zip(mine, theirs, strict=True)):
         raise ArtifactCorrupt(
             f"{payload['model']['name']}: the published program computes something else than the one in memory; "
@@ -222,13 +224,13 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _outputs(program: ExportedProgram, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+def _outputs(runner: Runner, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     args, kwargs = bind(
         program, {name: value.clone() for name, value in inputs.items()}
     )  # some write into them
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)  # the same draws for a program that draws
-        result = eval_module(program)(*args, **kwargs)
+        result = runner.module(*args, **kwargs)
     leaves, _ = torch.utils._pytree.tree_flatten(result)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 

@@ -84,7 +84,8 @@ def evaluate(
 ) -> float:
     """The metric's value over all samples; `reference` is the original program for `agreement` and `cosine`.
 
-    A runner in place of its program saves building its module again. Raises DataMismatchError when the arrays do not fit.
+    A runner in place of its program saves building its module again. Raises DataMismatchError when the arrays do not
+    fit.
     """
     rule = METRICS[metric]
     if rule.needs == "reference" and reference is None:

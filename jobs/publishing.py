@@ -67,9 +67,11 @@ def _metrics(
 ) -> tuple[dict[str, Any], str | None]:
     """Everything measured, and the reason to reject the model, if there is one."""
     source = Runner(source_program(payload))
+    quality = _compare(
+        payload, source, folded
+    )  # before any number of timed calls: a program may keep a state
     before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source)}
     after: dict[str, Any] = {"bytes": size_bytes, **_cost(folded), "latency_packed_ms": _latency(published)}
-    quality = _compare(payload, source, folded)
     verdict = None
     if quality is not None:
         before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
@@ -225,9 +227,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _outputs(runner: Runner, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    args, kwargs = bind(
-        program, {name: value.clone() for name, value in inputs.items()}
-    )  # some write into them
+    own = {name: value.clone() for name, value in inputs.items()}  # some programs write into them
+    args, kwargs = bind(runner.program, own)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)  # the same draws for a program that draws
         result = runner.module(*args, **kwargs)

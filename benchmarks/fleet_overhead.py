@@ -10,8 +10,8 @@ else is overhead, and so are the archive's reading and writing, latencies, the p
 
 Own compute is CPU time of one thread, which is its wall time on an idle machine; the run is wall time. On a busy
 machine the run waits for others, and that shows as overhead. The cluster is started, and its workers have run two other
-models, before the clock starts. Own compute is the median of nine models, which differ in their weights only, measured in
-as many processes at once as the run has cores: two busy cores of one machine are slower than one.
+models, before the clock starts. Own compute is the median of nine models, which differ in their weights only, measured
+in as many processes at once as the run has cores.
 """
 
 import argparse

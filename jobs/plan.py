@@ -82,7 +82,6 @@ def plan_checkpoint(
         model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes
     )
     final = artifact_digest(model, seed=seed, workers=1)
-    builder.shared["artifact"] = final
     sizes = {name: place.info.size_bytes for name, place in checkpoint.tensors.items()}
     shards = shard_names(sizes, SHARD_BYTES)
     ids = [
@@ -93,6 +92,9 @@ def plan_checkpoint(
             tensors=names,
             index=index,
             count=len(shards),
+            # Its shard is written where the artifact will be: done there is not done elsewhere.
+            artifact=final,
+            name=model.name,
         )
         for index, names in enumerate(shards)
     ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetpress.storage.artifact import LATEST, MANIFEST, read_manifest, resolve, verify_files
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
+from fleetpress.storage.sources import CONFIG, INDEX
 from fleetpress.storage.store import ObjectStore, open_store
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from fleetpress.storage.checkpoint import Checkpoint
 
 MODEL = "model.pt2"
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 _OURS = (MANIFEST, "metrics.json", "recipe.yaml")
 
 

@@ -26,23 +26,20 @@ from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import (
     ArtifactFile,
     artifact_key,
-    point_latest,
-    publish_manifest,
     write_artifact,
 )
 from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint, read_tensor
 from fleetpress.storage.errors import ArtifactCorrupt, SourceChanged
+from fleetpress.storage.sources import CONFIG, INDEX, WEIGHTS
 from fleetpress.storage.store import open_store
 from fleetpress.storage.tensors import DTYPES
 
 from .errors import ModelError
-from .manifest import manifest_of, metrics_bytes
+from .manifest import companions, complete
 from .materials import Payload, check_finite, read_file, record, remembered
 from .quantizing import Choice, description, scheme_of
-from .recipe import Recipe, recipe_yaml
 from .tasks import Output, StepResult
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 _WEIGHTS = ("F64", "F32", "F16", "BF16")  # dtypes that are quantized; all others are carried over
 
 
@@ -155,27 +152,16 @@ def assemble(payload: Payload) -> StepResult:
     shards = [ArtifactFile(**part["file"]) for part in parts]
     for shard in shards:
         _check(store.get(artifact_key(name, digest, shard.path)), shard)
-    files = {CONFIG: _config(payload, checkpoint), "recipe.yaml": _recipe(payload)}
+    metrics = _metrics(payload, checkpoint, parts, sum(shard.bytes for shard in shards))
+    files = {CONFIG: _config(payload, checkpoint), **companions(payload, metrics)}
     if len(shards) > 1:
         files[INDEX] = _index(parts)
     for file in checkpoint.other_files:
         if file.path not in files:
             files[file.path] = read_file(checkpoint.root, file)
-    metrics = _metrics(payload, checkpoint, parts, sum(shard.bytes for shard in shards))
-    files["metrics.json"] = metrics_bytes(metrics)
     written = [*shards, *write_artifact(store, name, digest, files)]
     written.sort(key=lambda file: file.path)
-    publish_manifest(
-        store, name, digest, manifest_of(payload, kind="checkpoint", form="safetensors", files=written)
-    )
-    point_latest(store, name, digest, payload["run"])
-    return StepResult(
-        result={"state": "published", "reason": None, "metrics": metrics},
-        outputs=tuple(
-            Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256)
-            for file in written
-        ),
-    )
+    return complete(payload, metrics, kind="checkpoint", form="safetensors", files=written)
 
 
 def _known(checkpoint: Checkpoint) -> tuple[Layer, ...]:
@@ -185,7 +171,7 @@ def _known(checkpoint: Checkpoint) -> tuple[Layer, ...]:
 
 def shard_file(index: int, count: int) -> str:
     """The conventional name of the `index`-th of `count` shards."""
-    return "model.safetensors" if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
+    return WEIGHTS if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
 
 
 def _check(data: bytes, file: ArtifactFile) -> None:
@@ -259,7 +245,3 @@ def _layer_entry(
         "sqnr_db": facts["sqnr_db"] if facts else None,
         "skipped": None if facts else f"quantize: {reason or 'not among the targets'}",
     }
-
-
-def _recipe(payload: Payload) -> bytes:
-    return recipe_yaml(Recipe.model_validate(payload["recipe"])).encode()

@@ -5,7 +5,11 @@ from importlib.metadata import version
 from typing import Any
 
 from fleetpress.storage import canonical_json
-from fleetpress.storage.artifact import ArtifactFile
+from fleetpress.storage.artifact import ArtifactFile, artifact_key, point_latest, publish_manifest
+from fleetpress.storage.store import open_store
+
+from .recipe import Recipe, recipe_yaml
+from .tasks import Output, StepResult
 
 SCHEMA_VERSION = 1
 
@@ -30,6 +34,30 @@ def manifest_of(
     }
 
 
-def metrics_bytes(metrics: Mapping[str, Any]) -> bytes:
-    """`metrics.json`: before, after, ratio and every layer."""
-    return canonical_json.dumps({"schema_version": SCHEMA_VERSION, **metrics})
+def companions(payload: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, bytes]:
+    """What lies beside every model: `metrics.json` (before, after, ratio, every layer) and `recipe.yaml`."""
+    return {
+        "metrics.json": canonical_json.dumps({"schema_version": SCHEMA_VERSION, **metrics}),
+        "recipe.yaml": recipe_yaml(Recipe.model_validate(payload["recipe"])).encode(),
+    }
+
+
+def complete(
+    payload: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    *,
+    kind: str,
+    form: str,
+    files: Sequence[ArtifactFile],
+) -> StepResult:
+    """Publish an artifact whose files are written and read back: the manifest, then the pointer."""
+    store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
+    publish_manifest(store, name, digest, manifest_of(payload, kind=kind, form=form, files=files))
+    point_latest(store, name, digest, payload["run"])
+    return StepResult(
+        result={"state": "published", "reason": None, "metrics": metrics},
+        outputs=tuple(
+            Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256)
+            for file in files
+        ),
+    )

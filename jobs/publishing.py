@@ -22,18 +22,17 @@ from fleetpress.compression.program import aliases, bind, tensors, trainable
 from fleetpress.compression.pruning.units import PRUNABLE_KINDS
 from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
 from fleetpress.compression.smoke import smoke_inputs
-from fleetpress.storage.artifact import artifact_key, point_latest, publish_manifest, write_artifact
+from fleetpress.storage.artifact import write_artifact
 from fleetpress.storage.errors import ArtifactCorrupt
 from fleetpress.storage.programs import load_program, save_program
 from fleetpress.storage.store import open_store
 
 from .latency import latency_ms
-from .manifest import manifest_of, metrics_bytes
+from .manifest import companions, complete
 from .materials import Payload, arrays, final_program, record, source_program, trained_program
 from .objective import is_fidelity, measured, metric_name
 from .quantizing import quantized_layers, quantized_weights
-from .recipe import Recipe, recipe_yaml
-from .tasks import Output, StepResult
+from .tasks import StepResult
 
 MODEL_FILE = "model.pt2"
 _LATENCY_SECONDS = 0.1  # spent on each of three measurements of a model
@@ -50,16 +49,10 @@ def publish(payload: Payload) -> StepResult:
     metrics, verdict = _metrics(payload, Runner(unpack_program(published)), runner, len(data))
     if verdict:
         return StepResult(result={"state": "rejected", "reason": verdict, "metrics": metrics})
-    files = {MODEL_FILE: data, "metrics.json": metrics_bytes(metrics), "recipe.yaml": _recipe_bytes(payload)}
     store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
+    files = {MODEL_FILE: data, **companions(payload, metrics)}
     written = write_artifact(store, name, digest, files)  # reads back: what is stored are these bytes
-    publish_manifest(store, name, digest, manifest_of(payload, kind="program", form="pt2", files=written))
-    point_latest(store, name, digest, payload["run"])
-    outputs = tuple(
-        Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256)
-        for file in written
-    )
-    return StepResult(result={"state": "published", "reason": None, "metrics": metrics}, outputs=outputs)
+    return complete(payload, metrics, kind="program", form="pt2", files=written)
 
 
 def _metrics(
@@ -234,7 +227,3 @@ def _outputs(runner: Runner, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         result = runner.module(*args, **kwargs)
     leaves, _ = torch.utils._pytree.tree_flatten(result)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _recipe_bytes(payload: Payload) -> bytes:
-    return recipe_yaml(Recipe.model_validate(payload["recipe"])).encode()

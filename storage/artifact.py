@@ -6,7 +6,7 @@ The order makes it so: data files, each read back and compared; then the manifes
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import canonical_json
@@ -17,7 +17,7 @@ from .uri import is_valid_key, join, validate_key
 MANIFEST = "manifest.json"
 LATEST = "latest.json"
 
-_PIECE_BYTES = 64 << 20
+_PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def publish_manifest(store: ObjectStore, name: str, digest: str, manifest: Mappi
 
 def manifest_exists(store: ObjectStore, name: str, digest: str) -> bool:
     """Whether this artifact was published."""
-    return _exists(store, artifact_key(name, digest, MANIFEST))
+    return exists(store, artifact_key(name, digest, MANIFEST))
 
 
 def point_latest(store: ObjectStore, name: str, digest: str, run: str) -> None:
@@ -71,7 +71,7 @@ def resolve(uri: str) -> str:
     Raises ObjectNotFound if there is neither a manifest nor a pointer.
     """
     store = open_store(uri)
-    if _exists(store, MANIFEST):
+    if exists(store, MANIFEST):
         return store.uri
     try:
         pointer = _json_object(store, LATEST)
@@ -129,17 +129,16 @@ def _sha256_in(store: ObjectStore, key: str, size_bytes: int) -> str:
     if info.size_bytes != size_bytes:
         return ""
     digest = hashlib.sha256()
-    for start, length in _pieces(size_bytes):
-        digest.update(store.get_range(key, start, length, etag=info.etag))
+    buffer = memoryview(bytearray(_PIECE_BYTES))
+    for start in range(0, size_bytes, _PIECE_BYTES):
+        piece = buffer[: size_bytes - start]
+        store.read_into(key, start, piece, etag=info.etag)
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def _pieces(size_bytes: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, size_bytes, _PIECE_BYTES):
-        yield start, min(_PIECE_BYTES, size_bytes - start)
-
-
-def _exists(store: ObjectStore, key: str) -> bool:
+def exists(store: ObjectStore, key: str) -> bool:
+    """Whether there is such an object."""
     try:
         store.head(key)
     except ObjectNotFound:

@@ -4,12 +4,13 @@ Folder layout: `config.json`, and `model.safetensors` or `model.safetensors.inde
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidModelFile, ObjectNotFound
-from .safetensors_header import SafetensorsHeader, TensorInfo, read_header
+from .safetensors_header import TensorInfo, read_header
 from .sources import (
     CONFIG,
     INDEX,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 _MAX_JSON_BYTES = 100_000_000
+_HEADER_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
         root, key = split(uri)
         store = open_store(root)
         file = source_file(store.head(key))
-        tensors = _located(file, read_header(store, key, file.etag))
+        tensors = _tensors_of(store, file)
         return Checkpoint(uri=uri, root=root, config=None, tensors=tensors, files=(file,), other_files=())
     store = open_store(uri)
     present = {info.key: source_file(info) for info in store.list() if belongs_to_checkpoint(info.key)}
@@ -81,7 +83,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
     if INDEX in present and WEIGHTS not in present:
         tensors = _sharded(store, present)
     else:
-        tensors = _located(present[WEIGHTS], read_header(store, WEIGHTS, present[WEIGHTS].etag))
+        tensors = _tensors_of(store, present[WEIGHTS])
     files = {location.file.path: location.file for location in tensors.values()}
     others = [f for key, f in present.items() if not key.endswith(".safetensors") and key != INDEX]
     return Checkpoint(
@@ -113,7 +115,8 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> "torch.Tensor":
     return tensor_from_bytes(info, data)
 
 
-def _located(file: SourceFile, header: SafetensorsHeader) -> dict[str, TensorLocation]:
+def _tensors_of(store: ObjectStore, file: SourceFile) -> dict[str, TensorLocation]:
+    header = read_header(store, file.path, file.etag, size_bytes=file.bytes)
     return {name: TensorLocation(file=file, info=info) for name, info in header.tensors.items()}
 
 
@@ -137,8 +140,6 @@ def _sharded(store: ObjectStore, present: Mapping[str, SourceFile]) -> dict[str,
     weight_map = _read_json(store, present[INDEX]).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InvalidModelFile(f"{where} has no weight_map; upload it again")
-    by_shard: dict[str, dict[str, TensorLocation]] = {}
-    tensors = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not is_valid_key(shard) or not shard.endswith(".safetensors"):
             raise InvalidModelFile(
@@ -148,11 +149,17 @@ def _sharded(store: ObjectStore, present: Mapping[str, SourceFile]) -> dict[str,
             raise InvalidModelFile(
                 f"{store.uri}/{shard} is missing, but tensor {name!r} should be in it; upload it"
             )
-        if shard not in by_shard:
-            by_shard[shard] = _located(present[shard], read_header(store, shard, present[shard].etag))
+    by_shard = _tensors_of_all(store, [present[shard] for shard in sorted(set(weight_map.values()))])
+    for name, shard in weight_map.items():
         if name not in by_shard[shard]:
             raise InvalidModelFile(
                 f"{store.uri}/{shard} has no tensor {name!r}, but {INDEX} says so; upload both again"
             )
-        tensors[name] = by_shard[shard][name]
-    return tensors
+    return {name: by_shard[shard][name] for name, shard in weight_map.items()}
+
+
+def _tensors_of_all(store: ObjectStore, files: Iterable[SourceFile]) -> dict[str, dict[str, TensorLocation]]:
+    """By path, many headers at a time; of several that are wrong, the first one is named."""
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        found = pool.map(lambda file: (file.path, _tensors_of(store, file)), files)
+        return dict(found)

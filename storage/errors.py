@@ -7,6 +7,7 @@
     ├── BucketNotFound        the endpoint answers, the bucket is not there
     ├── StoreUnreachable      endpoint down, time-outs, server errors that outlived the retries
     ├── SourceChanged         the object is not the one that was pinned (etag, length)
+    ├── UploadGone            an upload in parts that was completed or aborted, or whose parts are not those recorded
     ├── NotWritable           read-only, full, or without the means of an atomic write
     ├── InvalidModelFile      a model file that is corrupt or lies about itself
     │   └── UnsafeModelFile   a model file that carries pickled code
@@ -43,6 +44,10 @@ class StoreUnreachable(StorageError):
 
 class SourceChanged(StorageError):
     """The object is not the one that was planned with: another etag, or fewer bytes."""
+
+
+class UploadGone(StorageError):
+    """There is no such upload (any more), or its parts are not the ones that were recorded: it must be done again."""
 
 
 class NotWritable(StorageError):

@@ -1,33 +1,25 @@
-"""Etags of files: the MD5 of their bytes (what S3 gives for a simple upload), remembered while the file is the same.
+"""Etags of files, and of the parts of an upload.
 
-A file counts as the same while its path, size, inode, mtime and ctime are. That says nothing about a file changed
-within the last moments: a second write in the same tick of the file system's clock leaves all of them as they were.
-So nothing is remembered of a file younger than two seconds (git calls such entries racy).
+A file below 8 MiB has the MD5 of its bytes (what S3 gives an object that came in one request), remembered while the
+file is the same: while its path, size, inode, mtime and ctime are. That says nothing about a file changed within the
+last moments: a second write in the same tick of the file system's clock leaves all of them as they were. So nothing is
+remembered of a file younger than two seconds (git calls such entries racy).
+A larger file has the time of its last change and its size, as web servers do it: no model is read to plan with it.
 """
 
-import contextlib
-import functools
 import hashlib
 import os
-import sqlite3
 import threading
 import time
+from collections.abc import Iterable
 from typing import BinaryIO, NamedTuple
+
+from .errors import UploadGone
+
+HASHED_BELOW_BYTES = 8 << 20  # from here on boto3 uploads in parts, and then S3's etag is no MD5 either
 
 _RACY_SECONDS = 2.0
 _PIECE_BYTES = 1 << 20
-_WORTH_A_ROW_BYTES = 256 << 10  # smaller files are hashed faster than a row is committed
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS etags (
-    path TEXT PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, device INTEGER,
-    etag TEXT NOT NULL
-)
-"""
-_SELECT = (
-    "SELECT etag FROM etags "
-    "WHERE path = ? AND size_bytes = ? AND mtime_ns = ? AND ctime_ns = ? AND inode = ? AND device = ?"
-)
 
 
 class FileIdentity(NamedTuple):
@@ -40,9 +32,28 @@ class FileIdentity(NamedTuple):
     device: int
 
 
-def identity_of(file: BinaryIO) -> FileIdentity:
-    """The identity of an open file."""
-    status = os.fstat(file.fileno())
+class Part(NamedTuple):
+    """One part of an upload: where it lies in the object, and what it holds; `etag` is the server's own, if any.
+
+    `str(part)` is what callers carry around as the part's etag: short, printable, without quotes.
+    """
+
+    offset_bytes: int
+    size_bytes: int
+    crc32: int
+    etag: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.offset_bytes:x}-{self.size_bytes:x}-{self.crc32:08x}-{self.etag}"
+
+
+_known: dict[str, tuple[FileIdentity, str]] = {}
+_lock = threading.Lock()
+
+
+def identity_of(file: int | str) -> FileIdentity:
+    """The identity of a file: an open one by its descriptor, or what lies at a path. Raises OSError."""
+    status = os.stat(file)
     return FileIdentity(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
@@ -52,79 +63,47 @@ def etag_of_bytes(data: bytes) -> str:
 
 
 def etag_of_file(file: BinaryIO, path: str) -> tuple[str, int]:
-    """(etag, size in bytes) of an open file, from memory if it is known; otherwise reads the file from its start."""
-    before = identity_of(file)
-    cache = _cache(_cache_folder(), os.getpid())
-    known = cache.get(path, before)
-    if known is not None:
-        return known, before.size_bytes
+    """(etag, size in bytes) of the open file at `path`; reads a small one from its start if its etag is not known."""
+    before = identity_of(file.fileno())
+    if before.size_bytes >= HASHED_BELOW_BYTES:
+        return etag_of_identity(before), before.size_bytes
+    with _lock:
+        known = _known.get(path)
+    if known is not None and known[0] == before:
+        return known[1], before.size_bytes
     settled = _is_settled(before)
     etag, size_bytes = _hash(file)
-    if settled and identity_of(file) == before:
-        cache.put(path, before, etag)
+    if settled and identity_of(file.fileno()) == before:
+        with _lock:
+            _known[path] = before, etag
     return etag, size_bytes
 
 
-class EtagCache:
-    """Etags in memory, the costly ones also in `<folder>/etags.sqlite`; without a usable folder, in memory only."""
+def etag_of_identity(identity: FileIdentity) -> str:
+    """The etag of a file of 8 MiB and more, whose bytes nobody read: `<mtime in ns>-<size>`, both in hex."""
+    return f"{identity.mtime_ns:x}-{identity.size_bytes:x}"
 
-    def __init__(self, folder: str) -> None:
-        self._lock = threading.Lock()
-        self._known: dict[str, tuple[FileIdentity, str]] = {}
-        self._database = _connect(folder)
 
-    def get(self, path: str, identity: FileIdentity) -> str | None:
-        """The etag of the file at `path`, if it is still the one that was remembered."""
-        with self._lock:
-            known = self._known.get(path)
-            if known is not None and known[0] == identity:
-                return known[1]
-            row = self._execute(_SELECT, (path, *identity))
-            if row is None:
-                return None
-            self._known[path] = (identity, row)
-            return row
+def parse_parts(etags: Iterable[str], place: str) -> list[Part]:
+    """The parts of an upload to `place`, from 1 on, which lie one after another from byte 0.
 
-    def put(self, path: str, identity: FileIdentity, etag: str) -> None:
-        """Remembers the etag of the file at `path`."""
-        with self._lock:
-            self._known[path] = (identity, etag)
-            if identity.size_bytes >= _WORTH_A_ROW_BYTES:
-                self._execute(
-                    "INSERT OR REPLACE INTO etags VALUES (?, ?, ?, ?, ?, ?, ?)", (path, *identity, etag)
-                )
-
-    def _execute(self, statement: str, values: tuple[object, ...]) -> str | None:
-        if self._database is None:
-            return None
+    Raises UploadGone if they do not, or are no etags of parts: they were recorded for another upload.
+    """
+    parts: list[Part] = []
+    end = 0
+    for number, text in enumerate(etags, 1):
         try:
-            with self._database:
-                row = self._database.execute(statement, values).fetchone()
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError):
-            self._database = None  # a cache that is locked, full or damaged only costs the time to hash again
-            return None
-        return str(row[0]) if row else None
-
-
-@functools.lru_cache(maxsize=8)
-def _cache(folder: str, _process: int) -> EtagCache:
-    """One per folder and process: an sqlite connection must not be carried over a fork."""
-    return EtagCache(folder)
-
-
-def _cache_folder() -> str:
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(home, "fleetpress")
-
-
-def _connect(folder: str) -> sqlite3.Connection | None:
-    with contextlib.suppress(OSError, sqlite3.Error):
-        os.makedirs(folder, exist_ok=True)
-        database = sqlite3.connect(os.path.join(folder, "etags.sqlite"), timeout=5.0, check_same_thread=False)
-        with database:
-            database.execute(_SCHEMA)
-        return database
-    return None
+            offset, size, crc32, etag = text.split("-", 3)
+            part = Part(int(offset, 16), int(size, 16), int(crc32, 16), etag)
+        except ValueError as error:
+            raise UploadGone(f"{place}: part {number} of its upload has no valid etag: run again") from error
+        if part.offset_bytes != end:
+            raise UploadGone(
+                f"{place}: part {number} of its upload starts at byte {part.offset_bytes} instead of {end}: run again"
+            )
+        end += part.size_bytes
+        parts.append(part)
+    return parts
 
 
 def _is_settled(identity: FileIdentity) -> bool:

@@ -1,12 +1,15 @@
-"""A folder as an object store: same keys, same etags, same guarantees as S3."""
+"""A folder as an object store: same keys, same guarantees as S3; etags as `etags` says."""
 
 import contextlib
 import errno
 import os
+import re
 import stat
 import uuid
-from collections.abc import Iterator
-from typing import BinaryIO
+import zlib
+from collections.abc import Iterator, Sequence
+from io import BufferedReader
+from typing import BinaryIO, Literal
 
 from .errors import (
     AccessDenied,
@@ -16,12 +19,23 @@ from .errors import (
     SourceChanged,
     StorageError,
     StoreUnreachable,
+    UploadGone,
 )
-from .etags import etag_of_bytes, etag_of_file, identity_of
-from .store import ObjectInfo, StoreProbe, probe_store
+from .etags import (
+    HASHED_BELOW_BYTES,
+    Part,
+    etag_of_bytes,
+    etag_of_file,
+    etag_of_identity,
+    identity_of,
+    parse_parts,
+)
+from .store import MAX_PARTS, ObjectInfo, StoreProbe, bytes_of, flat_view, probe_store
 from .uri import is_valid_key, normalize, validate_key
 
 _TEMPORARY = ".fleetpress-tmp-"
+_UPLOAD_ID = re.compile(r"[0-9a-f]{40}")
+_PIECE_BYTES = 1 << 20
 
 _READ_ERRORS: dict[int, tuple[type[StorageError], str]] = {
     errno.ENOENT: (ObjectNotFound, "no such file"),
@@ -69,25 +83,26 @@ class FolderStore:
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         """See ObjectStore."""
+        return bytes_of(lambda buffer: self.read_into(key, start, buffer, etag=etag), length)
+
+    def read_into(self, key: str, start: int, buffer: memoryview, *, etag: str | None = None) -> None:
+        """See ObjectStore."""
         assert start >= 0
-        assert length >= 0
         path = self._path(key)
         with self._reading(path) as file:
-            before = identity_of(file)
+            before = identity_of(file.fileno())
             if etag is not None and etag_of_file(file, path)[0] != etag:
                 raise SourceChanged(f"{path} has changed since this run planned with it: run again")
             file.seek(start)
-            data = file.read(length)
-            if len(data) != length:
+            if file.readinto(buffer) != buffer.nbytes:
                 raise SourceChanged(
-                    f"{path} ends before byte {start + length}: it was truncated, or its index is wrong"
+                    f"{path} ends before byte {start + buffer.nbytes}: it was truncated, or its index is wrong"
                 )
-            if etag is not None and identity_of(file) != before:
+            if etag is not None and identity_of(file.fileno()) != before:
                 raise SourceChanged(f"{path} was changed while it was read: run again")
-            return data
 
     def head(self, key: str) -> ObjectInfo:
-        """See ObjectStore. Reads the file when its etag is not remembered."""
+        """See ObjectStore. Reads a small file when its etag is not remembered."""
         return self._info(key, self._path(key))
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
@@ -108,9 +123,11 @@ class FolderStore:
         """See ObjectStore. A temporary file in the same folder is renamed once its bytes are on the disk."""
         path = self._path(key)
         with _temporary_file(path, data) as temporary:
+            small = len(data) < HASHED_BELOW_BYTES
+            etag = etag_of_bytes(data) if small else etag_of_identity(identity_of(temporary))
             os.replace(temporary, path)
             _sync_folder(os.path.dirname(path))
-        return ObjectInfo(key=key, size_bytes=len(data), etag=etag_of_bytes(data))
+        return ObjectInfo(key=key, size_bytes=len(data), etag=etag)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See ObjectStore. A hard link is the one call that both publishes whole bytes and refuses to replace."""
@@ -128,16 +145,74 @@ class FolderStore:
         except ObjectNotFound:
             return False  # removed, or a folder: in any case not ours
 
+    def create_upload(self, key: str) -> str:
+        """See ObjectStore. A sparse temporary file beside the target, which every part is written into."""
+        path = self._path(key)
+        upload_id = f"{uuid.uuid4().hex}{zlib.crc32(key.encode()):08x}"
+        with _writing(path):
+            _make_folders(os.path.dirname(path))
+            with open(self._upload_path(key, upload_id), "xb"):
+                _sync_folder(os.path.dirname(path))
+        return upload_id
+
+    def upload_part(
+        self, key: str, upload_id: str, *, number: int, offset: int, data: memoryview | bytes
+    ) -> str:
+        """See ObjectStore. Nothing is sure to be on the disk before the upload is completed.
+
+        A machine that loses power may thus forget bytes that are recorded as sent: who completes an upload reads the
+        object back (the etags hold checksums) and has the parts sent again if it is not what was sent.
+        """
+        assert 1 <= number <= MAX_PARTS
+        assert offset >= 0
+        view = flat_view(data)
+        part = Part(offset, len(view), zlib.crc32(view))
+        with self._upload(key, upload_id, "r+b") as file:
+            while view:
+                written = os.pwrite(file.fileno(), view, offset)
+                view, offset = view[written:], offset + written
+        return str(part)
+
+    def upload_exists(self, key: str, upload_id: str) -> bool:
+        """See ObjectStore."""
+        try:
+            with self._upload(key, upload_id, "rb"):
+                return True
+        except UploadGone:
+            return False
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> ObjectInfo:
+        """See ObjectStore."""
+        path = self._path(key)
+        parts = parse_parts(etags, path)
+        size_bytes = sum(part.size_bytes for part in parts)
+        try:
+            with self._upload(key, upload_id, "rb") as file:
+                if os.fstat(file.fileno()).st_size != size_bytes:
+                    raise UploadGone(
+                        f"{path}: its upload does not hold the {size_bytes} bytes recorded: run again"
+                    )
+                os.fsync(file.fileno())
+                etag, _ = etag_of_file(file, path)
+                os.replace(file.name, path)
+                _sync_folder(os.path.dirname(path))
+        except UploadGone:
+            if not self._holds(key, parts, size_bytes):
+                raise
+            return self.head(key)
+        return ObjectInfo(key=key, size_bytes=size_bytes, etag=etag)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """See ObjectStore."""
+        with contextlib.suppress(UploadGone), self._upload(key, upload_id, "rb") as file:
+            os.unlink(file.name)
+
     def delete(self, key: str) -> None:
         """See ObjectStore. Folders stay: another writer may be about to use them."""
         path = self._path(key)
-        try:
+        with _writing(path), contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             os.unlink(path)
             _sync_folder(os.path.dirname(path))
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return
-        except OSError as error:
-            raise _translated(error, path, _WRITE_ERRORS) from error
 
     def probe(self) -> StoreProbe:
         """See ObjectStore."""
@@ -151,13 +226,42 @@ class FolderStore:
             )
         return os.path.join(self.uri, *key.split("/"))
 
+    def _upload_path(self, key: str, upload_id: str) -> str:
+        """The file of an upload; an id ends in the CRC-32 of its key, so that it opens no other key's upload."""
+        path = self._path(key)
+        if not _UPLOAD_ID.fullmatch(upload_id) or int(upload_id[-8:], 16) != zlib.crc32(key.encode()):
+            raise UploadGone(f"{path} has no upload of this id: run again")
+        return os.path.join(os.path.dirname(path), f"{_TEMPORARY}upload-{upload_id}")
+
+    @contextlib.contextmanager
+    def _upload(self, key: str, upload_id: str, mode: Literal["rb", "r+b"]) -> Iterator[BinaryIO]:
+        path, temporary = self._path(key), self._upload_path(key, upload_id)
+        with _writing(path):
+            try:
+                with open(temporary, mode) as file:
+                    yield file
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise UploadGone(
+                    f"{path}: its upload was completed or aborted by someone else: run again"
+                ) from error
+
+    def _holds(self, key: str, parts: Sequence[Part], size_bytes: int) -> bool:
+        """Whether the object is what the parts make: the rename happened, but its caller did not live to say so."""
+        try:
+            with self._reading(self._path(key)) as file:
+                return os.fstat(file.fileno()).st_size == size_bytes and all(
+                    _crc32_of_next(file, part.size_bytes) == part.crc32 for part in parts
+                )
+        except ObjectNotFound:
+            return False
+
     def _info(self, key: str, path: str) -> ObjectInfo:
         with self._reading(path) as file:
             etag, size_bytes = etag_of_file(file, path)
         return ObjectInfo(key=key, size_bytes=size_bytes, etag=etag)
 
     @contextlib.contextmanager
-    def _reading(self, path: str) -> Iterator[BinaryIO]:
+    def _reading(self, path: str) -> Iterator[BufferedReader]:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
                 raise ObjectNotFound(
@@ -203,17 +307,34 @@ def _temporary_file(path: str, data: bytes) -> Iterator[str]:
     folder = os.path.dirname(path)
     temporary = os.path.join(folder, _TEMPORARY + uuid.uuid4().hex)
     try:
-        _make_folders(folder)
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    except OSError as error:
-        raise _translated(error, path, _WRITE_ERRORS) from error
+        with _writing(path):
+            _make_folders(folder)
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _translated(error, path, _WRITE_ERRORS) from error
+
+
+def _crc32_of_next(file: BufferedReader, size_bytes: int) -> int:
+    crc32, buffer = 0, memoryview(bytearray(_PIECE_BYTES))
+    while size_bytes:
+        count = file.readinto(buffer[:size_bytes])
+        if not count:
+            break
+        crc32, size_bytes = zlib.crc32(buffer[:count], crc32), size_bytes - count
+    return crc32
 
 
 def _make_folders(folder: str) -> None:

@@ -1,28 +1,43 @@
 """An S3 bucket, or a prefix in one, as an object store: AWS and every compatible server, through boto3."""
 
+import base64
+import hashlib
 import io
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
-from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
-from .errors import BucketNotFound, ObjectNotFound, SourceChanged, StoreUnreachable
+from .errors import (
+    BucketNotFound,
+    ObjectNotFound,
+    SourceChanged,
+    StorageError,
+    StoreUnreachable,
+    UploadGone,
+)
+from .etags import Part, parse_parts
 from .s3_client import shared_client
 from .s3_errors import error_code, s3_errors, without_userinfo
-from .store import ObjectInfo, StoreProbe, probe_store
+from .store import MAX_PARTS, ObjectInfo, StoreProbe, bytes_of, flat_view, probe_store
 from .uri import bucket_and_prefix, is_valid_key, normalize, validate_key
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import GetObjectOutputTypeDef
 
-_PIECE_BYTES = 1 << 20
-# Below this an upload is one request, and its etag the MD5 of the bytes, as in a folder store.
+# Stays in the processor's cache on its way through urllib3, which copies it once.
+_RECEIVED_BYTES = 512 << 10
+# The connect timeout holds for all of one send: 5 seconds for this much.
+_SENT_BYTES = 256 << 10
+# Below this an upload is one request, and its etag the MD5 of the bytes.
 _ONE_REQUEST_BYTES = 64 << 20
+_UPLOAD_THREADS = 4
 _CONFLICT_WAITS_SECONDS = (0.1, 0.2, 0.4, 0.8)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -30,7 +45,32 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 class _Body(Protocol):
     def read(self, amt: int | None = ..., /) -> bytes: ...
 
+    def readinto(self, b: memoryview, /) -> int: ...
+
     def close(self) -> None: ...
+
+
+class _Sent:
+    """Bytes as the file that the client wants to send, handed over in views: `bytes` would be copied piece by piece."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._position = data, 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        assert whence == io.SEEK_SET
+        self._position = offset
+        return offset
+
+    def read(self, _size: int = -1, /) -> memoryview:
+        piece = self._data[self._position : self._position + _SENT_BYTES]
+        self._position += len(piece)
+        return piece
 
 
 class S3Store:
@@ -46,25 +86,27 @@ class S3Store:
         """See ObjectStore."""
         with self._errors("read", key):
             reply = self._client.get_object(Bucket=self._bucket, Key=self._full(key))
-            return _read(reply["Body"], reply["ContentLength"], self._place(key))
+            with closing(cast("_Body", reply["Body"])) as body:
+                return bytes_of(lambda view: _fill(view, body, self._place(key)), reply["ContentLength"])
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
+        """See ObjectStore."""
+        return bytes_of(lambda buffer: self.read_into(key, start, buffer, etag=etag), length)
+
+    def read_into(self, key: str, start: int, buffer: memoryview, *, etag: str | None = None) -> None:
         """See ObjectStore. Altered bytes within a range go unseen here: S3 has no checksum of a part."""
         assert start >= 0
-        assert length >= 0
-        if length == 0:  # HTTP has no empty range
+        if not buffer.nbytes:  # HTTP has no empty range
             if self.head(key).etag != etag and etag is not None:
                 raise SourceChanged(
                     f"{self._place(key)} has changed since this run planned with it: run again"
                 )
-            return b""
+            return
         with self._errors("read", key):
-            reply = self._get_range(key, f"bytes={start}-{start + length - 1}", etag)
-            try:
-                self._check_range(key, reply, start, length, etag)
-                return _read(reply["Body"], length, self._place(key))
-            finally:
-                reply["Body"].close()
+            reply = self._get_range(key, f"bytes={start}-{start + buffer.nbytes - 1}", etag)
+            with closing(cast("_Body", reply["Body"])) as body:
+                self._check_range(key, reply, start, buffer.nbytes, etag)
+                _fill(flat_view(buffer), body, self._place(key))
 
     def head(self, key: str) -> ObjectInfo:
         """See ObjectStore."""
@@ -95,19 +137,16 @@ class S3Store:
 
     def put(self, key: str, data: bytes) -> ObjectInfo:
         """See ObjectStore. 64 MiB and more go up in parts, and then the etag is not the MD5 of the bytes."""
+        if len(data) >= _ONE_REQUEST_BYTES:
+            return self._put_in_parts(key, memoryview(data))
         with self._errors("write", key):
-            if len(data) < _ONE_REQUEST_BYTES:
-                reply = self._client.put_object(Bucket=self._bucket, Key=self._full(key), Body=data)
-                return ObjectInfo(key=key, size_bytes=len(data), etag=reply["ETag"].strip('"'))
-            self._client.upload_fileobj(
-                io.BytesIO(data),
-                self._bucket,
-                self._full(key),
-                Config=TransferConfig(
-                    multipart_threshold=_ONE_REQUEST_BYTES, multipart_chunksize=_ONE_REQUEST_BYTES // 4
-                ),
+            reply = self._client.put_object(
+                Bucket=self._bucket,
+                Key=self._full(key),
+                Body=_sent(data),
+                ChecksumCRC32=_checksum(zlib.crc32(data)),
             )
-        return self.head(key)
+        return ObjectInfo(key=key, size_bytes=len(data), etag=reply["ETag"].strip('"'))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See ObjectStore."""
@@ -119,6 +158,76 @@ class S3Store:
             return self.get(key) == data
         except ObjectNotFound:
             return False
+
+    def create_upload(self, key: str) -> str:
+        """See ObjectStore."""
+        with self._errors("write", key):
+            reply = self._client.create_multipart_upload(
+                Bucket=self._bucket, Key=self._full(key), ChecksumAlgorithm="CRC32"
+            )
+        return reply["UploadId"]
+
+    def upload_part(
+        self, key: str, upload_id: str, *, number: int, offset: int, data: memoryview | bytes
+    ) -> str:
+        """See ObjectStore. The server compares the CRC-32 of the bytes that arrive."""
+        assert 1 <= number <= MAX_PARTS
+        crc32 = zlib.crc32(data)
+        with self._errors("write", key):
+            reply = self._client.upload_part(
+                Bucket=self._bucket,
+                Key=self._full(key),
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=_sent(data),
+                ChecksumCRC32=_checksum(crc32),
+            )
+        return str(Part(offset, memoryview(data).nbytes, crc32, reply["ETag"].strip('"')))
+
+    def upload_exists(self, key: str, upload_id: str) -> bool:
+        """See ObjectStore."""
+        try:
+            with self._errors("look up", key):
+                self._client.list_parts(
+                    Bucket=self._bucket, Key=self._full(key), UploadId=upload_id, MaxParts=1
+                )
+        except UploadGone:
+            return False
+        return True
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> ObjectInfo:
+        """See ObjectStore."""
+        parts = parse_parts(etags, self._place(key))
+        size_bytes = sum(part.size_bytes for part in parts)
+        try:
+            with self._errors("write", key):
+                reply = self._client.complete_multipart_upload(
+                    Bucket=self._bucket,
+                    Key=self._full(key),
+                    UploadId=upload_id,
+                    MultipartUpload={
+                        "Parts": [
+                            {
+                                "PartNumber": number,
+                                "ETag": f'"{part.etag}"',
+                                "ChecksumCRC32": _checksum(part.crc32),
+                            }
+                            for number, part in enumerate(parts, 1)
+                        ]
+                    },
+                )
+        except UploadGone:
+            # A lost reply makes the client repeat its own successful request: what is there decides.
+            made = ObjectInfo(key=key, size_bytes=size_bytes, etag=_etag_of_parts(parts))
+            if not self._is_there(made):
+                raise
+            return made
+        return ObjectInfo(key=key, size_bytes=size_bytes, etag=reply["ETag"].strip('"'))
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """See ObjectStore."""
+        with suppress(UploadGone), self._errors("delete", key):
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=self._full(key), UploadId=upload_id)
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""
@@ -154,6 +263,29 @@ class S3Store:
                 f"there is no bucket {self._bucket!r} at {endpoint}: create it, or correct the uri or AWS_ENDPOINT_URL"
             ) from error
 
+    def _is_there(self, info: ObjectInfo) -> bool:
+        try:
+            return self.head(info.key) == info
+        except ObjectNotFound:
+            return False
+
+    def _put_in_parts(self, key: str, data: memoryview) -> ObjectInfo:
+        part_bytes = _ONE_REQUEST_BYTES // 4
+        upload_id = self.create_upload(key)
+
+        def upload(offset: int) -> str:
+            part = data[offset : offset + part_bytes]
+            return self.upload_part(key, upload_id, number=offset // part_bytes + 1, offset=offset, data=part)
+
+        try:
+            with ThreadPoolExecutor(_UPLOAD_THREADS) as pool:
+                etags = list(pool.map(upload, range(0, len(data), part_bytes)))
+            return self.complete_upload(key, upload_id, etags)
+        except StorageError:
+            with suppress(StorageError):  # the first error is the one that says why
+                self.abort_upload(key, upload_id)
+            raise
+
     def _get_range(self, key: str, byte_range: str, etag: str | None) -> "GetObjectOutputTypeDef":
         full = self._full(key)
         if etag is None:
@@ -179,7 +311,13 @@ class S3Store:
         """Whether a conditional write was accepted; ClientError for anything but "exists" and lasting conflicts."""
         for wait_seconds in (*_CONFLICT_WAITS_SECONDS, None):
             try:
-                self._client.put_object(Bucket=self._bucket, Key=self._full(key), Body=data, IfNoneMatch="*")
+                self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=self._full(key),
+                    Body=_sent(data),
+                    ChecksumCRC32=_checksum(zlib.crc32(data)),
+                    IfNoneMatch="*",
+                )
             except ClientError as error:
                 if error_code(error) in ("PreconditionFailed", "412"):
                     return False
@@ -192,22 +330,31 @@ class S3Store:
         raise AssertionError("the last attempt returns or raises")
 
 
-def _read(body: _Body, length: int, place: str) -> bytes:
-    """The whole body in pieces; the read past the end is what makes botocore compare length and checksum."""
-    buffer = io.BytesIO()
-    if length:  # room for all of it at once: getvalue() then hands it out without a copy
-        buffer.seek(length - 1)
-        buffer.write(b"\0")
-        buffer.seek(0)
-    try:
-        while piece := body.read(_PIECE_BYTES):
-            buffer.write(piece)
-            if buffer.tell() > length:
-                raise StoreUnreachable(f"{place}: the server sent more bytes than it announced")
-    finally:
-        body.close()
-    if buffer.tell() != length:
+def _fill(buffer: memoryview, body: _Body, place: str) -> None:
+    """The whole body, in pieces; the read past the end is what makes botocore compare length and checksum."""
+    filled = 0
+    while filled < len(buffer) and (count := body.readinto(buffer[filled : filled + _RECEIVED_BYTES])):
+        filled += count
+    if filled < len(buffer):
         raise StoreUnreachable(
-            f"{place}: the connection broke after {buffer.tell()} of {length} bytes: try again"
+            f"{place}: the connection broke after {filled} of {len(buffer)} bytes: try again"
         )
-    return buffer.getvalue()
+    if body.read(1):
+        raise StoreUnreachable(f"{place}: the server sent more bytes than it announced")
+
+
+def _sent(data: memoryview | bytes) -> IO[bytes]:
+    return cast("IO[bytes]", _Sent(flat_view(data)))
+
+
+def _checksum(crc32: int) -> str:
+    return base64.b64encode(crc32.to_bytes(4, "big")).decode()
+
+
+def _etag_of_parts(parts: Sequence[Part]) -> str:
+    """The etag of the whole as S3 makes it of MD5s; of other etags, one that no object has."""
+    try:
+        digests = b"".join(bytes.fromhex(part.etag) for part in parts)
+    except ValueError:
+        return ""
+    return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -50,25 +50,29 @@ def new_client(
     try:
         with s3_errors("connect", "to S3", asked):
             session = boto3.session.Session(aws_access_key_id=access_key, aws_secret_access_key=secret_key)
-            client = session.client("s3", endpoint_url=endpoint, config=_config(path_style=False))
-            # Few servers other than AWS answer to bucket names in the host; a profile that chose a style keeps it.
-            chosen = (getattr(client.meta.config, "s3", None) or {}).get("addressing_style")
-            if chosen or _is_amazon(client.meta.endpoint_url):
-                return client
-            return session.client("s3", endpoint_url=endpoint, config=_config(path_style=True))
+            plain = session.client("s3", endpoint_url=endpoint, config=_config())
+            chosen = getattr(plain.meta.config, "s3", None) or {}  # by a profile, which has the last word
+            settings: Any = {**_settings(plain.meta.endpoint_url), **chosen}
+            return session.client("s3", endpoint_url=endpoint, config=_config().merge(Config(s3=settings)))
     except ValueError as error:  # botocore's word for a malformed endpoint
         raise StoreUnreachable(
             f"AWS_ENDPOINT_URL {without_userinfo(asked)!r} is no valid address: expected http(s)://host:port"
         ) from error
 
 
-def _config(*, path_style: bool) -> Config:
+def _config() -> Config:
     config = Config(connect_timeout=5, read_timeout=60, max_pool_connections=32)
-    if path_style:
-        config = config.merge(Config(s3={"addressing_style": "path"}))
     if "AWS_MAX_ATTEMPTS" not in os.environ:  # botocore lets the argument win over the variable
         config = config.merge(Config(retries={"mode": "standard", "max_attempts": 4}))
     return config
+
+
+def _settings(endpoint: str) -> dict[str, Any]:
+    """Uploads carry a CRC-32 of their bytes in a signed header; to sign a SHA-256 as well would double their cost."""
+    settings: dict[str, Any] = {"payload_signing_enabled": False}
+    if not _is_amazon(endpoint):  # few servers other than AWS answer to bucket names in the host
+        settings["addressing_style"] = "path"
+    return settings
 
 
 def _is_amazon(endpoint: str) -> bool:

@@ -20,6 +20,7 @@ from .errors import (
     SourceChanged,
     StorageError,
     StoreUnreachable,
+    UploadGone,
 )
 
 _Meaning = tuple[type[StorageError], str]
@@ -58,6 +59,13 @@ _SHORT: _Meaning = (
 _BAD_NAME: _Meaning = (InvalidUri, "the server does not accept this name: correct the uri")
 _READ_ONLY: _Meaning = (NotWritable, "the server does not allow this write: use another output")
 _FULL: _Meaning = (NotWritable, "the server has no room left: free some, or use another output")
+_NO_UPLOAD: _Meaning = (UploadGone, "the upload was completed or aborted by someone else: run again")
+_OTHER_PARTS: _Meaning = (UploadGone, "the upload's parts are not the ones that were recorded: run again")
+_SMALL_PART: _Meaning = (
+    NotWritable,
+    "a part before the last one is smaller than the server takes (S3: 5 MiB): use another output",
+)
+_DAMAGED: _Meaning = (StoreUnreachable, "the bytes were damaged on their way to the server: try again")
 _BUSY: _Meaning = (
     StoreUnreachable,
     "the server asked for fewer requests until the retries ran out: try again later",
@@ -105,6 +113,10 @@ _BY_CODE: dict[str, _Meaning] = {
     ),
     "QuotaExceeded": _FULL,
     "507": _FULL,
+    "NoSuchUpload": _NO_UPLOAD,
+    "InvalidPart": _OTHER_PARTS,
+    "EntityTooSmall": _SMALL_PART,
+    "BadDigest": _DAMAGED,
     "SlowDown": _BUSY,
     "429": _BUSY,
 }

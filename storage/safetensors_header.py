@@ -1,4 +1,4 @@
-"""The header of a `.safetensors` file by two small ranges, checked before a single offset is believed.
+"""The header of a `.safetensors` file by one small range, checked before a single offset is believed.
 
 Format: 8 bytes little-endian header length, a JSON object {name: {dtype, shape, data_offsets}}, then the data, which
 the tensors cover without gaps or overlaps (https://github.com/huggingface/safetensors, "Format").
@@ -15,6 +15,7 @@ from .store import ObjectStore
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 LENGTH_BYTES = 8
+_FIRST_BYTES = 128 << 10  # holds the headers of most shards
 _REMEDY = "save or upload it again"
 
 BITS_BY_DTYPE = {
@@ -61,26 +62,31 @@ class SafetensorsHeader:
     metadata: Mapping[str, str]
 
 
-def read_header(store: ObjectStore, key: str, etag: str | None = None) -> SafetensorsHeader:
-    """The header of object `key`, pinned to `etag`. Raises InvalidModelFile (file and tensor named), store errors."""
+def read_header(
+    store: ObjectStore, key: str, etag: str | None = None, *, size_bytes: int | None = None
+) -> SafetensorsHeader:
+    """The header of object `key`, pinned to `etag`; `size_bytes`: the object's size, which a listing has told.
+
+    Raises InvalidModelFile (file and tensor named), store errors.
+    """
     where = f"{store.uri}/{key}"
-    file_bytes = store.head(key).size_bytes
-    if file_bytes < LENGTH_BYTES:
-        raise InvalidModelFile(f"{where} has {file_bytes} bytes, too few for a safetensors file; {_REMEDY}")
-    length = _header_length(store.get_range(key, 0, LENGTH_BYTES, etag=etag), file_bytes, where)
-    return _parse(store.get_range(key, LENGTH_BYTES, length, etag=etag), file_bytes, where)
+    file_bytes = store.head(key).size_bytes if size_bytes is None else size_bytes
+    first = store.get_range(key, 0, min(file_bytes, _FIRST_BYTES), etag=etag)
+    end = LENGTH_BYTES + _header_length(first, file_bytes, where)
+    rest = store.get_range(key, len(first), end - len(first), etag=etag) if end > len(first) else b""
+    return _parse((first + rest)[LENGTH_BYTES:end], file_bytes, where)
 
 
 def header_of(data: bytes, where: str) -> SafetensorsHeader:
     """The header of a whole file in memory; `where` names it in errors. Raises InvalidModelFile."""
-    if len(data) < LENGTH_BYTES:
-        raise InvalidModelFile(f"{where} has {len(data)} bytes, too few for a safetensors file; {_REMEDY}")
-    length = _header_length(data[:LENGTH_BYTES], len(data), where)
+    length = _header_length(data, len(data), where)
     return _parse(data[LENGTH_BYTES : LENGTH_BYTES + length], len(data), where)
 
 
-def _header_length(prefix: bytes, file_bytes: int, where: str) -> int:
-    length = int.from_bytes(prefix, "little")
+def _header_length(start: bytes, file_bytes: int, where: str) -> int:
+    if file_bytes < LENGTH_BYTES:
+        raise InvalidModelFile(f"{where} has {file_bytes} bytes, too few for a safetensors file; {_REMEDY}")
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
         raise InvalidModelFile(
             f"{where} states a header of {length} bytes: it is no safetensors file; {_REMEDY}"

@@ -1,18 +1,28 @@
 """The one interface to bytes by name: folders and S3-compatible stores look the same from above."""
 
+import io
 import os
 import threading
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from .errors import BucketNotFound, StorageError, StoreUnreachable
 from .uri import is_s3, normalize
 
+MIN_PART_BYTES = 5 << 20
+"""No part of an upload but the last may be smaller: S3's limit, which folders do not check."""
+MAX_PARTS = 10_000
+"""S3's limit of one upload."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """What a store says of an object without its bytes; `etag` changes whenever the bytes do."""
+    """What a store says of an object without its bytes; `etag` changes whenever the bytes do.
+
+    It is the MD5 of small objects; of large ones it tells nothing of their bytes, and is another in every place.
+    """
 
     key: str
     size_bytes: int
@@ -33,7 +43,7 @@ class ObjectStore(Protocol):
     """Objects below one root `uri`. Keys are relative and use `/`; see `uri.validate_key`.
 
     Every method raises a StorageError and nothing else: InvalidUri (key), ObjectNotFound, AccessDenied,
-    BucketNotFound, StoreUnreachable, NotWritable (writes), SourceChanged (ranges).
+    BucketNotFound, StoreUnreachable, NotWritable (writes), SourceChanged (ranges), UploadGone (parts).
     """
 
     @property
@@ -47,6 +57,13 @@ class ObjectStore(Protocol):
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         """Exactly `length` bytes from byte `start`; SourceChanged if they are not there, or the etag is not `etag`."""
+        ...
+
+    def read_into(self, key: str, start: int, buffer: memoryview, *, etag: str | None = None) -> None:
+        """Fills the writable, contiguous `buffer` with the bytes from byte `start`; errors as `get_range`.
+
+        What is in the buffer after an error is undefined.
+        """
         ...
 
     def head(self, key: str) -> ObjectInfo:
@@ -69,6 +86,41 @@ class ObjectStore(Protocol):
 
         A claim must therefore carry a token of its owner: the same bytes twice are the same claim.
         """
+        ...
+
+    def create_upload(self, key: str) -> str:
+        """Begins an object that many processes write in parts; its id. Nothing shows until `complete_upload`.
+
+        It goes on until it is completed or aborted, whatever becomes of the processes.
+        """
+        ...
+
+    def upload_part(
+        self, key: str, upload_id: str, *, number: int, offset: int, data: memoryview | bytes
+    ) -> str:
+        """Writes part `number` (1 to MAX_PARTS), which lies at byte `offset` of the object; its etag.
+
+        Parts may come in any order and from any process; the same number again replaces the part. When this returns,
+        the bytes are as safe as those of `put`. The etag is short printable text for `complete_upload` alone.
+        Raises UploadGone if there is no such upload.
+        """
+        ...
+
+    def upload_exists(self, key: str, upload_id: str) -> bool:
+        """Whether parts can be added: False once it was completed or aborted."""
+        ...
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> ObjectInfo:
+        """Makes the object of parts 1 to n, in their order, and replaces what was there in one step.
+
+        `etags` are what `upload_part` gave for them; all but the last must have MIN_PART_BYTES (else NotWritable).
+        Completing again what is complete gives the same answer. Raises UploadGone if there is no such upload, or it
+        has other parts than these.
+        """
+        ...
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Drops the upload and its parts; one that is gone is no error."""
         ...
 
     def delete(self, key: str) -> None:
@@ -97,6 +149,23 @@ def open_store(uri: str) -> ObjectStore:
         if store is None:
             store = _stores[place] = _new_store(place)
         return store
+
+
+def bytes_of(fill: Callable[[memoryview], None], length: int) -> bytes:
+    """The `length` bytes that `fill` puts into the buffer it is given; no copy is made of them."""
+    buffer = io.BytesIO()
+    if length:
+        buffer.seek(length - 1)
+        buffer.write(b"\0")
+    with buffer.getbuffer() as view:
+        fill(view)
+    return buffer.getvalue()
+
+
+def flat_view(data: memoryview | bytes) -> memoryview:
+    """`data` as one row of bytes, without a copy."""
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")  # no cast is allowed of an empty table
 
 
 def probe_store(store: ObjectStore) -> StoreProbe:

@@ -73,7 +73,7 @@ def test_exists_only_with_its_manifest(store: ObjectStore) -> None:
     assert not manifest_exists(store, "lenet5", "d2")
 
 
-@pytest.mark.parametrize("piece_bytes", [64 << 20, 1000])
+@pytest.mark.parametrize("piece_bytes", [16 << 20, 1000])
 def test_damage_on_the_way_is_seen(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
@@ -121,7 +121,7 @@ def test_bad_pointer(store: ObjectStore, pointer: bytes) -> None:
         resolve(join(store.uri, "models/a"))
 
 
-@pytest.mark.parametrize("piece_bytes", [64 << 20, 1000])
+@pytest.mark.parametrize("piece_bytes", [16 << 20, 1000])
 def test_verify(published: str, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
     monkeypatch.setattr(artifact, "_PIECE_BYTES", piece_bytes)
     folder = open_store(published)

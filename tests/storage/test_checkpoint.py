@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fleetpress.storage.checkpoint import open_checkpoint, read_tensor
 from fleetpress.storage.errors import InvalidModelFile, ObjectNotFound, SourceChanged
 from fleetpress.storage.safetensors_header import header_of, read_header
-from fleetpress.storage.store import ObjectStore, open_store
+from fleetpress.storage.store import ObjectInfo, ObjectStore, open_store
 from fleetpress.storage.uri import join
 
 FP8 = torch.arange(4, dtype=torch.float32).to(torch.float8_e4m3fn)
@@ -233,19 +233,79 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "none.safetensors"))
 
 
-def test_a_header_costs_two_small_ranges(tmp_path: Path) -> None:
-    (tmp_path / "m.safetensors").write_bytes(safetensors.torch.save({"x": torch.zeros(100_000)}))
-    store = open_store(str(tmp_path))
-    ranges: list[int] = []
+class Spy:
+    """A store that notes the ranges it gives out."""
 
-    class Spy:
-        uri = store.uri
-        head = store.head
+    def __init__(self, store: ObjectStore) -> None:
+        self.uri = store.uri
+        self.ranges: list[tuple[str, int, int]] = []
+        self._store = store
 
-        def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
-            ranges.append(length)
-            return store.get_range(key, start, length, etag=etag)
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
 
-    read_header(Spy(), "m.safetensors")  # type: ignore[arg-type]
-    assert len(ranges) == 2
-    assert sum(ranges) < 200
+    def head(self, key: str) -> ObjectInfo:
+        self.ranges.append((key, 0, 0))
+        return self._store.head(key)
+
+    def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
+        self.ranges.append((key, start, length))
+        return self._store.get_range(key, start, length, etag=etag)
+
+
+@pytest.mark.parametrize("tensors", [1, 3000])
+def test_a_header_costs_one_range_or_two(store: ObjectStore, tensors: int) -> None:
+    data = safetensors.torch.save({f"x{n}": torch.zeros(100) for n in range(tensors)})
+    info = store.put("m.safetensors", data)
+    spy = Spy(store)
+    header = read_header(spy, "m.safetensors", info.etag, size_bytes=len(data))  # type: ignore[arg-type]
+    assert header == header_of(data, "m.safetensors")
+    if tensors == 1:
+        assert spy.ranges == [("m.safetensors", 0, len(data))]
+    else:
+        first = 128 << 10
+        assert spy.ranges == [
+            ("m.safetensors", 0, first),
+            ("m.safetensors", first, header.data_start - first),
+        ]
+    assert read_header(store, "m.safetensors") == header
+
+
+def test_a_header_of_another_version(store: ObjectStore) -> None:
+    old = store.put("m.safetensors", WHOLE)
+    store.put("m.safetensors", safetensors.torch.save({**TENSORS, "b": TENSORS["b"] * 2}))
+    with pytest.raises(SourceChanged):
+        read_header(store, "m.safetensors", old.etag, size_bytes=old.size_bytes)
+
+
+def many_shards(store: ObjectStore, count: int) -> None:
+    store.put("config.json", b"{}")
+    weight_map = {}
+    for number in range(count):
+        shard = f"model-{number:05}.safetensors"
+        store.put(shard, safetensors.torch.save({f"t{number}": torch.full((2,), float(number))}))
+        weight_map[f"t{number}"] = shard
+    backwards = dict(reversed(weight_map.items()))
+    store.put("model.safetensors.index.json", json.dumps({"weight_map": backwards}).encode())
+
+
+def test_every_shard_costs_one_range(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    many_shards(store, 20)
+    spy = Spy(store)
+    monkeypatch.setattr("fleetpress.storage.checkpoint.open_store", lambda _: spy)
+    checkpoint = open_checkpoint(store.uri)
+    assert list(checkpoint.tensors) == [f"t{number}" for number in reversed(range(20))]
+    assert [file.path for file in checkpoint.files] == [
+        f"model-{number:05}.safetensors" for number in range(20)
+    ]
+    assert len(spy.ranges) == 20 + 2  # config, index
+    assert same(read_tensor(checkpoint, "t7"), torch.full((2,), 7.0))
+
+
+def test_the_first_wrong_shard_is_named(tmp_path: Path) -> None:
+    many_shards(open_store(str(tmp_path)), 20)
+    for number in (17, 3, 11):
+        (tmp_path / f"model-{number:05}.safetensors").write_bytes(b"short")
+    for _ in range(5):
+        with pytest.raises(InvalidModelFile, match=r"model-00003\.safetensors has 5 bytes"):
+            open_checkpoint(str(tmp_path))

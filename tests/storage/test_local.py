@@ -3,17 +3,22 @@
 import errno
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from fleetpress.storage import local
 from fleetpress.storage.errors import (
     AccessDenied,
     InvalidUri,
     NotWritable,
     ObjectNotFound,
+    SourceChanged,
     StorageError,
     StoreUnreachable,
+    UploadGone,
 )
+from fleetpress.storage.etags import HASHED_BELOW_BYTES
 from fleetpress.storage.local import FolderStore
 
 
@@ -185,3 +190,134 @@ def test_everything_is_synced(folder: FolderStore, monkeypatch: pytest.MonkeyPat
     root = Path(folder.uri)
     # The names of the new folders, the bytes (a rename keeps the inode), the name.
     assert synced == [path.stat().st_ino for path in (root.parent, root, root / "a" / "x", root / "a")]
+
+
+def test_large_files_are_not_read_for_their_etag(
+    folder: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"x" * HASHED_BELOW_BYTES
+    first = folder.put("x", data)
+    monkeypatch.setattr("fleetpress.storage.etags._hash", _fail_with(errno.EIO))
+    assert folder.head("x") == folder.list()[0] == first
+    assert folder.get_range("x", 5, 2, etag=first.etag) == b"xx"
+    status = Path(folder.uri, "x").stat()
+    assert first.etag == f"{status.st_mtime_ns:x}-{len(data):x}"
+    os.utime(Path(folder.uri, "x"), ns=(0, status.st_mtime_ns + 1))
+    with pytest.raises(SourceChanged, match="has changed"):
+        folder.read_into("x", 5, memoryview(bytearray(2)), etag=first.etag)
+
+
+@pytest.mark.parametrize("size_bytes", [100, HASHED_BELOW_BYTES])
+def test_a_file_that_changes_under_a_pinned_read(
+    folder: FolderStore, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    info = folder.put("x", b"x" * size_bytes)
+    etag_of_file = local.etag_of_file
+
+    def then_change(file: BinaryIO, path: str) -> tuple[str, int]:
+        found = etag_of_file(file, path)
+        with open(path, "r+b") as same:
+            same.write(b"y")
+        os.utime(path, ns=(0, 0))
+        return found
+
+    monkeypatch.setattr(local, "etag_of_file", then_change)
+    with pytest.raises(SourceChanged, match="was changed while it was read"):
+        folder.read_into("x", 0, memoryview(bytearray(5)), etag=info.etag)
+
+
+def test_an_upload_is_an_invisible_file(folder: FolderStore) -> None:
+    upload_id = folder.create_upload("a/x")
+    etag = folder.upload_part("a/x", upload_id, number=2, offset=1 << 30, data=b"far away")
+    (temporary,) = os.listdir(Path(folder.uri, "a"))
+    assert temporary == f".fleetpress-tmp-upload-{upload_id}"
+    status = Path(folder.uri, "a", temporary).stat()
+    assert status.st_size == (1 << 30) + 8
+    assert status.st_blocks * 512 < 1 << 20  # sparse
+    assert folder.list() == []
+    with pytest.raises(InvalidUri, match="unfinished"):
+        folder.get(f"a/{temporary}")
+    with pytest.raises(UploadGone, match="part 1 of its upload starts at byte"):
+        folder.complete_upload("a/x", upload_id, [etag])
+    folder.abort_upload("a/x", upload_id)
+    assert os.listdir(Path(folder.uri, "a")) == []
+
+
+@pytest.mark.parametrize("upload_id", ["", "../x", "A" * 40, "0" * 39, "0" * 40 + "\n", "\0" * 40])
+def test_ids_that_are_no_names(folder: FolderStore, upload_id: str) -> None:
+    folder.put("a/x", b"1")
+    assert not folder.upload_exists("a/x", upload_id)
+    folder.abort_upload("a/x", upload_id)
+    with pytest.raises(UploadGone, match="no upload of this id"):
+        folder.upload_part("a/x", upload_id, number=1, offset=0, data=b"1")
+    with pytest.raises(UploadGone, match="no upload of this id"):
+        folder.complete_upload("a/x", upload_id, [])
+
+
+def test_completed_but_its_caller_did_not_live_to_say_so(folder: FolderStore) -> None:
+    upload_id = folder.create_upload("x")
+    etags = [
+        folder.upload_part("x", upload_id, number=1, offset=0, data=b"first"),
+        folder.upload_part("x", upload_id, number=2, offset=5, data=b"second"),
+    ]
+    info = folder.complete_upload("x", upload_id, etags)
+    assert folder.complete_upload("x", upload_id, etags) == info
+    for other in (b"firstSecond", b"firstsecond.", b"first"):
+        folder.put("x", other)
+        with pytest.raises(UploadGone, match="completed or aborted by someone else: run again"):
+            folder.complete_upload("x", upload_id, etags)
+    folder.delete("x")
+    with pytest.raises(UploadGone):
+        folder.complete_upload("x", upload_id, etags)
+
+
+def test_a_part_that_never_came(folder: FolderStore) -> None:
+    upload_id, other = folder.create_upload("x"), folder.create_upload("x")
+    etags = [
+        folder.upload_part("x", upload_id, number=1, offset=0, data=b"first"),
+        folder.upload_part("x", other, number=2, offset=5, data=b"second"),
+    ]
+    with pytest.raises(UploadGone, match="does not hold the 11 bytes recorded: run again"):
+        folder.complete_upload("x", upload_id, etags)
+    assert folder.list() == []
+
+
+def test_an_upload_that_fails_goes_on(folder: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload_id = folder.create_upload("a/x")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", _fail_with(errno.ENOSPC))
+        with pytest.raises(NotWritable, match=r"a/x .*disk is full"):
+            folder.upload_part("a/x", upload_id, number=1, offset=0, data=b"1")
+    etag = folder.upload_part("a/x", upload_id, number=1, offset=0, data=b"1")
+    folder.put("a/x/in-the-way", b"")
+    with pytest.raises(NotWritable, match="folder of that name"):
+        folder.complete_upload("a/x", upload_id, [etag])
+    folder.delete("a/x/in-the-way")
+    Path(folder.uri, "a", "x").rmdir()
+    assert folder.complete_upload("a/x", upload_id, [etag]).size_bytes == 1
+    with pytest.raises(NotWritable, match="part of its path is a file"):
+        folder.create_upload("a/x/below")
+
+
+def test_a_write_of_less_than_all(folder: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: pwrite(file, data[:3], offset))
+    upload_id = folder.create_upload("x")
+    etag = folder.upload_part("x", upload_id, number=1, offset=0, data=b"0123456789")
+    folder.complete_upload("x", upload_id, [etag])
+    assert folder.get("x") == b"0123456789"
+
+
+def test_every_step_of_an_upload_is_synced(folder: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object's name must not outlive its bytes, nor an upload the folders that it is in."""
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino) or fsync(file))
+    upload_id = folder.create_upload("a/x")
+    root = Path(folder.uri)
+    assert synced == [path.stat().st_ino for path in (root.parent, root, root / "a")]
+    synced.clear()
+    etag = folder.upload_part("a/x", upload_id, number=1, offset=0, data=b"1")
+    folder.complete_upload("a/x", upload_id, [etag])
+    file = (root / "a" / "x").stat().st_ino
+    assert synced == [file, (root / "a").stat().st_ino]

@@ -1,5 +1,6 @@
 """S3 through real servers: what goes wrong, by name, and what only objects of some size show."""
 
+import hashlib
 import socket
 from pathlib import Path
 
@@ -26,12 +27,14 @@ def _every_action(store: S3Store, *, writes: bool = True) -> dict[str, StorageEr
     actions = {
         "get": lambda: store.get("k"),
         "get_range": lambda: store.get_range("k", 0, 1),
+        "read_into": lambda: store.read_into("k", 0, memoryview(bytearray(1))),
         "head": lambda: store.head("k"),
         "list": lambda: store.list("k"),
     }
     if writes:
         actions["put"] = lambda: store.put("k", b"1")
         actions["put_if_absent"] = lambda: store.put_if_absent("k", b"1")
+        actions["create_upload"] = lambda: store.create_upload("k")
     errors = {}
     for name, action in actions.items():
         with pytest.raises(StorageError) as caught:
@@ -137,10 +140,16 @@ def test_bad_bucket_name() -> None:
 
 @pytest.mark.parametrize("server", ["s3_uri", "seaweed_uri"])
 def test_same_etag_as_a_folder(server: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    data = bytes(17 << 20)  # more than boto3 itself sends in one request
+    data = bytes((8 << 20) - 1)
     store = S3Store(request.getfixturevalue(server))
     assert store.put("k", data).etag == FolderStore(str(tmp_path)).put("k", data).etag
     assert store.get("k") == data
+
+
+@pytest.mark.parametrize("server", ["s3_uri", "seaweed_uri"])
+def test_one_request_gives_an_md5(server: str, request: pytest.FixtureRequest) -> None:
+    data = bytes(17 << 20)  # more than boto3 itself sends in one request
+    assert S3Store(request.getfixturevalue(server)).put("k", data).etag == hashlib.md5(data).hexdigest()
 
 
 @pytest.mark.parametrize("server", ["s3_uri", "seaweed_uri"])
@@ -189,8 +198,13 @@ def test_bucket_in_the_path_except_on_amazon(endpoint: str | None, style: str | 
     assert (client.meta.config.s3 or {}).get("addressing_style") == style
 
 
-def test_a_profile_may_choose_the_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config").write_text("[default]\ns3 =\n    addressing_style = virtual\n")
+def test_a_profile_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = new_client(endpoint="https://oss.example.com", access_key="a", secret_key="b")
+    assert client.meta.config.s3 == {"addressing_style": "path", "payload_signing_enabled": False}
+    (tmp_path / "config").write_text(
+        "[default]\ns3 =\n    addressing_style = virtual\n    payload_signing_enabled = true\n"
+    )
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     client = new_client(endpoint="https://oss.example.com", access_key="a", secret_key="b")
     assert client.meta.config.s3["addressing_style"] == "virtual"
+    assert client.meta.config.s3["payload_signing_enabled"] is True

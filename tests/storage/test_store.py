@@ -1,6 +1,7 @@
 """What every store does: the same suite over a folder, moto and SeaweedFS."""
 
 import hashlib
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,17 +13,6 @@ from hypothesis import strategies as st
 from fleetpress.storage.errors import InvalidUri, ObjectNotFound, SourceChanged
 from fleetpress.storage.store import ObjectStore, StoreProbe, open_store
 from fleetpress.storage.uri import join
-
-
-@pytest.fixture(params=["folder", "moto", "seaweedfs"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    fixture = {"moto": "s3_uri", "seaweedfs": "seaweed_uri"}.get(request.param)
-    return str(request.getfixturevalue(fixture)) if fixture else str(tmp_path / "not-yet-there")
-
-
-@pytest.fixture
-def any_store(place: str) -> ObjectStore:
-    return open_store(join(place, "root"))
 
 
 def _md5(data: bytes) -> str:
@@ -55,8 +45,12 @@ def test_replace_changes_the_etag(any_store: ObjectStore) -> None:
 @pytest.mark.parametrize(("start", "length"), [(0, 1), (0, 10), (9, 1), (3, 4), (10, 0), (0, 0)])
 def test_range(any_store: ObjectStore, start: int, length: int) -> None:
     info = any_store.put("k", b"0123456789")
-    assert any_store.get_range("k", start, length) == b"0123456789"[start : start + length]
-    assert any_store.get_range("k", start, length, etag=info.etag) == b"0123456789"[start : start + length]
+    expected = b"0123456789"[start : start + length]
+    assert any_store.get_range("k", start, length) == expected
+    assert any_store.get_range("k", start, length, etag=info.etag) == expected
+    buffer = bytearray(b"." * 12)
+    any_store.read_into("k", start, memoryview(buffer)[1 : 1 + length], etag=info.etag)
+    assert buffer == b"." + expected + b"." * (11 - length)
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 11), (9, 2), (10, 1), (500, 1)])
@@ -64,6 +58,8 @@ def test_range_past_the_end(any_store: ObjectStore, start: int, length: int) -> 
     any_store.put("k", b"0123456789")
     with pytest.raises(SourceChanged, match="root/k"):
         any_store.get_range("k", start, length)
+    with pytest.raises(SourceChanged, match="root/k"):
+        any_store.read_into("k", start, memoryview(bytearray(length)))
 
 
 @pytest.mark.parametrize("length", [0, 3])
@@ -72,6 +68,24 @@ def test_range_of_another_version(any_store: ObjectStore, length: int) -> None:
     any_store.put("k", b"9876543210")
     with pytest.raises(SourceChanged, match="changed"):
         any_store.get_range("k", 0, length, etag=old.etag)
+    with pytest.raises(SourceChanged, match="changed"):
+        any_store.read_into("k", 0, memoryview(bytearray(length)), etag=old.etag)
+
+
+@pytest.mark.parametrize("size_bytes", [(8 << 20) - 1, 8 << 20, (8 << 20) + 1])
+def test_large_object(any_store: ObjectStore, size_bytes: int) -> None:
+    """Around the size where the etag of a file is no longer its MD5."""
+    data = random.Random(size_bytes).randbytes(size_bytes)
+    info = any_store.put("k", data)
+    assert info == any_store.head("k") == any_store.list()[0]
+    buffer = memoryview(bytearray(size_bytes - 7)).cast("B", (1, size_bytes - 7))
+    any_store.read_into("k", 3, buffer, etag=info.etag)
+    assert buffer.tobytes() == data[3:-4]
+    assert any_store.get("k") == data
+    other = any_store.put("k", data[:-1])
+    assert other.etag != info.etag
+    with pytest.raises(SourceChanged):
+        any_store.read_into("k", 3, buffer, etag=info.etag)
 
 
 def test_missing(any_store: ObjectStore) -> None:
@@ -81,8 +95,11 @@ def test_missing(any_store: ObjectStore) -> None:
             any_store.get(key)
         with pytest.raises(ObjectNotFound, match=f"root/{key}"):
             any_store.head(key)
-        with pytest.raises(ObjectNotFound, match=f"root/{key}"):
-            any_store.get_range(key, 0, 1)
+        for length in (0, 1):
+            with pytest.raises(ObjectNotFound, match=f"root/{key}"):
+                any_store.read_into(key, 0, memoryview(bytearray(length)))
+            with pytest.raises(ObjectNotFound, match=f"root/{key}"):
+                any_store.get_range(key, 0, length)
 
 
 def test_list(any_store: ObjectStore) -> None:
@@ -153,6 +170,10 @@ def test_bad_keys(any_store: ObjectStore) -> None:
             any_store.put_if_absent(key, b"")
         with pytest.raises(InvalidUri):
             any_store.get_range(key, 0, 0)
+        with pytest.raises(InvalidUri):
+            any_store.read_into(key, 0, memoryview(bytearray(1)))
+        with pytest.raises(InvalidUri):
+            any_store.create_upload(key)
 
 
 def test_probe(any_store: ObjectStore) -> None:

@@ -1,4 +1,7 @@
-"""What users install: the wheel holds every file of the three folders and works where there is no source tree."""
+"""What users install: the wheel holds every file of the three folders and works where there is no source tree.
+
+The compiled kernel is in it, and only where no compiler is found the wheel does without.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -16,7 +20,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("compression", "storage", "jobs")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-DEAD = shutil.ignore_patterns("__pycache__", ".*")
+DEAD = shutil.ignore_patterns("__pycache__", ".*", "*.so")
+LIBRARY = "fleetpress/compression/kernels/_quantize.abi3.so"
 
 IMPORT_EVERYTHING = """
 import importlib, json, sys
@@ -26,33 +31,45 @@ print(json.dumps({"version": version("fleetpress"), "files": [module.__file__ fo
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+ASK_KERNELS = """
+from fleetpress.compression import kernels
+from fleetpress.compression.scheme import SCHEMES
+print(kernels.available(), kernels.supports("BF16", SCHEMES["W4A16"], (8, 256)))
+"""
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     hidden = {"PYTHONPATH", "VIRTUAL_ENV", "PIP_REQUIRE_VIRTUALENV"}
     env = {name: value for name, value in os.environ.items() if name not in hidden}
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, check=False
+        [str(part) for part in command],
+        cwd=cwd,
+        env=env | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(kind: str, tree: Path, **variables: str) -> Path:
     """Built from a copy: setuptools leaves a build folder behind, and packs what an earlier one held."""
-    tree = tmp_path_factory.mktemp("tree")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tree / package, ignore=DEAD)
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tree / "dist", cwd=tree)
+    run(
+        *(sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", tree / "dist"),
+        cwd=tree,
+        **variables,
+    )
     (built,) = (tree / "dist").iterdir()
     return built
 
 
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def install(wheel: Path, home: Path) -> Path:
     """The bin folder of a fresh environment that holds the wheel and borrows its dependencies from this one."""
-    home = tmp_path_factory.mktemp("installed")
     venv.create(home, symlinks=True, with_pip=False)
     scheme = {"base": str(home), "platbase": str(home)}
     # A path line adds a folder but does not run the .pth files in it: this environment's editable install stays out.
@@ -66,14 +83,25 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scripts
 
 
-def test_wheel_holds_every_file_of_the_folders_and_no_other(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(wheel, tmp_path_factory.mktemp("installed"))
+
+
+def test_wheel_holds_every_file_of_the_folders_and_the_library_and_no_other(wheel: Path) -> None:
     files = [
         path.relative_to(ROOT)
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file()
     ]
-    expected = {f"fleetpress/{file.as_posix()}" for file in files if not DEAD("", list(file.parts))}
+    kept = [file for file in files if file.suffix != ".c" and not DEAD("", list(file.parts))]
+    expected = {LIBRARY, *(f"fleetpress/{file.as_posix()}" for file in kept)}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         notices = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
@@ -93,3 +121,23 @@ def test_every_module_imports_from_the_wheel_alone(wheel: Path, installed: Path,
 
 def test_the_command_of_the_wheel_answers(installed: Path, tmp_path: Path) -> None:
     assert "usage: fleetpress" in run(installed / "fleetpress", "--help", cwd=tmp_path)
+
+
+def test_the_kernel_of_the_wheel_works_in_every_python(wheel: Path, installed: Path, tmp_path: Path) -> None:
+    assert "-cp311-abi3-" in wheel.name
+    assert run(installed / "python", "-c", ASK_KERNELS, cwd=tmp_path).split() == ["True", "True"]
+
+
+def test_without_a_compiler_the_wheel_does_without_the_kernel(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    bare = build("wheel", tmp_path / "tree", CC="no-such-compiler")
+    with zipfile.ZipFile(bare) as archive:
+        assert LIBRARY not in archive.namelist()
+    scripts = install(bare, tmp_path / "installed")
+    assert run(scripts / "python", "-c", ASK_KERNELS, cwd=tmp_path).split() == ["False", "False"]
+
+
+def test_the_source_archive_can_build_the_kernel(tmp_path: Path) -> None:
+    with tarfile.open(build("sdist", tmp_path)) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"setup.py", "compression/kernels/quantize.c"} <= names

@@ -6,6 +6,8 @@ from torch.nn import functional
 
 from fleetpress.compression.errors import QuantizationError
 
+_BYTE_FULL = {2: torch.int32, 4: torch.int16}  # codes that fill one byte: where to find as many, a byte each
+
 
 def packed_bytes(count: int, num_bits: int) -> int:
     """Length of the stream of `count` codes."""
@@ -23,15 +25,23 @@ def pack(codes: Tensor, num_bits: int) -> Tensor:
         raise QuantizationError(f"code {int(flat.max())} does not fit in {num_bits} bits")
     if num_bits == 8:
         return flat.clone()
-    # Eight codes fill num_bits bytes; each code adds its low part to one byte and what is over to the next.
-    eights = functional.pad(flat, (0, -count % 8)).view(-1, 8)
-    stream = torch.zeros(eights.shape[0], num_bits, dtype=torch.uint8)
-    for place in range(8):
-        byte, shift = divmod(place * num_bits, 8)
-        stream[:, byte] |= eights[:, place] << shift
-        if shift + num_bits > 8:
-            stream[:, byte + 1] |= eights[:, place] >> (8 - shift)
-    return stream.view(-1)[: packed_bytes(count, num_bits)].clone()
+    # Eight codes fill num_bits bytes; a word's codes move together, into pairs, then fours, then all eight.
+    padded = functional.pad(flat, (0, -count % 8)) if count % 8 or flat.storage_offset() % 8 else flat
+    if num_bits in _BYTE_FULL:
+        words = padded.view(_BYTE_FULL[num_bits])
+        together = words.clone()
+        for place in range(1, words.itemsize):
+            together |= words >> place * (8 - num_bits)
+        stream = together.to(torch.uint8)
+    else:
+        words = padded.view(torch.int64).clone()
+        for width in (8, 16, 32):
+            lower = ((1 << width) - 1) * sum(1 << place for place in range(0, 64, 2 * width))
+            upper = (words >> width) & lower
+            words &= lower
+            words |= upper << num_bits * width // 8
+        stream = words.view(torch.uint8).view(-1, 8)[:, :num_bits].reshape(-1)
+    return stream[: packed_bytes(count, num_bits)].clone()
 
 
 def unpack(packed: Tensor, num_bits: int, count: int) -> Tensor:

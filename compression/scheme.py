@@ -1,4 +1,7 @@
-"""What a weight is quantized to: bits, symmetry, and how many weights share a scale."""
+"""What a weight is quantized to: bits, symmetry, and how many weights share a scale; or the dtype it is cast to.
+
+Nothing here imports torch: plans are made, and plain checkpoints converted, without it.
+"""
 
 import difflib
 import math
@@ -7,11 +10,10 @@ from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Literal, get_args
 
-import torch
-
 from fleetpress.compression.errors import MethodError
 
 Strategy = Literal["tensor", "channel", "group"]
+CodeType = Literal["int", "float"]
 DEFAULT_GROUP_SIZE = 128
 
 
@@ -20,15 +22,21 @@ class QuantScheme:
     """Affine quantization of weights to `num_bits` unsigned codes: `weight ~ (code - zero_point) * scale`.
 
     A scale (and, if not symmetric, a zero point) belongs to the whole tensor, to an output unit (channel), or to
-    `group_size` neighbours in an output unit's row. Raises MethodError for options that do not go together.
+    `group_size` neighbours in an output unit's row. Codes of type float are 8-bit floats (e4m3),
+    `weight ~ code * scale`, without groups. Raises MethodError for options that do not go together.
     """
 
     num_bits: int
     symmetric: bool = True
     strategy: Strategy = "channel"
     group_size: int | None = None
+    type: CodeType = "int"
 
     def __post_init__(self) -> None:
+        if self.type not in get_args(CodeType):
+            raise MethodError(f"type is {self.type!r}; give one of {', '.join(get_args(CodeType))}")
+        if self.type == "float":
+            self._check_float()
         if isinstance(self.num_bits, bool) or self.num_bits not in range(2, 9):
             raise MethodError(f"num_bits is {self.num_bits}; give a whole number from 2 to 8")
         if self.strategy not in get_args(Strategy):
@@ -48,9 +56,17 @@ class QuantScheme:
                 "leave group_size out or give strategy group"
             )
 
+    def _check_float(self) -> None:
+        if self.num_bits != 8:
+            raise MethodError(f"num_bits is {self.num_bits}, but FP8 codes have 8; leave num_bits out")
+        if not self.symmetric:
+            raise MethodError("symmetric is false, but FP8 codes have no zero points; leave symmetric out")
+        if self.strategy == "group":
+            raise MethodError("FP8 has one scale per channel or tensor; leave group_size out")
+
     @property
     def middle(self) -> int:
-        """The code that a symmetric scheme maps to zero."""
+        """The integer code that a symmetric scheme maps to zero."""
         return 1 << (self.num_bits - 1)
 
     def groups(self, rows: int, columns: int) -> tuple[int, int]:
@@ -88,8 +104,17 @@ SCHEMES: dict[str, QuantScheme] = {
     "W3A16_ASYM": _grouped(3, symmetric=False),
     "W2A16": _grouped(2, symmetric=True),
     "W2A16_ASYM": _grouped(2, symmetric=False),
+    "FP8": QuantScheme(num_bits=8, type="float"),
 }
+# Names that stand beside the schemes and mean a plain cast, without codes and scales: to which dtype of safetensors.
+CASTS: dict[str, str] = {"BF16": "BF16", "FP16": "F16"}
 DEFAULT_BITS = 8
+DEFAULT_METHOD = "round_to_nearest"
+
+
+def cast_of(name: str | None) -> str | None:
+    """The dtype, as safetensors calls it, that a scheme's name casts weights to; None if the name is no cast."""
+    return None if name is None else CASTS.get(name)
 
 
 def resolve(
@@ -103,15 +128,22 @@ def resolve(
 
     Without a name the base is `num_bits` (8 if not given either), symmetric, one scale per channel. `group_size=None`
     means one scale per channel; a number means groups of that size. Raises MethodError for an unknown name (with the
-    nearest known one) and for options that contradict each other.
+    nearest known one), for options that contradict each other, and for casts: `cast_of` tells them.
     """
+    if scheme in CASTS:
+        options = {"num_bits": num_bits, "symmetric": symmetric, "strategy": strategy}
+        given = [name for name, value in options.items() if value is not None]
+        given += ["group_size"] if group_size is not ... else []
+        remedy = f"leave out {', '.join(given)}" if given else "take a scheme such as W8A16 here"
+        raise MethodError(f"{scheme} is a plain cast of checkpoints, without codes and scales; {remedy}")
     if scheme is None:
         base = QuantScheme(num_bits=DEFAULT_BITS if num_bits is None else num_bits)
     elif scheme in SCHEMES:
         base = SCHEMES[scheme]
     else:
-        near = difflib.get_close_matches(scheme.upper(), SCHEMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known schemes: {', '.join(SCHEMES)}"
+        known = [*SCHEMES, *CASTS]
+        near = difflib.get_close_matches(scheme.upper(), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known schemes: {', '.join(known)}"
         raise MethodError(f"unknown scheme {scheme!r}; {hint}")
     size = base.group_size if group_size is ... else group_size
     if strategy is None:
@@ -137,11 +169,9 @@ def rows_and_columns(shape: Sequence[int], axis: int) -> tuple[int, int]:
     return shape[axis], math.prod(shape) // max(shape[axis], 1)
 
 
-def bits_per_weight(
-    scheme: QuantScheme, shape: Sequence[int], scale_dtype: torch.dtype, *, axis: int = 0
-) -> float:
-    """Exact bits per weight of a quantized tensor: codes, scales and (if not symmetric) zero points of `num_bits`."""
+def bits_per_weight(scheme: QuantScheme, shape: Sequence[int], scale_bits: int, *, axis: int = 0) -> float:
+    """Exact bits per weight of a quantized tensor: codes, scales of `scale_bits`, any zero points of `num_bits`."""
     rows, columns = rows_and_columns(shape, axis)
     groups = math.prod(scheme.groups(rows, columns))
-    per_group = scale_dtype.itemsize * 8 + (0 if scheme.symmetric else scheme.num_bits)
+    per_group = scale_bits + (0 if scheme.symmetric else scheme.num_bits)
     return scheme.num_bits + groups * per_group / (rows * columns)

@@ -22,12 +22,18 @@ _PRUNE = {
     **_TARGETS,
 }
 _THRESHOLDS = ("mean_threshold", "std_threshold")
+_ZERO = {
+    "pattern": "N:M, such as 2:4: of every M neighbours in a row the N largest stay",
+    "sparsity": "share of every tensor's weights to zero, above 0 and below 1",
+    **_TARGETS,
+}
 _QUANTIZE = {
     "scheme": "a preset by name; the options below replace parts of it",
     "num_bits": "bits of a code, 2 to 8",
     "symmetric": "true: a scale only; false: also a zero point",
     "group_size": "weights in a row that share a scale; null: one scale per output unit",
     "strategy": "tensor, channel or group: what shares a scale",
+    "format": "layout of integers in a checkpoint: pack-quantized, or int-quantized (8 bits only)",
     **_TARGETS,
 }
 _TRAIN = {
@@ -68,6 +74,7 @@ def _tables() -> Described:
     from fleetpress.compression.metrics import METRICS
     from fleetpress.compression.pruning import PRUNERS
     from fleetpress.compression.quantization import QUANTIZERS
+    from fleetpress.compression.sparsity import SPARSIFIERS
     from fleetpress.compression.training import OPTIMIZERS
 
     return {
@@ -80,6 +87,15 @@ def _tables() -> Described:
                 "options": _options(PruneStep, _PRUNE, without=() if method.spread else _THRESHOLDS),
             }
             for name, method in PRUNERS.items()
+        ],
+        "sparsity": [
+            {
+                "name": name,
+                "summary": method.summary,
+                "paper": method.paper,
+                "options": _options(PruneStep, _ZERO, without={"pattern", "sparsity"} - set(method.takes)),
+            }
+            for name, method in SPARSIFIERS.items()
         ],
         "quantization": [
             {
@@ -117,23 +133,42 @@ def _tables() -> Described:
 
 
 def _schemes() -> list[dict[str, Any]]:
-    """Presets with the bits that a weight really takes in a layer of 4096 x 4096 with 16-bit scales."""
-    import torch
+    """Presets with the bits that a weight really takes in a layer of 4096 x 4096 with 16-bit scales; then casts."""
+    from fleetpress.compression.scheme import CASTS, SCHEMES, bits_per_weight
 
-    from fleetpress.compression.scheme import SCHEMES, bits_per_weight
-
-    return [
-        {
+    entries: list[dict[str, Any]] = []
+    for name, scheme in SCHEMES.items():
+        bits = round(bits_per_weight(scheme, _SHAPE, 16), 4)
+        entry = {
             "name": name,
+            "type": scheme.type,
             "num_bits": scheme.num_bits,
             "symmetric": scheme.symmetric,
             "strategy": scheme.strategy,
             "group_size": scheme.group_size,
-            "bits_per_weight": round(bits_per_weight(scheme, _SHAPE, torch.float16), 4),
+            "bits_per_weight": bits,
             "options": [],
         }
-        for name, scheme in SCHEMES.items()
-    ]
+        if scheme.type == "float":
+            entry["summary"] = (
+                f"8-bit floats (e4m3), per {scheme.strategy}, of checkpoints: {bits:.3f} bits a weight"
+            )
+        entries.append(entry)
+    for name, dtype in CASTS.items():
+        entries.append(
+            {
+                "name": name,
+                "type": "cast",
+                "num_bits": 16,
+                "symmetric": None,
+                "strategy": None,
+                "group_size": None,
+                "bits_per_weight": 16.0,
+                "options": [],
+                "summary": f"a plain cast of checkpoints to {dtype}, without codes and scales: 16 bits a weight",
+            }
+        )
+    return entries
 
 
 def _options(

@@ -4,11 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fleetpress.compression.scheme import DEFAULT_METHOD
+
 from .spec_fields import (
     Count,
     Drop,
     NotNegative,
     Optimizer,
+    PatternNM,
     Patterns,
     Positive,
     Pruner,
@@ -47,10 +50,14 @@ class CollectStep(Strict):
 
 
 class PruneStep(Strict):
-    """Units to delete: a share (`sparsity`), or those whose gradients stay below both thresholds."""
+    """Units of a program to delete: a share (`sparsity`), or those whose gradients stay below both thresholds.
+
+    Or weights of a checkpoint to zero: a share of every tensor, or all but N of M neighbours (`pattern` N:M).
+    """
 
     method: Pruner = "gradient_stability"
     sparsity: Share | None = None
+    pattern: PatternNM | None = None
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
@@ -61,7 +68,8 @@ class PruneStep(Strict):
 class QuantizeStep(Strict):
     """Weights to few-bit integers: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
 
-    An explicit `group_size: null` is read as what it means, `strategy: channel`.
+    Schemes of checkpoints are also 8-bit floats (FP8) and plain casts (BF16, FP16); `format` is the layout of integers
+    there, pack-quantized if it is None. An explicit `group_size: null` is read as what it means, `strategy: channel`.
     """
 
     scheme: Scheme | None = None
@@ -69,7 +77,8 @@ class QuantizeStep(Strict):
     symmetric: bool | None = None
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None
-    method: Quantizer = "round_to_nearest"
+    method: Quantizer = DEFAULT_METHOD
+    format: Literal["pack-quantized", "int-quantized"] | None = None
     targets: Patterns = ()
     ignore: Patterns = ()
 

@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from fleetpress.compression.scheme import DEFAULT_METHOD
+
 from .recipe import CHANGING_STEPS, TRAINING_STEPS, PruneStep, QuantizeStep, Recipe, Strict, TrainStep
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
 
 DATA_KEYS = {"train", "eval", "loss", "metric"}  # with an unknown key, a missing one may just be misspelled
+_HOW_MUCH = {"pattern": "2:4", "sparsity": "0.5", "mean_threshold": "1e-4", "std_threshold": "1e-3"}
 Mistake = tuple[Path, str]
 Step = TypeVar("Step", bound=Strict)
 
@@ -51,8 +54,39 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
 
 
 def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    yield from _check_zeroing(path, step) if is_sparsifier(step.method) else _check_deletion(path, step)
+
+
+def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
+    from fleetpress.compression.sparsity import SPARSIFIERS
+
+    takes = SPARSIFIERS[step.method].takes
+    for name, example in _HOW_MUCH.items():
+        value = getattr(step, name)
+        if value is None and name in takes:
+            yield path, f"does not say how much; add {name}, such as {example}"
+        elif value is not None and name not in takes:
+            yield (
+                (*path, name),
+                f"has no meaning for {step.method}, which takes {', '.join(takes)}; delete it",
+            )
+    if step.scope == "global":
+        what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
+        yield (*path, "scope"), what
+
+
+def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
     from fleetpress.compression.pruning import PRUNERS
 
+    if step.pattern is not None:
+        what = (
+            f"has no meaning for {step.method}, which deletes whole units; delete it, or take magnitude_n_m"
+        )
+        yield (*path, "pattern"), what
+        if step.sparsity is step.mean_threshold is step.std_threshold is None:
+            return
     thresholds = {"mean_threshold": step.mean_threshold, "std_threshold": step.std_threshold}
     given = [name for name, value in thresholds.items() if value is not None]
     if step.sparsity is not None and given:
@@ -67,6 +101,11 @@ def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
 
 
 def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
+    from fleetpress.compression.scheme import CASTS, SCHEMES
+
+    if step.scheme in CASTS:
+        yield from _check_cast(path, step, raw)
+        return
     if step.scheme is None and step.num_bits is None:
         yield path, "does not say how many bits; add a scheme such as W4A16, or num_bits"
     if step.group_size is not None and step.strategy in ("tensor", "channel"):
@@ -76,19 +115,53 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
             (*path, "group_size"),
             "null means one scale per channel, not strategy group; delete one of them",
         )
-    if step.scheme is not None:
-        from fleetpress.compression.scheme import SCHEMES
+    scheme = SCHEMES[step.scheme] if step.scheme is not None else None
+    if scheme is not None and step.num_bits not in (None, scheme.num_bits):
+        what = f"{step.num_bits} contradicts scheme {step.scheme}, which means {scheme.num_bits}"
+        yield (*path, "num_bits"), f"{what}; delete one of them"
+    if scheme is not None and scheme.type == "float":
+        yield from _check_float(path, step)
+        return
+    if scheme is not None and step.symmetric not in (None, scheme.symmetric):
+        what = f"{str(step.symmetric).lower()} contradicts scheme {step.scheme}"
+        yield (
+            (*path, "symmetric"),
+            f"{what}; take the scheme with{'' if scheme.symmetric else 'out'} _ASYM, or num_bits without scheme",
+        )
+    bits = scheme.num_bits if scheme is not None else step.num_bits
+    if step.format == "int-quantized" and bits not in (None, 8):
+        what = f"int-quantized holds codes of 8 bits, not of {bits}"
+        yield (*path, "format"), f"{what}; delete it, or take scheme W8A16"
 
-        scheme = SCHEMES[step.scheme]
-        if step.num_bits not in (None, scheme.num_bits):
-            what = f"{step.num_bits} contradicts scheme {step.scheme}, which means {scheme.num_bits}"
-            yield (*path, "num_bits"), f"{what}; delete one of them"
-        if step.symmetric not in (None, scheme.symmetric):
-            what = f"{str(step.symmetric).lower()} contradicts scheme {step.scheme}"
-            yield (
-                (*path, "symmetric"),
-                f"{what}; take the scheme with{'' if scheme.symmetric else 'out'} _ASYM, or num_bits without scheme",
-            )
+
+def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
+    # `group_size: null` is a choice, too: one scale per channel.
+    for name in ("num_bits", "symmetric", "group_size", "strategy", "format"):
+        if raw.get(name) is not None or (name == "group_size" and name in raw):
+            yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
+    if step.method != DEFAULT_METHOD:
+        yield (*path, "method"), f"{step.method} has no meaning for {step.scheme}, a plain cast; delete it"
+
+
+def _check_float(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
+    if step.symmetric is False:
+        yield (
+            (*path, "symmetric"),
+            f"false contradicts scheme {step.scheme}, which has no zero points; delete it",
+        )
+    if step.group_size is not None or step.strategy == "group":
+        name = "strategy" if step.group_size is None else "group_size"
+        yield (*path, name), f"{step.scheme} has one scale per channel or tensor; delete it"
+    if step.method != DEFAULT_METHOD:
+        what = (
+            f"{step.method} chooses ranges of integer codes; {step.scheme} takes {DEFAULT_METHOD}; delete it"
+        )
+        yield (*path, "method"), what
+    if step.format is not None:
+        yield (
+            (*path, "format"),
+            f"{step.format} is for integer codes; {step.scheme} has one format; delete it",
+        )
 
 
 def _check_data(path: Path, raw: Any) -> Iterator[Mistake]:
@@ -145,6 +218,10 @@ def _check_model(
 
 def needs_gradients(step: PruneStep) -> bool:
     """Whether the step's method scores units by gradient statistics."""
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    if is_sparsifier(step.method):
+        return False
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_gradients

@@ -129,19 +129,53 @@ def _drop(value: Any) -> float | str:
     return float(value)
 
 
-def _known(kind: str, table: Callable[[], Collection[str]]) -> AfterValidator:
-    """Accepts the words of a method table, in any case, as they are spelled there."""
+def _known(kind: str, *tables: Callable[[], Collection[str]]) -> AfterValidator:
+    """Accepts the words of method tables, in any case, as they are spelled there.
+
+    A table is looked at only if the word is in none before it, so that light ones stand first.
+    """
 
     def check(word: str) -> str:
-        spelled = {name.lower(): name for name in table()}
-        if word.lower() not in spelled:
-            raise mistake(f"unknown {kind} `{word}`; {nearest(word, spelled.values())}")
-        return spelled[word.lower()]
+        spelled: dict[str, str] = {}
+        for table in tables:
+            spelled |= {name.lower(): name for name in table()}
+            if word.lower() in spelled:
+                return spelled[word.lower()]
+        raise mistake(f"unknown {kind} `{word}`; {nearest(word, spelled.values())}")
 
     return AfterValidator(check)
 
 
-# The tables live beside the methods, behind torch: they are imported when the first name is looked up.
+def _pattern_n_m(value: str) -> str:
+    from fleetpress.compression.errors import MethodError
+    from fleetpress.compression.sparsity import parse_pattern
+
+    try:
+        parse_pattern(value)
+    except MethodError as error:
+        raise mistake(str(error)) from None
+    return value
+
+
+def _sparsifiers() -> Collection[str]:
+    from fleetpress.compression.sparsity import SPARSIFIERS
+
+    return SPARSIFIERS
+
+
+def _default_quantizer() -> Collection[str]:
+    from fleetpress.compression.scheme import DEFAULT_METHOD
+
+    return (DEFAULT_METHOD,)
+
+
+def _schemes() -> Collection[str]:
+    from fleetpress.compression.scheme import CASTS, SCHEMES
+
+    return (*SCHEMES, *CASTS)
+
+
+# The other tables live beside the methods, behind torch: they are imported when the first name is looked up.
 def _pruners() -> Collection[str]:
     from fleetpress.compression.pruning import PRUNERS
 
@@ -152,12 +186,6 @@ def _quantizers() -> Collection[str]:
     from fleetpress.compression.quantization import QUANTIZERS
 
     return QUANTIZERS
-
-
-def _schemes() -> Collection[str]:
-    from fleetpress.compression.scheme import SCHEMES
-
-    return SCHEMES
 
 
 def _optimizers() -> Collection[str]:
@@ -193,8 +221,9 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
-Pruner = Annotated[str, _known("pruning method", _pruners)]
-Quantizer = Annotated[str, _known("quantization method", _quantizers)]
+Pruner = Annotated[str, _known("pruning method", _sparsifiers, _pruners)]
+PatternNM = Annotated[str, AfterValidator(_pattern_n_m)]
+Quantizer = Annotated[str, _known("quantization method", _default_quantizer, _quantizers)]
 Scheme = Annotated[str, _known("scheme", _schemes)]
 Optimizer = Annotated[str, _known("optimizer", _optimizers)]
 Loss = Annotated[str, _known("loss", _losses)]

@@ -6,10 +6,15 @@ from dataclasses import replace
 from torch import Tensor
 
 from fleetpress.compression.errors import QuantizationError
-from fleetpress.compression.layers import Layer
 from fleetpress.compression.quantization import round_to_nearest, smallest_error
-from fleetpress.compression.quantization.weight import QuantizedWeight, QuantizeMethod, to_rows
+from fleetpress.compression.quantization.weight import (
+    QuantizedWeight,
+    QuantizeMethod,
+    check_integers,
+    to_rows,
+)
 from fleetpress.compression.scheme import QuantScheme
+from fleetpress.compression.selection import Layer
 
 __all__ = ["QUANTIZERS", "QuantizeMethod", "QuantizedWeight", "quantize_layer", "quantize_weight"]
 
@@ -34,8 +39,10 @@ def quantize_weight(
 ) -> QuantizedWeight:
     """The weight `name`, of two dimensions or more with its output units along `axis`, quantized.
 
-    Raises QuantizationError with the name for NaN or infinite values, no values, or a dtype that is no floating point.
+    Raises QuantizationError with the name for NaN or infinite values, no values, or a dtype that is no floating point;
+    MethodError for FP8, whose codes are no integers (checkpoints take `float8`).
     """
+    check_integers(scheme)
     weight = weight.detach()
     if weight.dim() < 2 or weight.numel() == 0:
         raise QuantizationError(

@@ -2,21 +2,13 @@
 
 from torch import Tensor
 
-from fleetpress.compression.quantization import affine
-from fleetpress.compression.quantization.weight import QuantizedWeight, QuantizeMethod
+from fleetpress.compression.quantization.weight import QuantizedWeight, QuantizeMethod, encoded, parameters
 from fleetpress.compression.scheme import QuantScheme
 
 
 def round_to_nearest(rows: Tensor, scheme: QuantScheme) -> QuantizedWeight:
     """Codes, scales and zero points of `rows` [output units, entries]; raises QuantizationError for bad values."""
-    scale, zero_point = affine.quantization_parameters(rows, scheme)
-    return QuantizedWeight(
-        codes=affine.quantize(rows, scale, zero_point, scheme),
-        scale=scale,
-        zero_point=zero_point,
-        scheme=scheme,
-        shape=tuple(rows.shape),
-    )
+    return encoded(rows, *parameters(rows, scheme), scheme)
 
 
 METHOD = QuantizeMethod(

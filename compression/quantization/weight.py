@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fleetpress.compression.quantization import affine, packing
+from fleetpress.compression.errors import MethodError
+from fleetpress.compression.quantization import affine, float8, packing
 from fleetpress.compression.scheme import QuantScheme, rows_and_columns
 
 # Unpacking packed zero points takes nodes in the graph: below this saving they stay one byte each.
@@ -16,10 +17,11 @@ _WORTH_PACKING_BYTES = 512
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedWeight:
-    """Codes uint8 [rows, columns], one row per output unit, for a weight of `shape` with its units along `axis`.
+    """Codes [rows, columns], one row per output unit, for a weight of `shape` with its units along `axis`.
 
-    `scale` [rows, groups] has the weight's dtype; `zero_point` is uint8 of the same shape, None if symmetric. Strategy
-    tensor has one of each, [1, 1]. The last group of a row is shorter if the size in `scheme` does not divide the row.
+    Codes are uint8, or float8_e4m3fn if the scheme's type is float. `scale` [rows, groups] has the weight's dtype;
+    `zero_point` is uint8 of the same shape, None if symmetric. Strategy tensor has one of each, [1, 1]. The last group
+    of a row is shorter if the size in `scheme` does not divide the row.
     """
 
     codes: Tensor
@@ -42,7 +44,7 @@ class QuantizedWeight:
 
     def dequantize(self) -> Tensor:
         """The weight in its original shape and dtype, contiguous."""
-        rows = affine.dequantize(self.codes, self.scale, self.zero_point, self.scheme)
+        rows = decoded(self.codes, self.scale, self.zero_point, self.scheme)
         return from_rows(rows, self.shape, self.axis)
 
     def sqnr_db(self, weight: Tensor) -> float:
@@ -55,7 +57,7 @@ class QuantizedWeight:
             at = slice(start, start + step)
             scales = at if per_row else slice(None)
             zero = None if self.zero_point is None else self.zero_point[scales]
-            tile = affine.dequantize(self.codes[at], self.scale[scales], zero, self.scheme).double()
+            tile = decoded(self.codes[at], self.scale[scales], zero, self.scheme).double()
             original = rows[at].double()
             signal += float(original.square().sum())
             noise += float((tile - original).square().sum())
@@ -64,12 +66,57 @@ class QuantizedWeight:
         return 10 * math.log10(signal / noise) if signal else -math.inf
 
     def stored_bytes(self) -> int:
-        """Bytes of codes, scales and zero points in a program."""
+        """Bytes of codes, scales and zero points in a program. Raises MethodError for FP8."""
         return predicted_bytes(self.shape, self.axis, self.scheme, self.dtype)
 
 
+def parameters(rows: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points that hold the whole range of `rows` [rows, columns], both [rows, groups].
+
+    For strategy tensor they depend on the smallest and the largest weight alone. Raises QuantizationError for NaN,
+    infinite or overflowing weights and for dtypes that are no floating point.
+    """
+    if scheme.type == "int":
+        return affine.quantization_parameters(rows, scheme)
+    biggest = float8.largest(rows)
+    if scheme.strategy == "tensor":
+        biggest = biggest.amax().view(1, 1)
+    return float8.scales(biggest, rows.dtype), None
+
+
+def encoded(rows: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> QuantizedWeight:
+    """`rows` [rows, columns] under the given scales and zero points, rounded to the nearest codes."""
+    integer = scheme.type == "int"
+    return QuantizedWeight(
+        codes=affine.quantize(rows, scale, zero_point, scheme) if integer else float8.quantize(rows, scale),
+        scale=scale,
+        zero_point=zero_point,
+        scheme=scheme,
+        shape=tuple(rows.shape),
+    )
+
+
+def decoded(codes: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> Tensor:
+    """The weight [rows, columns] that codes mean, in the scales' dtype."""
+    if scheme.type == "int":
+        return affine.dequantize(codes, scale, zero_point, scheme)
+    return float8.dequantize(codes, scale)
+
+
+def check_integers(scheme: QuantScheme) -> None:
+    """Raises MethodError for codes that are floats: programs hold integers, and `QuantizedWeight` with them."""
+    if scheme.type != "int":
+        raise MethodError(
+            "FP8 is for checkpoints; a program takes integer codes: scheme W8A16, or fewer bits"
+        )
+
+
 def predicted_bytes(shape: tuple[int, ...], axis: int, scheme: QuantScheme, dtype: torch.dtype) -> int:
-    """Bytes of codes, scales and zero points of a weight in a program, from its shape alone."""
+    """Bytes of codes, scales and zero points of a weight in a program, from its shape alone.
+
+    Raises MethodError for FP8.
+    """
+    check_integers(scheme)
     rows, columns = rows_and_columns(shape, axis)
     groups = math.prod(scheme.groups(rows, columns))
     size = packing.packed_bytes(rows * columns, scheme.num_bits) + groups * dtype.itemsize

@@ -1,18 +1,31 @@
+import subprocess
+import sys
+
 import pytest
-import torch
 
 from fleetpress.compression.errors import MethodError
 from fleetpress.compression.scheme import (
+    CASTS,
     SCHEMES,
     QuantScheme,
     bits_per_weight,
+    cast_of,
     dividing_group_size,
     resolve,
 )
 
 
+def test_plans_need_no_torch():
+    code = "import sys, fleetpress.compression.scheme; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_presets_say_in_their_names_what_they_are():
     for name, scheme in SCHEMES.items():
+        assert scheme.type == ("float" if name == "FP8" else "int")
+        if name == "FP8":
+            continue
         assert int(name[1]) == scheme.num_bits
         assert scheme.symmetric is not name.endswith("_ASYM")
         assert scheme.group_size == (None if scheme.num_bits == 8 else 128)
@@ -41,6 +54,12 @@ def test_presets_say_in_their_names_what_they_are():
             {"scheme": "W4A16", "group_size": None, "strategy": "tensor"},
             QuantScheme(num_bits=4, strategy="tensor"),
         ),
+        ({"scheme": "FP8"}, QuantScheme(num_bits=8, type="float")),
+        ({"scheme": "FP8", "group_size": None}, QuantScheme(num_bits=8, type="float")),
+        (
+            {"scheme": "FP8", "strategy": "tensor"},
+            QuantScheme(num_bits=8, type="float", strategy="tensor"),
+        ),
     ],
 )
 def test_resolve_puts_options_over_the_preset(options, expected):
@@ -58,6 +77,21 @@ def test_resolve_puts_options_over_the_preset(options, expected):
         ({"group_size": 32, "strategy": "channel"}, "strategy channel has no groups"),
         ({"group_size": None, "strategy": "group"}, "group_size is None"),
         ({"strategy": "row"}, "strategy is 'row'; give one of tensor, channel, group"),
+        ({"scheme": "FP8", "num_bits": 4}, "num_bits is 4, but FP8 codes have 8; leave num_bits out"),
+        ({"scheme": "FP8", "symmetric": False}, "FP8 codes have no zero points; leave symmetric out"),
+        (
+            {"scheme": "FP8", "group_size": 32},
+            "FP8 has one scale per channel or tensor; leave group_size out",
+        ),
+        ({"scheme": "FP8", "strategy": "group"}, "FP8 has one scale per channel or tensor"),
+        ({"scheme": "FP"}, "did you mean FP8"),
+        ({"scheme": "BF61"}, "did you mean BF16"),
+        ({"scheme": "BF16"}, "BF16 is a plain cast of checkpoints.*take a scheme such as W8A16 here"),
+        (
+            {"scheme": "FP16", "num_bits": 8, "symmetric": True, "strategy": "tensor", "group_size": 4},
+            "FP16 is a plain cast.*leave out num_bits, symmetric, strategy, group_size",
+        ),
+        ({"scheme": "BF16", "group_size": None}, "BF16 is a plain cast.*leave out group_size"),
     ],
 )
 def test_contradictions_are_method_errors(options, words):
@@ -72,11 +106,30 @@ def test_dividing_group_size_is_the_largest(columns, size, expected):
     assert dividing_group_size(columns, size) == expected
 
 
+def test_codes_have_a_type():
+    with pytest.raises(MethodError, match="type is 'uint'; give one of int, float"):
+        QuantScheme(num_bits=8, type="uint")
+
+
+def test_casts_are_no_schemes():
+    assert CASTS == {"BF16": "BF16", "FP16": "F16"}
+    assert not CASTS.keys() & SCHEMES.keys()
+    assert [cast_of(name) for name in ("BF16", "FP16", "FP8", "W4A16", None)] == [
+        "BF16",
+        "F16",
+        None,
+        None,
+        None,
+    ]
+
+
 def test_bits_per_weight_counts_scales_and_zero_points():
-    assert bits_per_weight(SCHEMES["W4A16"], (10, 256), torch.bfloat16) == 4 + 16 / 128
-    assert bits_per_weight(SCHEMES["W4A16_ASYM"], (10, 256), torch.bfloat16) == 4 + 20 / 128
-    assert bits_per_weight(SCHEMES["W8A16"], (10, 4, 5, 5), torch.float32) == 8 + 32 / 100
-    assert bits_per_weight(SCHEMES["W8A16"], (10, 4, 5, 5), torch.float32, axis=1) == 8 + 32 / 250
+    assert bits_per_weight(SCHEMES["W4A16"], (10, 256), 16) == 4 + 16 / 128
+    assert bits_per_weight(SCHEMES["W4A16_ASYM"], (10, 256), 16) == 4 + 20 / 128
+    assert bits_per_weight(SCHEMES["W8A16"], (10, 4, 5, 5), 32) == 8 + 32 / 100
+    assert bits_per_weight(SCHEMES["W8A16"], (10, 4, 5, 5), 32, axis=1) == 8 + 32 / 250
     # 200 columns are one group of 128 and one of 72
-    assert bits_per_weight(SCHEMES["W4A16"], (10, 200), torch.float16) == 4 + 2 * 16 / 200
-    assert bits_per_weight(resolve(strategy="tensor"), (10, 10), torch.float32) == 8.32
+    assert bits_per_weight(SCHEMES["W4A16"], (10, 200), 16) == 4 + 2 * 16 / 200
+    assert bits_per_weight(resolve(strategy="tensor"), (10, 10), 32) == 8.32
+    assert bits_per_weight(SCHEMES["FP8"], (10, 100), 16) == 8.16
+    assert bits_per_weight(resolve("FP8", strategy="tensor"), (10, 10), 32) == 8.32

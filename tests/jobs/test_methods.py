@@ -9,7 +9,8 @@ from fleetpress.compression.losses import LOSSES
 from fleetpress.compression.metrics import METRICS
 from fleetpress.compression.pruning import PRUNERS
 from fleetpress.compression.quantization import QUANTIZERS
-from fleetpress.compression.scheme import SCHEMES
+from fleetpress.compression.scheme import CASTS, SCHEMES
+from fleetpress.compression.sparsity import SPARSIFIERS
 from fleetpress.compression.training import OPTIMIZERS
 from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.methods import described
@@ -17,8 +18,9 @@ from fleetpress.jobs.recipe import PruneStep, QuantizeStep, TrainStep
 
 TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
+    "sparsity": SPARSIFIERS,
     "quantization": QUANTIZERS,
-    "schemes": SCHEMES,
+    "schemes": {**SCHEMES, **CASTS},
     "losses": LOSSES,
     "metrics": METRICS,
     "optimizers": OPTIMIZERS,
@@ -43,7 +45,13 @@ def test_each_can_be_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "step", "besides"),
     [
-        ("gradient_stability", PruneStep, {"method"}),
+        ("gradient_stability", PruneStep, {"method", "pattern"}),
+        ("magnitude_n_m", PruneStep, {"method", "sparsity", "mean_threshold", "std_threshold", "scope"}),
+        (
+            "magnitude_unstructured",
+            PruneStep,
+            {"method", "pattern", "mean_threshold", "std_threshold", "scope"},
+        ),
         ("round_to_nearest", QuantizeStep, {"method"}),
         ("sgd", TrainStep, {"optimizer"}),
     ],
@@ -69,6 +77,8 @@ def test_thresholds_belong_to_methods_that_have_a_spread() -> None:
 def test_bits_per_weight_counts_scales_and_zero_points() -> None:
     (entry,) = described("W4A16_ASYM")["schemes"]
     assert entry["bits_per_weight"] == round(4 + (16 + 4) / 128, 4)
+    found = {entry["name"]: entry["bits_per_weight"] for entry in described()["schemes"]}
+    assert (found["FP8"], found["BF16"], found["FP16"]) == (round(8 + 16 / 4096, 4), 16, 16)
 
 
 def test_an_unknown_name_is_told_the_nearest() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fleetpress.compression.metrics import within
 from fleetpress.compression.pruning import PRUNERS
-from fleetpress.compression.scheme import SCHEMES
+from fleetpress.compression.scheme import CASTS, SCHEMES
 from fleetpress.jobs.errors import FleetpressError, SpecError, UsageError
 from fleetpress.jobs.recipe import (
     CollectStep,
@@ -169,6 +169,7 @@ def test_gradients_are_collected_once_if_nothing_else_gives_them() -> None:
     assert recipe("{prune: {method: gradient_stability, sparsity: 0.5}}").collect == CollectStep()
     assert recipe("{train: {}, prune: {method: gradient_stability, sparsity: 0.5}}").collect is None
     assert recipe("{prune: {method: magnitude, sparsity: 0.5}}").collect is None
+    assert recipe("{prune: {method: magnitude_n_m, pattern: 2:4}}").collect is None
 
 
 def test_two_spellings_have_one_canonical_form() -> None:
@@ -197,7 +198,7 @@ trains = some(epochs=st.integers(1, 99), lr=share, weight_decay=st.floats(0, 1e9
 raw_recipes = st.fixed_dictionaries(
     {
         "quantize": st.fixed_dictionaries(
-            {"scheme": st.sampled_from(sorted(SCHEMES))}, optional={"ignore": patterns}
+            {"scheme": st.sampled_from(sorted([*SCHEMES, *CASTS]))}, optional={"ignore": patterns}
         )
         | st.fixed_dictionaries(
             {"num_bits": st.integers(2, 8)},
@@ -211,7 +212,12 @@ raw_recipes = st.fixed_dictionaries(
         "prune": st.fixed_dictionaries(
             {"method": st.sampled_from(sorted(PRUNERS)), "sparsity": share},
             optional={"scope": st.sampled_from(["layer", "global"]), "targets": patterns},
-        ),
+        )
+        | st.fixed_dictionaries(
+            {"method": st.just("magnitude_n_m"), "pattern": st.sampled_from(["2:4", "1:32"])},
+            optional={"ignore": patterns},
+        )
+        | st.fixed_dictionaries({"method": st.just("magnitude_unstructured"), "sparsity": share}),
         "validate": some(max_drop=st.floats(0, 100) | st.floats(0, 100).map(lambda share: f"{share:.4f}%")),
     },
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fleetpress.compression.checkpoint_layers import checkpoint_layers, select_checkpoint
+from fleetpress.compression.checkpoint.layers import checkpoint_layers, select_checkpoint
 from fleetpress.compression.errors import TargetError
 
 SHAPES = {

@@ -17,16 +17,25 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, Compressed
 from fleetpress.compression.errors import MethodError, QuantizationError
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_weight
 from fleetpress.compression.quantization.compressed_tensors import (
-    checkpoint_scheme,
+    loaded_rows,
     pack_checkpoint_weight,
-    predicted_checkpoint_tensors,
-    quantization_config,
-    scheme_from_config,
+    stored_rows,
     unpack_checkpoint_weight,
 )
 from fleetpress.compression.scheme import SCHEMES, QuantScheme, resolve
+from fleetpress.compression.treatment import (
+    FLOAT,
+    INT,
+    PACK,
+    Treatment,
+    fitted,
+    quantization_config,
+    stored,
+    treatment_from_config,
+)
 
 METHOD = QUANTIZERS["round_to_nearest"]
+NAMES = {torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32", torch.int8: "I8"}
 KINDS = [{"group_size": 32}, {"group_size": None}, {"strategy": "tensor"}]
 
 
@@ -86,7 +95,7 @@ def test_same_input_same_numbers(num_bits, symmetric, kind, dtype):
 @pytest.mark.parametrize("name", ["W8A16", "W4A16", "W4A16_ASYM"])
 def test_half_precision_is_rounded_once(name, dtype):
     """The library divides in the weight's dtype and rounds twice; under our scales in float32 it says the same."""
-    scheme = checkpoint_scheme(SCHEMES[name], 96)
+    scheme = fitted(SCHEMES[name], 96)
     weight = weights().to(dtype)
     quantized = quantize_weight("weight", weight, 0, scheme, METHOD)
     mine = pack_checkpoint_weight("weight", quantized)
@@ -120,9 +129,11 @@ def test_there_and_back(num_bits, symmetric, kind):
     scheme = resolve(num_bits=num_bits, symmetric=symmetric, **kind)
     quantized = quantize_weight("a.weight", weights().bfloat16(), 0, scheme, METHOD)
     packed = pack_checkpoint_weight("a.weight", quantized)
-    predicted = predicted_checkpoint_tensors("a.weight", (40, 96), torch.bfloat16, scheme)
-    assert {name: (value.dtype, tuple(value.shape)) for name, value in packed.items()} == predicted
-    back = unpack_checkpoint_weight("a.weight", {**packed, "other": torch.ones(1)}, scheme)
+    treatment = Treatment(scheme=scheme, layout=PACK)
+    assert {name: (NAMES[value.dtype], tuple(value.shape)) for name, value in packed.items()} == {
+        part.name: (part.dtype, part.shape) for part in stored("a.weight", "BF16", (40, 96), treatment)
+    }
+    back = unpack_checkpoint_weight("a.weight", {**packed, "other": torch.ones(1)}, treatment)
     assert torch.equal(back.codes, quantized.codes)
     assert torch.equal(back.dequantize(), quantized.dequantize())
     local = {name.removeprefix("a."): value for name, value in packed.items()}
@@ -134,8 +145,8 @@ def test_group_sizes_that_do_not_divide_are_fitted_or_refused():
     quantized = quantize_weight("a.weight", weights(8, 96), 0, resolve("W4A16", group_size=64), METHOD)
     with pytest.raises(MethodError, match=r"a\.weight: group_size 64 does not divide rows of 96.*take 48"):
         pack_checkpoint_weight("a.weight", quantized)
-    assert checkpoint_scheme(quantized.scheme, 96).group_size == 48
-    assert checkpoint_scheme(SCHEMES["W8A16"], 97) == SCHEMES["W8A16"]
+    assert fitted(quantized.scheme, 96).group_size == 48
+    assert fitted(SCHEMES["W8A16"], 97) == SCHEMES["W8A16"]
 
 
 def test_only_matrices_have_this_layout():
@@ -143,37 +154,64 @@ def test_only_matrices_have_this_layout():
     with pytest.raises(MethodError, match=r"conv\.weight: shape \(4, 3, 2, 2\).*matrices"):
         pack_checkpoint_weight("conv.weight", quantized)
     with pytest.raises(MethodError, match=r"conv\.weight"):
-        predicted_checkpoint_tensors("conv.weight", (4, 3, 2, 2), torch.float32, SCHEMES["W8A16"])
+        stored("conv.weight", "F32", (4, 3, 2, 2), Treatment(scheme=SCHEMES["W8A16"], layout=PACK))
 
 
 def test_damaged_tensors_are_named():
     scheme = resolve("W4A16_ASYM", group_size=32)
+    treatment = Treatment(scheme=scheme, layout=PACK)
     packed = pack_checkpoint_weight("a.weight", quantize_weight("a.weight", weights(), 0, scheme, METHOD))
     for name in packed:
         with pytest.raises(QuantizationError, match=f"{name}: the checkpoint holds no such tensor"):
-            unpack_checkpoint_weight("a.weight", {k: v for k, v in packed.items() if k != name}, scheme)
+            unpack_checkpoint_weight("a.weight", {k: v for k, v in packed.items() if k != name}, treatment)
     for name in ("a.weight_packed", "a.weight_scale", "a.weight_zero_point"):
         with pytest.raises(QuantizationError, match=name):
-            unpack_checkpoint_weight("a.weight", {**packed, name: packed[name][:-1]}, scheme)
+            unpack_checkpoint_weight("a.weight", {**packed, name: packed[name][:-1]}, treatment)
     with pytest.raises(QuantizationError, match=r"a\.weight_shape: \[40\] is no shape"):
-        unpack_checkpoint_weight("a.weight", {**packed, "a.weight_shape": torch.tensor([40])}, scheme)
+        unpack_checkpoint_weight("a.weight", {**packed, "a.weight_shape": torch.tensor([40])}, treatment)
+
+
+@pytest.mark.parametrize("layout", [PACK, INT])
+@pytest.mark.parametrize("kind", KINDS, ids=["group", "channel", "tensor"])
+def test_rows_one_by_one_give_the_bytes_of_the_whole(layout, kind):
+    """Tiles of 32 rows, the last one shorter: their bytes one after the other are those of all rows."""
+    scheme = resolve(num_bits=8 if layout == INT else 3, symmetric=False, **kind)
+    treatment = Treatment(scheme=scheme, layout=layout)
+    quantized = quantize_weight("a.weight", weights(70), 0, scheme, METHOD)
+    parts = stored_rows(quantized, layout)
+    assert torch.equal(loaded_rows(*parts, treatment, (70, 96)).dequantize(), quantized.dequantize())
+    if scheme.strategy == "tensor":
+        return
+    tiles = []
+    for start in range(0, 70, 32):
+        rows = slice(start, start + 32)
+        tile = QuantizedWeight(
+            codes=quantized.codes[rows],
+            scale=quantized.scale[rows],
+            zero_point=quantized.zero_point[rows],
+            scheme=scheme,
+            shape=tuple(quantized.codes[rows].shape),
+        )
+        tiles.append(stored_rows(tile, layout))
+    assert all(
+        torch.equal(torch.cat(together), part)
+        for together, part in zip(zip(*tiles, strict=True), parts, strict=True)
+    )
 
 
 def test_the_config_is_what_the_library_writes():
-    config = quantization_config(
-        SCHEMES["W4A16_ASYM"], ["Linear"], ["lm_head"], exceptions={96: ["a.b"], 40: ["a.c", "a.d"]}
-    )
-    written = QuantizationConfig(**config).model_dump(mode="json")
-    written.pop("moe_sparsity_config", None)
-    assert written == config
-    groups = config["config_groups"]
-    assert [scheme_from_config(group["weights"]) for group in groups.values()] == [
-        SCHEMES["W4A16_ASYM"],
-        resolve("W4A16_ASYM", group_size=40),
-        resolve("W4A16_ASYM", group_size=96),
-    ]
-    with pytest.raises(MethodError, match="type float"):
-        scheme_from_config({"type": "float", "num_bits": 8})
+    own = Treatment(scheme=SCHEMES["W4A16_ASYM"], layout=PACK)
+    other = Treatment(scheme=resolve("W4A16_ASYM", group_size=40), layout=PACK)
+    float8 = Treatment(scheme=SCHEMES["FP8"], layout=FLOAT)
+    for groups in ([(own, ["Linear"]), (other, ["a.c", "a.d"])], [(float8, ["Linear"])]):
+        config = quantization_config(groups, ["lm_head"])
+        written = QuantizationConfig(**config).model_dump(mode="json")
+        written.pop("moe_sparsity_config", None)
+        assert written == config
+        told = config["config_groups"].values()
+        assert [treatment_from_config(one, config["format"]) for one in told] == [one for one, _ in groups]
+    with pytest.raises(MethodError, match="nvfp4"):
+        treatment_from_config({"weights": {"num_bits": 8}, "format": "nvfp4-pack-quantized"}, PACK)
 
 
 LLAMA = LlamaConfig(
@@ -199,22 +237,23 @@ def write_quantized(folder: Path, model: Any, scheme: QuantScheme) -> dict[str, 
     """Publish the model's linear layers packed, all but the head; gives the dequantized state."""
     tensors: dict[str, Tensor] = {}
     reference: dict[str, Tensor] = {}
-    exceptions: dict[int, list[str]] = {}
+    groups: dict[QuantScheme, list[str]] = {}
     linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
     for name, value in model.state_dict().items():
         if name not in linear - {"lm_head.weight"}:
             tensors[name] = reference[name] = value.clone()
             continue
-        fitted = checkpoint_scheme(scheme, value.shape[1])
-        if fitted.group_size is not None and fitted != scheme:
-            exceptions.setdefault(fitted.group_size, []).append(name.removesuffix(".weight"))
-        quantized: QuantizedWeight = quantize_weight(name, value, 0, fitted, METHOD)
+        own = fitted(scheme, value.shape[1])
+        groups.setdefault(own, []).append(name.removesuffix(".weight"))
+        quantized: QuantizedWeight = quantize_weight(name, value, 0, own, METHOD)
         tensors |= pack_checkpoint_weight(name, quantized)
         reference[name] = quantized.dequantize()
     config = model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": "float32"}
-    config["quantization_config"] = quantization_config(
-        scheme, ["Linear"], ["lm_head"], exceptions=exceptions
-    )
+    told = [
+        (Treatment(scheme=own, layout=PACK), ["Linear"] if own == scheme else names)
+        for own, names in groups.items()
+    ]
+    config["quantization_config"] = quantization_config(told, ["lm_head"])
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return reference

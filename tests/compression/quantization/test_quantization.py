@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fleetpress.compression.errors import QuantizationError
-from fleetpress.compression.layers import Layer
 from fleetpress.compression.quantization import QUANTIZERS, quantize_layer, quantize_weight
 from fleetpress.compression.scheme import SCHEMES, resolve
+from fleetpress.compression.selection import Layer
 
 METHOD = QUANTIZERS["round_to_nearest"]
 

@@ -1,0 +1,70 @@
+"""Sparsity: weights are zeroed where they are, and nothing is deleted. For checkpoints; needs no data.
+
+Importing this does not import torch: what a spec or a plan asks is told without it.
+"""
+
+from collections.abc import Sequence
+
+from fleetpress.compression.errors import MethodError
+from fleetpress.compression.sparsity import magnitude_n_m, magnitude_unstructured
+from fleetpress.compression.sparsity.magnitude_n_m import parse as parse_pattern
+from fleetpress.compression.sparsity.method import Options, SparsityMethod, Zeroing
+
+__all__ = [
+    "SPARSIFIERS",
+    "SparsityMethod",
+    "Zeroing",
+    "is_sparsifier",
+    "measuring_passes",
+    "parse_pattern",
+    "reason_against",
+    "start",
+    "zeroed",
+]
+
+SPARSIFIERS: dict[str, SparsityMethod] = {
+    "magnitude_n_m": magnitude_n_m.METHOD,
+    "magnitude_unstructured": magnitude_unstructured.METHOD,
+}
+
+
+def is_sparsifier(name: str) -> bool:
+    """Whether a pruning method zeroes weights; the others delete units of programs."""
+    return name in SPARSIFIERS
+
+
+# `options` below are those of a recipe's `prune` step, with its `method`; dtypes are safetensors' names. All of these
+# raise MethodError for options that do not fit the method.
+
+
+def reason_against(options: Options, dtype: str, shape: Sequence[int]) -> str | None:
+    """Why a weight must be left alone, None if it need not."""
+    return _checked(options).reason_against(options, dtype, shape)
+
+
+def measuring_passes(options: Options, dtype: str) -> int:
+    """How many times a whole weight is measured before it is zeroed."""
+    return _checked(options).passes(options, dtype)
+
+
+def zeroed(options: Options, shape: Sequence[int]) -> int:
+    """How many entries of a weight are chosen to be zero."""
+    return _checked(options).zeroed(options, shape)
+
+
+def start(options: Options, dtype: str, shape: Sequence[int]) -> Zeroing:
+    """Begin with a weight whose blocks of rows will come one after the other.
+
+    Raises MethodError for a weight that there is a reason against, too.
+    """
+    return _checked(options).start(options, dtype, shape)
+
+
+def _checked(options: Options) -> SparsityMethod:
+    method = SPARSIFIERS.get(options.get("method", ""))
+    if method is None:
+        raise MethodError(
+            f"{options.get('method')!r} zeroes no weights; methods that do: {', '.join(SPARSIFIERS)}"
+        )
+    method.check(options)
+    return method

@@ -6,6 +6,7 @@ CompressionError
 ├── MethodError         options that a method cannot work with
 ├── PruningError        nothing can be deleted, or a deletion is not safe
 ├── QuantizationError   a weight cannot be quantized (NaN, infinite, unknown dtype)
+├── NotFiniteError      a weight holds NaN or infinity
 ├── DataMismatchError        arrays that do not fit the program or the loss
 └── TrainingDivergedError    loss or gradients became NaN or infinite
 """
@@ -33,6 +34,10 @@ class PruningError(CompressionError):
 
 class QuantizationError(CompressionError):
     """A weight cannot be quantized."""
+
+
+class NotFiniteError(CompressionError):
+    """A weight holds NaN or infinity: nothing good can come of it."""
 
 
 class DataMismatchError(CompressionError):

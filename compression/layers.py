@@ -1,16 +1,13 @@
 """The layers of a program: operators that own weights, found in its graph whatever code it came from."""
 
-import difflib
-import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from fleetpress.compression.errors import TargetError
 from fleetpress.compression.program import STORED
+from fleetpress.compression.selection import Layer
 
 aten = torch.ops.aten
 
@@ -48,21 +45,6 @@ RECURRENT_OPS = {
     aten.rnn_relu.input: "RNN",
 }
 KINDS = tuple(dict.fromkeys([*(op.kind for op in LAYER_OPS.values()), *RECURRENT_OPS.values()]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """Weights that one or more operators use: `weights` and `biases` are state names, `axis` the weights' unit axis.
-
-    `name` is the weight's state name without `.weight`; a recurrent layer is named by its module.
-    """
-
-    name: str
-    kind: str
-    weights: tuple[str, ...]
-    biases: tuple[str, ...]
-    axis: int
-    nodes: tuple[str, ...]
 
 
 def layers(program: ExportedProgram) -> tuple[Layer, ...]:
@@ -123,45 +105,3 @@ def _layer_of(node: fx.Node, stored: dict[str, str]) -> Layer | None:
 def _dims(params: object, name: str, stored: dict[str, str]) -> int:
     assert isinstance(params, (list, tuple))
     return next(int(item.meta["val"].dim()) for item in params if stored.get(item.name) == name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Layers that a step works on, and the `ignore` entries that matched nothing (a warning, not an error)."""
-
-    layers: tuple[Layer, ...]
-    unused_ignores: tuple[str, ...]
-
-
-def select(
-    candidates: Sequence[Layer], targets: Iterable[str], ignore: Iterable[str], *, kinds: Sequence[str]
-) -> Selection:
-    """Layers that `targets` name and `ignore` does not; without targets those of the given `kinds`.
-
-    An entry is a layer's name, a kind, or `re:` and a pattern that the whole name matches.
-    Raises TargetError for a target that matches no layer, with the nearest name.
-    """
-    targets, ignore = tuple(targets), tuple(ignore)
-    for target in targets:
-        if not any(matches(layer, target) for layer in candidates):
-            words = [*(layer.name for layer in candidates), *{layer.kind for layer in candidates}]
-            near = difflib.get_close_matches(target, words, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(words) or 'none'}"
-            raise TargetError(f"target {target!r} matches no layer; {hint}")
-    wanted = [
-        layer
-        for layer in candidates
-        if (any(matches(layer, target) for target in targets) if targets else layer.kind in kinds)
-    ]
-    unused = tuple(entry for entry in ignore if not any(matches(layer, entry) for layer in candidates))
-    return Selection(
-        layers=tuple(layer for layer in wanted if not any(matches(layer, entry) for entry in ignore)),
-        unused_ignores=unused,
-    )
-
-
-def matches(layer: Layer, entry: str) -> bool:
-    """Whether a `targets` or `ignore` entry means this layer."""
-    if entry.startswith("re:"):
-        return re.fullmatch(entry[3:], layer.name) is not None
-    return entry in (layer.name, layer.kind)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.layers import Layer, layers
+from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors, trainable
+from fleetpress.compression.selection import Layer
 
 UNIT_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 _GROUPS_ARGUMENT = 6

@@ -1,7 +1,6 @@
 """Published artifacts from outside: list them, load them, prove them, give plain weights back."""
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fleetpress.storage.artifact import LATEST, MANIFEST, read_manifest, resolve, verify_files
@@ -9,11 +8,12 @@ from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageEr
 from fleetpress.storage.sources import CONFIG, INDEX
 from fleetpress.storage.store import ObjectStore, open_store
 
+from .errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-    from fleetpress.compression.scheme import QuantScheme
     from fleetpress.storage.checkpoint import Checkpoint
 
 MODEL = "model.pt2"
@@ -63,21 +63,35 @@ def load_artifact(uri: str) -> "nn.Module | dict[str, Tensor]":
         from fleetpress.compression.quantization.packed_program import unpack_program
 
         return eval_module(unpack_program(_program(uri)))
+    from .checkpoint_decode import plain_tensors, whole
+
     checkpoint = _checkpoint(uri)
-    return {name: value for _, part in _plain_shards(checkpoint) for name, value in part.items()}
+    return {plain.item.name: whole(checkpoint, plain) for plain in plain_tensors(checkpoint)}
 
 
-def verify(uri: str) -> list[str]:
-    """What is wrong with an artifact; nothing if every file is what was published and the model loads and runs."""
+def verify(uri: str, *, deep: bool = False) -> list[str]:
+    """What is wrong with an artifact; nothing if every file is what was published and the model loads and runs.
+
+    With `deep` a checkpoint's weights are also decoded and compared with its source, block by block.
+    """
     problems = verify_files(uri)
     if problems:
         return problems
     try:
         if read_manifest(uri)["kind"] == "program":
+            if deep:
+                raise UsageError(
+                    f"{uri} is a program; only checkpoints can be compared weight by weight with a source"
+                )
             _run_once(_program(uri))
+        elif deep:
+            from .checkpoint_proof import compare
+
+            return compare(resolve(uri))
         else:
-            for _ in _plain_shards(_checkpoint(uri)):
-                pass
+            from .checkpoint_decode import plain_tensors
+
+            plain_tensors(_checkpoint(uri))
     except StorageError as error:
         return [str(error)]
     return []
@@ -96,22 +110,15 @@ def dequantize(uri: str, destination: str) -> list[str]:
 
 
 def _dequantize_checkpoint(uri: str, destination: str) -> list[str]:
-    from safetensors.torch import save
+    from .checkpoint_decode import write_plain
 
     source, target = open_store(resolve(uri)), open_store(destination)
     checkpoint = _checkpoint(uri)
-    written: list[str] = []
-    weight_map: dict[str, str] = {}
-    total = 0
-    for file, tensors in _plain_shards(checkpoint):
-        target.put(file, save(tensors, metadata={"format": "pt"}))
-        written.append(file)
-        weight_map |= dict.fromkeys(tensors, file)
-        total += sum(value.nbytes for value in tensors.values())
+    written, weight_map, total = write_plain(checkpoint, target)
     config = {key: value for key, value in (checkpoint.config or {}).items() if key != "quantization_config"}
     target.put(CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
     written.append(CONFIG)
-    if len(checkpoint.files) > 1:
+    if len(set(weight_map.values())) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         target.put(INDEX, json.dumps(index, indent=2).encode() + b"\n")
         written.append(INDEX)
@@ -126,44 +133,6 @@ def _checkpoint(uri: str) -> "Checkpoint":
     from fleetpress.storage.checkpoint import open_checkpoint
 
     return open_checkpoint(resolve(uri))
-
-
-def _plain_shards(checkpoint: "Checkpoint") -> Any:
-    """(file, plain tensors) of each shard; packed weights are unpacked, everything else is as stored."""
-    from fleetpress.storage.checkpoint import read_tensor
-
-    by_file: dict[str, list[str]] = {}
-    for name, place in checkpoint.tensors.items():
-        by_file.setdefault(place.file.path, []).append(name)
-    config = (checkpoint.config or {}).get("quantization_config")
-    for file, names in sorted(by_file.items()):
-        stored = {name: read_tensor(checkpoint, name) for name in names}
-        yield file, _plain(stored, config) if config else stored
-
-
-def _plain(stored: "dict[str, Tensor]", config: Mapping[str, Any]) -> "dict[str, Tensor]":
-    from fleetpress.compression.quantization.compressed_tensors import (
-        PACKED,
-        SUFFIXES,
-        unpack_checkpoint_weight,
-    )
-
-    plain: dict[str, Tensor] = {}
-    packed = [name.removesuffix(PACKED) for name in stored if name.endswith(PACKED)]
-    parts = {name + suffix for name in packed for suffix in SUFFIXES}
-    for name in packed:
-        scheme = _scheme(config, name.removesuffix(".weight"))
-        plain[name] = unpack_checkpoint_weight(name, stored, scheme).dequantize()
-    return plain | {name: value for name, value in stored.items() if name not in parts}
-
-
-def _scheme(config: Mapping[str, Any], module: str) -> "QuantScheme":
-    """The scheme of a module: that of the group which names it, else of the group that names its class."""
-    from fleetpress.compression.quantization.compressed_tensors import scheme_from_config
-
-    groups = list(config["config_groups"].values())
-    mine = next((group for group in groups if module in group["targets"]), groups[0])
-    return scheme_from_config(mine["weights"])
 
 
 def _program(uri: str) -> "ExportedProgram":

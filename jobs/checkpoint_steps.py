@@ -1,46 +1,142 @@
-"""The steps of a bare checkpoint: every task converts one output shard, the last one completes the artifact.
+"""The steps of a bare checkpoint: open uploads, convert runs of tensors, finish shards, assemble the artifact.
 
-Tensors are read one by one with range requests; no task holds more than its own shard.
+Every task reads its ranges of the source and writes its parts of a shard's multipart upload itself; no task holds a
+tensor, and nothing but small records passes through the driver. A shard that one task makes needs no other.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from safetensors.torch import save
-from torch import Tensor
-
-from fleetpress.compression.checkpoint_layers import HEADS, checkpoint_layers, select_checkpoint
-from fleetpress.compression.errors import TargetError
-from fleetpress.compression.layers import Layer
-from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
-from fleetpress.compression.quantization.compressed_tensors import (
-    checkpoint_scheme,
-    pack_checkpoint_weight,
-    quantization_config,
-)
-from fleetpress.compression.scheme import bits_per_weight
+from fleetpress.compression.selection import Layer
+from fleetpress.compression.treatment import KEPT
 from fleetpress.storage import canonical_json
-from fleetpress.storage.artifact import (
-    ArtifactFile,
-    artifact_key,
-    write_artifact,
-)
-from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint, read_tensor
-from fleetpress.storage.errors import ArtifactCorrupt, SourceChanged
-from fleetpress.storage.sources import CONFIG, INDEX, WEIGHTS
-from fleetpress.storage.store import open_store
-from fleetpress.storage.tensors import DTYPES
+from fleetpress.storage.artifact import ArtifactFile, artifact_key, exists, write_artifact
+from fleetpress.storage.buffers import SHARED
+from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint
+from fleetpress.storage.errors import ArtifactCorrupt, SourceChanged, StorageError, UploadGone
+from fleetpress.storage.etags import Part, parse_parts
+from fleetpress.storage.safetensors_header import TensorInfo, read_header
+from fleetpress.storage.safetensors_layout import framed
+from fleetpress.storage.sources import CONFIG, INDEX
+from fleetpress.storage.store import ObjectStore, open_store
+from fleetpress.storage.streams import ONE_PUT_BYTES, PartWriter, Stages, read_ahead
 
-from .errors import ModelError
+from .checkpoint_choice import Choice, check_plain, choose, config_of
+from .checkpoint_layout import Item, stored_bytes
+from .checkpoint_stream import Block, Sums, ahead_bytes, stream
+from .checkpoint_tasks import pieces_of
+from .handover import Payload, beside, read_file, record
 from .manifest import companions, complete
-from .materials import Payload, check_finite, read_file, record, remembered
-from .quantizing import Choice, description, scheme_of
 from .tasks import Output, StepResult
+from .threads import use_one_thread
 
-_WEIGHTS = ("F64", "F32", "F16", "BF16")  # dtypes that are quantized; all others are carried over
+CRUMBS = ".crumbs"
+_Headers = Mapping[str, Mapping[str, TensorInfo]]  # of the shards, by file
+
+
+def open_uploads(payload: Payload) -> StepResult:
+    """Begin the multipart upload of every shard that several tasks make; they find its id in this record."""
+    store, place = open_store(payload["output"]), _place(payload)
+    uploads = {path: store.create_upload(artifact_key(*place, path)) for path in payload["shards"]}
+    return StepResult(
+        result={"uploads": uploads},
+        outputs=tuple(
+            Output(key=artifact_key(*place, path), bytes=size, sha256="", upload=uploads[path])
+            for path, size in payload["shards"].items()
+        ),
+    )
+
+
+def convert(payload: Payload) -> StepResult:
+    """Treat the tensors of one task and write them into their shard; alone in it, complete the shard as well."""
+    store, stages = open_store(payload["output"]), Stages()
+    key = artifact_key(*_place(payload), payload["shard"])
+    if payload["alone"]:
+        file, sums = _whole_shard(payload, store, key, stages)
+        return StepResult(
+            result={"file": file.as_dict(), "sums": sums, "stages": stages.as_dict()},
+            outputs=(Output(key=key, bytes=file.bytes, sha256=file.sha256),),
+        )
+    upload = _result(payload, payload["opened"])["uploads"][payload["shard"]]
+    shard = _Shard(store=store, key=key, upload=upload, payload=payload, stages=stages)
+    with shard.writer() as writer:
+        sink = _Crumbling(writer.write)
+        if payload["header"]:
+            writer.write(memoryview(framed(payload["header"])))
+        sums = _stream(payload, sink, stages)
+        etags = writer.finish()
+    outputs = [Output(key=key, bytes=payload["shard_bytes"], sha256="", upload=upload)]
+    crumbs = sink.joined()
+    if crumbs:
+        beside_key = beside(payload["digest"], CRUMBS)
+        store.put(beside_key, crumbs)
+        outputs.append(Output(key=beside_key, bytes=len(crumbs), sha256=hashlib.sha256(crumbs).hexdigest()))
+    return StepResult(
+        result={"etags": etags, "sums": sums, "stages": stages.as_dict()},
+        outputs=tuple(outputs),
+    )
+
+
+def finish(payload: Payload) -> StepResult:
+    """Add what the tasks left over as the last parts of a shard, complete its upload, and read all of it back."""
+    store, stages = open_store(payload["output"]), Stages()
+    key = artifact_key(*_place(payload), payload["shard"])
+    upload = _result(payload, payload["opened"])["uploads"][payload["shard"]]
+    made = [_result(payload, digest) for digest in payload["converted"]]
+    etags = [etag for one in made for etag in one["etags"]]
+    shard = _Shard(store=store, key=key, upload=upload, payload=payload, stages=stages)
+    with shard.writer() as writer:
+        for _, data in read_ahead(
+            _crumb_runs(payload),
+            lambda run, view: store.read_into(run.key, run.offset_bytes, view),
+            stages,
+            buffers=SHARED,
+            ahead_bytes=ahead_bytes(payload["block_bytes"]),
+        ):
+            writer.write(data)
+        etags += writer.finish()
+    file = shard.completed(etags)
+    sums: Sums = {}
+    for one in made:
+        _add(sums, one["sums"])
+    return StepResult(
+        result={"file": file.as_dict(), "sums": sums, "stages": stages.as_dict()},
+        outputs=(Output(key=key, bytes=file.bytes, sha256=file.sha256),),
+    )
+
+
+def assemble(payload: Payload) -> StepResult:
+    """Complete the artifact: config, index and every other file of the source; then manifest and pointer."""
+    checkpoint = opened(payload)
+    store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
+    choice = choose(checkpoint, payload["recipe"])
+    made = [_result(payload, own) for own in payload["shard_records"]]
+    written = [ArtifactFile(**one["file"]) for one in made]
+    shards = {
+        file.path: read_header(store, artifact_key(name, digest, file.path)).tensors for file in written
+    }
+    sums: Sums = {}
+    for one in made:
+        _add(sums, one["sums"])
+    metrics = _metrics(checkpoint, choice, shards, sums, sum(file.bytes for file in written))
+    files = companions(payload, metrics)
+    config = config_of(choice, checkpoint.config)
+    files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    if len(shards) > 1:
+        files[INDEX] = _index(shards)
+    written += write_artifact(store, name, digest, files)
+    for other in checkpoint.other_files:
+        if other.path not in files:
+            written += write_artifact(store, name, digest, {other.path: read_file(checkpoint.root, other)})
+    written.sort(key=lambda file: file.path)
+    return complete(payload, metrics, kind="checkpoint", form="safetensors", files=written)
 
 
 def opened(payload: Payload) -> Checkpoint:
@@ -49,199 +145,237 @@ def opened(payload: Payload) -> Checkpoint:
     Raises SourceChanged if it is another one now, ModelError if it is quantized already.
     """
     model = payload["model"]
-    seen = repr((model["uri"], [file["etag"] for file in model["files"]]))
-    key = f"checkpoint-{hashlib.sha256(seen.encode()).hexdigest()}"
-    checkpoint = remembered(key, lambda: _pinned(open_checkpoint(model["uri"]), model["files"]))
-    check_plain(checkpoint)
-    return checkpoint
-
-
-def _pinned(checkpoint: Checkpoint, planned: Sequence[Mapping[str, Any]]) -> Checkpoint:
-    etags = {file["path"]: file["etag"] for file in planned}
+    checkpoint = open_checkpoint(model["uri"])
+    etags = {file["path"]: file["etag"] for file in model["files"]}
     for file in (*checkpoint.files, *checkpoint.other_files):
         if etags.get(file.path) != file.etag:
             raise SourceChanged(
                 f"{checkpoint.root}/{file.path} has changed since the run began; run again when the upload is complete"
             )
+    check_plain(checkpoint)
     return checkpoint
 
 
-def check_plain(checkpoint: Checkpoint) -> None:
-    """Raises ModelError for a checkpoint that is quantized already."""
-    if checkpoint.quantized_by:
-        raise ModelError(
-            f"{checkpoint.uri} is quantized already (config.json says by {checkpoint.quantized_by}); "
-            "give the original checkpoint as source"
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Bytes of an object, and what their checksum must be if that is known."""
+
+    key: str
+    offset_bytes: int
+    bytes: int
+    crc32: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """A shard's multipart upload, and the part of it that a task's payload describes."""
+
+    store: ObjectStore
+    key: str
+    upload: str
+    payload: Payload
+    stages: Stages
+
+    def writer(self) -> PartWriter:
+        """Takes the bytes of the payload's parts, and sends them."""
+        return PartWriter(
+            self._send,
+            self.payload["parts"],
+            self.stages,
+            buffers=SHARED,
+            first_number=self.payload["first_part"],
+            offset_bytes=self.payload["offset_bytes"],
         )
 
+    def completed(self, etags: Sequence[str]) -> ArtifactFile:
+        """Make the shard of its parts and read it back. Raises ArtifactCorrupt for other bytes than were sent."""
+        store, key, size = self.store, self.key, self.payload["shard_bytes"]
+        try:
+            store.complete_upload(key, self.upload, etags)
+        except UploadGone:
+            self._require_completed()
+        etag = store.head(key).etag
 
-def chosen_layers(checkpoint: Checkpoint, options: Mapping[str, Any]) -> tuple[Layer, ...]:
-    """The layers that the recipe quantizes. Raises TargetError if there are none."""
-    return choose(checkpoint, options).layers
+        def read(part: _Run, view: memoryview) -> None:
+            store.read_into(key, part.offset_bytes, view, etag=etag)
+            if zlib.crc32(view) != part.crc32:
+                store.delete(key)
+                raise ArtifactCorrupt(
+                    f"{store.uri}/{key} reads back differently from what was written: check the store and run again"
+                )
 
+        digest = hashlib.sha256()
+        ahead = ahead_bytes(self.payload["block_bytes"])
+        sent = (
+            _Run(key=key, offset_bytes=part.offset_bytes, bytes=part.size_bytes, crc32=part.crc32)
+            for part in parse_parts(etags, key)
+        )
+        for _, view in read_ahead(sent, read, self.stages, buffers=SHARED, ahead_bytes=ahead):
+            self.stages.compute.timed(len(view), partial(digest.update, view))
+        return ArtifactFile(path=self.payload["shard"], bytes=size, sha256=digest.hexdigest())
 
-def choose(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Choice:
-    """The layers that the recipe quantizes, and those that it would but that would grow. Raises TargetError."""
-    targets, ignore = tuple(options.get("targets", ())), tuple(options.get("ignore", ()))
-    scheme = scheme_of(options)
-    selection = select_checkpoint(_known(checkpoint), targets, ignore)
-    skipped: dict[str, str] = {}
-    for layer in selection.layers:
-        info = checkpoint.tensors[layer.weights[0]].info
-        fitting, dtype = checkpoint_scheme(scheme, info.shape[1]), DTYPES[info.dtype]
-        if bits_per_weight(fitting, info.shape, dtype) >= 8 * dtype.itemsize:
-            skipped[layer.name] = (
-                f"rows of {info.shape[1]} divide into groups of {fitting.group_size} only: packed it would be larger"
+    def _send(self, number: int, offset_bytes: int, data: memoryview) -> str:
+        """Upload a part, unless the whole shard is there already; its etag."""
+        try:
+            return self.store.upload_part(
+                self.key, self.upload, number=number, offset=offset_bytes, data=data
             )
-    taken = tuple(layer for layer in selection.layers if layer.name not in skipped)
-    if not taken:
-        transposed = any(layer.kind == "Conv1D" for layer in _known(checkpoint))
-        remedy = (
-            "its layers are Conv1D, which checkpoints cannot hold packed; export the model to a program (.pt2)"
-            if transposed
-            else "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "widen its targets"
+        except UploadGone:
+            self._require_completed()
+            return str(Part(offset_bytes, len(data), zlib.crc32(data)))
+
+    def _require_completed(self) -> None:
+        """An upload is gone once it is completed: by a run that died then, or by another one. Raises UploadGone."""
+        size = self.payload["shard_bytes"]
+        if not exists(self.store, self.key) or self.store.head(self.key).size_bytes != size:
+            raise UploadGone(
+                f"{self.store.uri}/{self.key}: its unfinished upload is gone: run again to begin it anew"
+            )
+
+
+class _Crumbling:
+    """Sends the body on to `write`, and keeps what belongs into the tail."""
+
+    def __init__(self, write: Callable[[memoryview], None]) -> None:
+        self.body = write
+        self._crumbs: dict[int, list[bytes]] = {}
+
+    def crumb(self, kind: int, data: memoryview) -> None:
+        self._crumbs.setdefault(kind, []).append(bytes(data))
+
+    def joined(self) -> bytes:
+        """All crumbs, class after class."""
+        return b"".join(part for kind in sorted(self._crumbs) for part in self._crumbs[kind])
+
+
+def _whole_shard(payload: Payload, store: ObjectStore, key: str, stages: Stages) -> tuple[ArtifactFile, Sums]:
+    """Header, body and tail in one go: one request if they are few bytes, else an upload of its own."""
+    header = framed(payload["header"])
+    if payload["shard_bytes"] < ONE_PUT_BYTES:
+        bodies = [header]
+        sink = _Crumbling(lambda data: bodies.append(bytes(data)))
+        sums = _stream(payload, sink, stages)
+        files = {payload["shard"]: b"".join((*bodies, sink.joined()))}
+        (file,) = stages.write.timed(
+            payload["shard_bytes"], lambda: write_artifact(store, *_place(payload), files)
         )
-        raise TargetError(f"{checkpoint.uri}: quantize reaches no layer; {remedy}")
-    return Choice(layers=taken, skipped=skipped, unused_ignores=selection.unused_ignores)
+        return file, sums
+    upload = store.create_upload(key)
+    shard = _Shard(store=store, key=key, upload=upload, payload=payload, stages=stages)
+    try:
+        with shard.writer() as writer:
+            writer.write(memoryview(header))
+            sink = _Crumbling(writer.write)
+            sums = _stream(payload, sink, stages)
+            writer.write(memoryview(sink.joined()))
+            etags = writer.finish()
+        return shard.completed(etags), sums
+    except StorageError:
+        with suppress(StorageError):
+            store.abort_upload(key, upload)
+        raise
 
 
-def convert(payload: Payload) -> StepResult:
-    """Read the tensors of one shard, quantize those that the recipe names, and write the shard into the artifact."""
-    checkpoint, options = opened(payload), payload["options"]
-    scheme = scheme_of(options)
-    layers = {layer.weights[0]: layer for layer in chosen_layers(checkpoint, options)}
-    written: dict[str, Tensor] = {}
-    facts: list[dict[str, Any]] = []
-    for name in payload["tensors"]:
-        value = read_tensor(checkpoint, name)
-        if name.endswith((".weight", ".bias")):  # buffers such as masks may be infinite by intention
-            check_finite(checkpoint.uri, {name: value})
-        layer = layers.get(name)
-        if layer is None:
-            written[name] = value
-            continue
-        fitting = checkpoint_scheme(scheme, value.shape[1])
-        (quantized,) = quantize_layer(layer, {name: value}, fitting, QUANTIZERS[options["method"]]).values()
-        packed = pack_checkpoint_weight(name, quantized)
-        written |= packed
-        stored = sum(part.nbytes for part in packed.values())
-        facts.append({**description(quantized, value), "layer": layer.name, "bytes_after": stored})
-    file = shard_file(payload["index"], payload["count"])
-    store, model = open_store(payload["output"]), payload["model"]["name"]
-    (done,) = write_artifact(
-        store, model, payload["artifact"], {file: save(written, metadata={"format": "pt"})}
-    )
-    return StepResult(
-        result={
-            "file": done.as_dict(),
-            "tensors": sorted(written),
-            "tensor_bytes": sum(value.nbytes for value in written.values()),
-            "weights": facts,
-        },
-        outputs=(
-            Output(key=artifact_key(model, payload["artifact"], file), bytes=done.bytes, sha256=done.sha256),
-        ),
-    )
+def _stream(payload: Payload, sink: _Crumbling, stages: Stages) -> Sums:
+    source, pieces = open_store(payload["root"]), pieces_of(payload)
+    if any(piece.item.needs_torch for piece in pieces):
+        use_one_thread()
+
+    def read(block: Block, view: memoryview) -> None:
+        source.read_into(block.path, block.offset_bytes, view, etag=block.etag)
+
+    return stream(payload["uri"], pieces, read, sink, stages, block_bytes=payload["block_bytes"])
 
 
-def assemble(payload: Payload) -> StepResult:
-    """Complete the artifact: config, index and every other file of the source; then manifest and pointer."""
-    checkpoint = opened(payload)
-    store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
-    parts = [record(payload, own).result for own in payload["stages"]["convert"]]
-    shards = [ArtifactFile(**part["file"]) for part in parts]
-    for shard in shards:
-        _check(store.get(artifact_key(name, digest, shard.path)), shard)
-    metrics = _metrics(payload, checkpoint, parts, sum(shard.bytes for shard in shards))
-    files = {CONFIG: _config(payload, checkpoint), **companions(payload, metrics)}
-    if len(shards) > 1:
-        files[INDEX] = _index(parts)
-    for file in checkpoint.other_files:
-        if file.path not in files:
-            files[file.path] = read_file(checkpoint.root, file)
-    written = [*shards, *write_artifact(store, name, digest, files)]
-    written.sort(key=lambda file: file.path)
-    return complete(payload, metrics, kind="checkpoint", form="safetensors", files=written)
+def _crumb_runs(payload: Payload) -> Iterator[_Run]:
+    """The tail: for each class the crumbs of all tasks in their order."""
+    kinds = sorted({kind for crumbs in payload["crumbs"] for kind, _ in crumbs})
+    for kind in kinds:
+        for digest, crumbs in zip(payload["converted"], payload["crumbs"], strict=True):
+            start = 0
+            for own, size in crumbs:
+                if own == kind:
+                    yield _Run(key=beside(digest, CRUMBS), offset_bytes=start, bytes=size)
+                start += size
 
 
-def _known(checkpoint: Checkpoint) -> tuple[Layer, ...]:
-    tensors = {name: place.info for name, place in checkpoint.tensors.items()}
-    return checkpoint_layers({name: info.shape for name, info in tensors.items() if info.dtype in _WEIGHTS})
+def _place(payload: Payload) -> tuple[str, str]:
+    """Name and digest of the artifact."""
+    return payload["name"], payload["artifact"]
 
 
-def shard_file(index: int, count: int) -> str:
-    """The conventional name of the `index`-th of `count` shards."""
-    return WEIGHTS if count == 1 else f"model-{index + 1:05}-of-{count:05}.safetensors"
+def _result(payload: Payload, digest: str) -> Mapping[str, Any]:
+    """What an earlier task recorded; what it stored is proved when the shard is read back."""
+    return record(payload, digest, proved=False).result
 
 
-def _check(data: bytes, file: ArtifactFile) -> None:
-    if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
-        raise ArtifactCorrupt(
-            f"{file.path} is not what was written: check the store, delete it and run again"
-        )
+def _add(sums: Sums, more: Mapping[str, Sequence[float]]) -> None:
+    for layer, (signal, noise) in more.items():
+        before = sums.get(layer, (0.0, 0.0))
+        sums[layer] = before[0] + signal, before[1] + noise
 
 
-def _config(payload: Payload, checkpoint: Checkpoint) -> bytes:
-    options = payload["recipe"]["quantize"]
-    scheme = scheme_of(options)
-    chosen = {layer.name: layer for layer in chosen_layers(checkpoint, options)}
-    kinds = sorted({layer.kind for layer in chosen.values()})
-    known = _known(checkpoint)
-    # Of any kind: what its path calls an embedding may be a Linear to the model's code.
-    ignored = [layer.name for layer in known if layer.name not in chosen]
-    # A tied head is a layer of the model without tensors of its own: readers must not look for packed ones.
-    ignored += [head for head in HEADS if head not in {layer.name for layer in known}]
-    exceptions: dict[int, list[str]] = {}
-    for name, layer in chosen.items():
-        size = checkpoint_scheme(scheme, checkpoint.tensors[layer.weights[0]].info.shape[1]).group_size
-        if size is not None and size != scheme.group_size:
-            exceptions.setdefault(size, []).append(name)
-    config = dict(checkpoint.config or {})
-    config["quantization_config"] = quantization_config(scheme, kinds, ignored, exceptions=exceptions)
-    return json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-
-
-def _index(parts: Sequence[Mapping[str, Any]]) -> bytes:
-    weight_map = {name: part["file"]["path"] for part in parts for name in part["tensors"]}
-    total = sum(part["tensor_bytes"] for part in parts)
+def _index(shards: _Headers) -> bytes:
+    weight_map = {name: path for path, tensors in shards.items() for name in tensors}
+    total = _tensor_bytes(shards)
     return canonical_json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
+def _tensor_bytes(shards: _Headers) -> int:
+    return sum(tensor.size_bytes for tensors in shards.values() for tensor in tensors.values())
+
+
 def _metrics(
-    payload: Payload, checkpoint: Checkpoint, parts: Sequence[Mapping[str, Any]], size_bytes: int
+    checkpoint: Checkpoint, choice: Choice, shards: _Headers, sums: Sums, size_bytes: int
 ) -> dict[str, Any]:
-    weights = {facts["layer"]: facts for part in parts for facts in part["weights"]}
-    counts = {name: math.prod(place.info.shape) for name, place in checkpoint.tensors.items()}
+    counts = sum(math.prod(place.info.shape) for place in checkpoint.tensors.values())
     before_bytes = sum(file.bytes for file in checkpoint.files)
-    after_bytes = sum(part["tensor_bytes"] for part in parts)
-    choice = choose(checkpoint, payload["recipe"]["quantize"])
-    side = {"metric": None, "value": None, "parameters": sum(counts.values())}
+    side = {"metric": None, "value": None, "parameters": counts}
+    items = {item.layer: item for item in choice.items if item.layer is not None}
     return {
         "before": {**side, "bytes": before_bytes},
         "after": {**side, "bytes": size_bytes},
         "compression_ratio": round(before_bytes / size_bytes, 4),
-        "bits_per_weight": round(8 * after_bytes / max(1, sum(counts.values())), 4),
+        "bits_per_weight": round(8 * _tensor_bytes(shards) / max(1, counts), 4),
         "layers": [
-            _layer_entry(layer, checkpoint, weights.get(layer.name), choice.skipped.get(layer.name))
-            for layer in _known(checkpoint)
+            _layer_entry(layer, items[layer.name], sums.get(layer.name), choice.skipped.get(layer.name))
+            for layer in choice.known
+            if layer.name in items
         ],
-        "warnings": [f"ignore {entry!r} matches no layer" for entry in choice.unused_ignores],
+        "warnings": list(choice.warnings),
     }
 
 
 def _layer_entry(
-    layer: Layer, checkpoint: Checkpoint, facts: Mapping[str, Any] | None, reason: str | None
+    layer: Layer, item: Item, squares: tuple[float, float] | None, reason: str | None
 ) -> dict[str, Any]:
-    size_bytes = checkpoint.tensors[layer.weights[0]].info.size_bytes
+    scheme = item.treatment.scheme
+    if reason is None and item.treatment == KEPT:
+        reason = "quantize: not among the targets"
     return {
         "name": layer.name,
         "kind": layer.kind,
-        "sparsity": 0.0,
+        "sparsity": _sparsity(item),
         "removed_units": [],
-        "num_bits": facts["scheme"]["num_bits"] if facts else None,
-        "group_size": facts["group_size"] if facts else None,
-        "bytes_before": size_bytes,
-        "bytes_after": facts["bytes_after"] if facts else size_bytes,
-        "sqnr_db": facts["sqnr_db"] if facts else None,
-        "skipped": None if facts else f"quantize: {reason or 'not among the targets'}",
+        "num_bits": scheme.num_bits if scheme else None,
+        "group_size": scheme.group_size if scheme else None,
+        "bytes_before": item.size_bytes,
+        "bytes_after": sum(map(stored_bytes, item.stored)),
+        "sqnr_db": None if squares is None else _decibels(*squares),
+        "skipped": reason,
     }
+
+
+def _sparsity(item: Item) -> float:
+    """The share of its weights that were zeroed."""
+    options = dict(item.treatment.sparsity)
+    if not options:
+        return 0.0
+    from fleetpress.compression.sparsity import zeroed
+
+    return round(zeroed(options, item.shape) / math.prod(item.shape), 6)
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    """Signal to noise; JSON has no infinity: what did not change has no noise to measure."""
+    return round(10 * math.log10(signal / noise), 4) if signal and noise else None

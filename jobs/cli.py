@@ -78,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "artifact", metavar="ARTIFACT", help="<output>/models/<name> or <output>/models/<name>/<digest>"
     )
+    verb.add_argument(
+        "--deep",
+        action="store_true",
+        help="decode every weight of a checkpoint and compare it with the source",
+    )
 
     verb = _verb(verbs, "dequantize", _dequantize, "plain weights back from an artifact")
     verb.add_argument("artifact", metavar="ARTIFACT")
@@ -216,16 +221,22 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_PROVED = {
+    False: "every file is what was published, and the model loads",
+    True: "every file is what was published, and every weight what its source becomes",
+}
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from .artifacts import verify
 
-    problems = verify(arguments.artifact)
+    problems = verify(arguments.artifact, deep=arguments.deep)
     if arguments.json:
         _print_json({"artifact": arguments.artifact, "ok": not problems, "problems": problems})
     elif problems:
         print("\n".join(problems))
     else:
-        print(f"{arguments.artifact}: every file is what was published, and the model runs")
+        print(f"{arguments.artifact}: {_PROVED[arguments.deep]}")
     return 3 if problems else 0
 
 

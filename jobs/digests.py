@@ -20,8 +20,10 @@ VERSIONS = {
     "finetune": 1,
     "quantize": 1,
     "publish": 1,
-    "convert": 1,
-    "assemble": 1,
+    "open": 1,
+    "convert": 2,
+    "finish": 1,
+    "assemble": 2,
 }
 
 

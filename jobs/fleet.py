@@ -14,7 +14,7 @@ from fleetpress.storage.errors import UNUSABLE_STORE, InvalidUri, StorageError
 from fleetpress.storage.sources import ModelSource, SourceFile, find_models
 from fleetpress.storage.uri import is_s3, join, normalize, validate_key
 
-from .recipe import Recipe
+from .recipe import QuantizeStep, Recipe
 from .spec import DataSpec, ModelSpec, Spec
 
 
@@ -170,24 +170,54 @@ def _model(
 
 def _unfit(source: ModelSource, entry: ModelSpec, recipe: Recipe, allow_code: bool) -> str | None:
     """Why this kind of model cannot do this recipe, if so."""
+    asks = f"{source.uri}: recipe {entry.recipe!r}"
     if source.kind == "checkpoint":
-        asked = [
-            step for step in ("train", "collect", "prune", "finetune") if getattr(recipe, step) is not None
-        ]
-        if asked:
-            return (
-                f"{source.uri}: recipe {entry.recipe!r} asks to {', '.join(asked)}, which a bare checkpoint cannot do; "
-                "export the model to a program (.pt2), or use a recipe that only quantizes"
-            )
-    if source.kind == "module":
-        if not entry.factory:
-            return (
-                f"{source.uri}: a state dict needs the code that builds its module; add "
-                "`factory: package.module:callable` and run with --allow-code, or export the model to a program (.pt2)"
-            )
-        if not allow_code:
-            return f"{source.uri}: its factory {entry.factory!r} is code; run again with --allow-code to allow it"
+        return _unfit_for_checkpoint(asks, recipe)
+    if source.kind == "module" and not entry.factory:
+        return (
+            f"{source.uri}: a state dict needs the code that builds its module; add "
+            "`factory: package.module:callable` and run with --allow-code, or export the model to a program (.pt2)"
+        )
+    if source.kind == "module" and not allow_code:
+        return f"{source.uri}: its factory {entry.factory!r} is code; run again with --allow-code to allow it"
+    return _unfit_for_program(asks, recipe)
+
+
+def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    asked = [step for step in ("train", "collect", "finetune") if getattr(recipe, step) is not None]
+    if recipe.prune is not None and not is_sparsifier(recipe.prune.method):
+        asked.append(f"prune by {recipe.prune.method}")
+    if not asked:
+        return None
+    return (
+        f"{asks} asks to {', '.join(asked)}, which a bare checkpoint cannot do; "
+        "export the model to a program (.pt2), or use a recipe that only zeroes weights and quantizes"
+    )
+
+
+def _unfit_for_program(asks: str, recipe: Recipe) -> str | None:
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    if recipe.prune is not None and is_sparsifier(recipe.prune.method):
+        return (
+            f"{asks} prunes by {recipe.prune.method}, which zeroes weights of checkpoints; a program loses whole "
+            "units instead: take gradient_stability, magnitude or random"
+        )
+    form = recipe.quantize and _checkpoint_form(recipe.quantize)
+    if form:
+        return f"{asks} quantizes to {form}, a form of checkpoints; take a scheme such as W8A16 or W4A16 for a program"
     return None
+
+
+def _checkpoint_form(step: QuantizeStep) -> str | None:
+    """What the step asks for that only checkpoints hold: a cast, float codes, a layout."""
+    from fleetpress.compression.scheme import CASTS, SCHEMES
+
+    if step.scheme in CASTS or (step.scheme and SCHEMES[step.scheme].type == "float"):
+        return step.scheme
+    return step.format
 
 
 def _factory_digest(factory: str) -> str | None:

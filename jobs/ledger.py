@@ -27,6 +27,7 @@ class Ledger:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._known: set[str] | None = None
+        self._open: dict[tuple[str, str], bool] = {}
 
     def known(self) -> set[str]:
         """Digests that have a record, by one listing at the first call; `find` says whether it holds."""
@@ -37,6 +38,17 @@ class Ledger:
 
     def find(self, digest: str) -> TaskRecord | None:
         """The record of a finished task whose objects are all there in their full size, else None."""
+        record = self.read(digest)
+        problem = "" if record is None else self._problem(record)
+        if problem:
+            _log.warning(
+                "%s/%s does not hold (%s): the task runs again", self._store.uri, _key(digest), problem
+            )
+            return None
+        return record
+
+    def read(self, digest: str) -> TaskRecord | None:
+        """The record of a finished task, its objects not looked for; None if there is no valid one."""
         key = _key(digest)
         try:
             record = record_from_json(json.loads(self._store.get(key)))
@@ -45,9 +57,10 @@ class Ledger:
         except ValueError as error:  # torn, not UTF-8, not JSON, or not a record
             _log.warning("%s/%s is no valid record (%s): the task runs again", self._store.uri, key, error)
             return None
-        problem = self._problem(record, digest)
-        if problem:
-            _log.warning("%s/%s does not hold (%s): the task runs again", self._store.uri, key, problem)
+        if record.digest != digest:
+            _log.warning(
+                "%s/%s is the record of %s: the task runs again", self._store.uri, key, record.digest
+            )
             return None
         return record
 
@@ -57,17 +70,23 @@ class Ledger:
         if self._known is not None:
             self._known.add(record.digest)
 
-    def _problem(self, record: TaskRecord, digest: str) -> str:
-        if record.digest != digest:
-            return f"it is the record of {record.digest}"
+    def _problem(self, record: TaskRecord) -> str:
         return next((problem for output in record.outputs if (problem := self._output_problem(output))), "")
 
     def _output_problem(self, output: Output) -> str:
+        if output.upload and self._is_open(output.key, output.upload):
+            return ""
         try:
             stored = self._store.head(output.key).size_bytes
         except ObjectNotFound:
             return f"{output.key} is gone"
         return "" if stored == output.bytes else f"{output.key} has {stored} bytes instead of {output.bytes}"
+
+    def _is_open(self, key: str, upload: str) -> bool:
+        """Whether an upload that several records name is still under way; asked once."""
+        if (key, upload) not in self._open:
+            self._open[key, upload] = self._store.upload_exists(key, upload)
+        return self._open[key, upload]
 
 
 def _key(digest: str) -> str:

@@ -25,10 +25,9 @@ from fleetpress.storage.sources import SourceFile
 from fleetpress.storage.store import open_store
 
 from .errors import ModelError
-from .ledger import Ledger
-from .tasks import Output, TaskRecord
+from .handover import Payload, read_file, record, store_bytes
+from .tasks import Output
 
-Payload = Mapping[str, Any]
 T = TypeVar("T")
 
 _CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -52,11 +51,6 @@ def source_bytes(payload: Payload) -> bytes:
     """The model's own file, checked against the etag that the plan saw."""
     model = payload["model"]
     return read_file(model["root"], SourceFile(**model["files"][0]))
-
-
-def read_file(root: str, file: SourceFile) -> bytes:
-    """A file of a source, pinned to the etag that the plan saw. Raises SourceChanged if it is another one now."""
-    return open_store(root).get_range(file.path, 0, file.bytes, etag=file.etag) if file.bytes else b""
 
 
 def source_program(payload: Payload) -> ExportedProgram:
@@ -128,16 +122,6 @@ def removed_units(payload: Payload, digest: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(units) for name, units in removed.items()}
 
 
-def record(payload: Payload, digest: str) -> TaskRecord:
-    """The record of an earlier task. Raises ModelError if it has vanished since the task was done."""
-    found = Ledger(open_store(payload["output"])).find(digest)
-    if found is None:
-        raise ModelError(
-            f"the record {digest} of an earlier step has vanished from {payload['output']}; run again"
-        )
-    return found
-
-
 def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """All samples of the shards, in file order: arrays by name, first dimension = samples."""
     key = "arrays-" + hashlib.sha256(repr([file["etag"] for file in files]).encode()).hexdigest()
@@ -186,13 +170,6 @@ def store_tensors(payload: Payload, values: Mapping[str, Tensor], *, suffix: str
     tied = aliases(values)
     plain = {name: value.detach().contiguous() for name, value in values.items() if name not in tied}
     return store_bytes(payload, save(plain), suffix)
-
-
-def store_bytes(payload: Payload, data: bytes, suffix: str) -> Output:
-    """Write bytes beside the record of the running task."""
-    key = f"records/{payload['digest']}{suffix}"
-    open_store(payload["output"]).put(key, data)
-    return Output(key=key, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def stored_tensors(payload: Payload, digest: str, *, suffix: str = ".safetensors") -> dict[str, Tensor]:

@@ -7,13 +7,16 @@ from typing import Any
 from fleetpress.storage.checkpoint import Checkpoint
 from fleetpress.storage.sources import SourceFile
 
+from .checkpoint_choice import check_plain, choose
+from .checkpoint_layout import plan_shards
+from .checkpoint_memory import task_memory
+from .checkpoint_tasks import checkpoint_tasks
 from .digests import contents, digest
 from .fleet import Data, Model, Shard, absolute
 from .tasks import Task
 
 GROUP_BYTES = 32 << 20  # weights that one quantize task works on
 CHUNK_BYTES = 64 << 20  # data that one collect task reads
-SHARD_BYTES = 256 << 20  # weights of a checkpoint that one task converts into one shard
 _WORKSPACE = 6  # parameters, gradients, optimizer state and copies, in multiples of the source's bytes
 
 
@@ -76,31 +79,35 @@ def plan_program(
 def plan_checkpoint(
     model: Model, checkpoint: Checkpoint, *, output: str, run: str, seed: int, memory_bytes: int
 ) -> ModelPlan:
-    """Tasks of a checkpoint: convert (one per output shard), then assemble. The headers give the shards' sizes."""
-    recipe = model.recipe.canonical()
-    builder = _Builder(
-        model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes
-    )
+    """Tasks of a checkpoint: open?, convert*, finish*, assemble. The headers tell every byte that will be written.
+
+    Raises TargetError, and ModelError for what is quantized already or a task too large for `memory_bytes`.
+    """
+    check_plain(checkpoint)
     final = artifact_digest(model, seed=seed, workers=1)
-    sizes = {name: place.info.size_bytes for name, place in checkpoint.tensors.items()}
-    shards = shard_names(sizes, SHARD_BYTES)
-    ids = [
-        builder.new(
-            "convert",
-            f"convert[{index}]",
-            options=recipe.get("quantize"),
-            tensors=names,
-            index=index,
-            count=len(shards),
-            # Its shard is written where the artifact will be: done there is not done elsewhere.
-            artifact=final,
-            name=model.name,
-        )
-        for index, names in enumerate(shards)
-    ]
-    builder.last = tuple(ids)
-    builder.stages["convert"] = [task.digest for task in builder.tasks]
-    return ModelPlan(model=model, digest=final, tasks=builder.finish("assemble", final))
+    builder = _Builder(
+        model=model,
+        recipe=model.recipe.canonical(),
+        output=output,
+        run=run,
+        seed=seed,
+        memory_bytes=memory_bytes,
+    )
+    choice = choose(checkpoint, builder.shared["recipe"])
+    place = {"output": output, "root": absolute(checkpoint.root), "uri": model.source.uri}
+    tasks, records = checkpoint_tasks(
+        choice,
+        plan_shards(choice.items),
+        name=model.name,
+        artifact=final,
+        place=place,
+        memory_bytes=memory_bytes,
+    )
+    builder.tasks = tasks
+    builder.last = tuple(task.id for task in tasks if task.digest in records)
+    return ModelPlan(
+        model=model, digest=final, tasks=builder.finish("assemble", final, shard_records=records)
+    )
 
 
 def shard_names(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -249,7 +256,7 @@ class _Builder:
         self.stages[kind] = digests
         self._before = digests
 
-    def finish(self, kind: str, final: str) -> tuple[Task, ...]:
+    def finish(self, kind: str, final: str, **own: Any) -> tuple[Task, ...]:
         """Append the task that validates and publishes under the artifact's own digest."""
         plan_digest = digest(kind, tasks=[task.digest for task in self.tasks], artifact=final)
         self.tasks.append(
@@ -258,12 +265,13 @@ class _Builder:
                 model=self.model.name,
                 kind=kind,
                 digest=final,
-                needs=self.last,
+                needs=tuple(task.id for task in self.tasks) if kind == "publish" else self.last,
                 payload={
                     **self.shared,
                     "digest": final,
                     "stages": dict(self.stages),
                     "plan_digest": plan_digest,
+                    **own,
                 },
                 memory_bytes=self._memory(),
             )
@@ -273,7 +281,7 @@ class _Builder:
     def _memory(self) -> int:
         total = sum(file.bytes for file in self.model.source.files)
         if self.model.source.kind == "checkpoint":
-            total = min(total, SHARD_BYTES)
+            return task_memory((), self._memory_bytes)
         return min(self._memory_bytes, _WORKSPACE * total)
 
 

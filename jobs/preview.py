@@ -1,6 +1,5 @@
 """What a spec would do, before it is done: from listings and headers only, no weight is read."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +10,6 @@ from fleetpress.compression.errors import CompressionError
 from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors
 from fleetpress.compression.pruning import PRUNERS, PruneOptions, delete, find_units, prune
-from fleetpress.compression.quantization.compressed_tensors import (
-    checkpoint_scheme,
-    predicted_checkpoint_tensors,
-)
 from fleetpress.compression.quantization.weight import predicted_bytes
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.storage.artifact import manifest_exists
@@ -22,16 +17,17 @@ from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.errors import StorageError
 from fleetpress.storage.programs import weights_skeleton
 from fleetpress.storage.store import open_store
-from fleetpress.storage.tensors import DTYPES
 
-from .checkpoint_steps import check_plain
-from .checkpoint_steps import chosen_layers as chosen_checkpoint_layers
+from .checkpoint_choice import choose as choose_tensors
+from .checkpoint_forecast import forecast
+from .checkpoint_layout import plan_shards, stored_bytes
 from .errors import FleetpressError
 from .fleet import Model, absolute, resolve
 from .ledger import Ledger
 from .plan import artifact_digest
-from .quantizing import choose, scheme_of
+from .quantizing import choose
 from .run import plan_model
+from .schemes import scheme_of
 from .spec import Spec
 
 
@@ -40,7 +36,8 @@ class PlannedModel:
     """One model of the plan. Bytes: of the source, to be read in all, and of the quantized weights that come out.
 
     `quantized_bytes` is exact (packed codes, scales, zero points); None if nothing is quantized, or if what is pruned
-    depends on statistics that do not exist yet. `header_bytes` were read to know all this.
+    depends on statistics that do not exist yet. `header_bytes` were read to know all this. `forecast` tells of a
+    checkpoint every shard's exact bytes, requests and memory (`checkpoint_forecast.Forecast`).
     """
 
     name: str
@@ -51,6 +48,7 @@ class PlannedModel:
     read_bytes: int
     quantized_bytes: int | None = None
     header_bytes: int = 0
+    forecast: Mapping[str, Any] | None = None
     layers: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -111,7 +109,7 @@ def _planned(model: Model, spec: Spec, done: set[str]) -> PlannedModel:
     }
     recipe = model.recipe.canonical()
     if model.source.kind == "checkpoint":
-        return _planned_checkpoint(model, recipe, shared)
+        return _planned_checkpoint(model, recipe, shared, spec.resources.memory_per_task_bytes)
     if model.source.kind == "program":
         return _planned_program(model, recipe, shared)
     return PlannedModel(**shared, warnings=("a module's layers are known when its factory has been run",))
@@ -186,28 +184,41 @@ def _without_statistics() -> str:
     return next(name for name, method in PRUNERS.items() if not method.needs_gradients)
 
 
-def _planned_checkpoint(model: Model, recipe: Mapping[str, Any], shared: Mapping[str, Any]) -> PlannedModel:
-    checkpoint = open_checkpoint(model.source.uri)
-    check_plain(checkpoint)
-    options = recipe["quantize"]
-    scheme = scheme_of(options)
-    size = 0
+def _planned_checkpoint(
+    model: Model, recipe: Mapping[str, Any], shared: Mapping[str, Any], memory_bytes: int
+) -> PlannedModel:
+    choice = choose_tensors(open_checkpoint(model.source.uri), recipe)
+    expected = forecast(plan_shards(choice.items), memory_bytes)
     rows = []
-    for layer in chosen_checkpoint_layers(checkpoint, options):
-        info = checkpoint.tensors[layer.weights[0]].info
-        fitting = checkpoint_scheme(scheme, info.shape[1])
-        made = predicted_checkpoint_tensors(layer.weights[0], info.shape, DTYPES[info.dtype], fitting)
-        size += sum(dtype.itemsize * math.prod(shape) for dtype, shape in made.values())
+    size = 0
+    for item in choice.items:
+        if item.layer is None:
+            continue
+        treatment = item.treatment
+        if treatment.scheme is not None:
+            size += sum(map(stored_bytes, item.stored))
         rows.append(
             {
-                "name": layer.name,
-                "kind": layer.kind,
-                "prune": None,
-                "quantize": _scheme_label(fitting),
-                "skipped": None,
+                "name": item.layer,
+                "kind": next(layer.kind for layer in choice.known if layer.name == item.layer),
+                "prune": _zeroing_label(dict(treatment.sparsity)),
+                "quantize": _scheme_label(treatment.scheme) if treatment.scheme else treatment.cast,
+                "skipped": choice.skipped.get(item.layer),
             }
         )
-    return PlannedModel(**shared, quantized_bytes=size, layers=tuple(rows))
+    return PlannedModel(
+        **{**shared, "read_bytes": expected.read_bytes},
+        quantized_bytes=size,
+        forecast=expected.as_dict(),
+        layers=tuple(rows),
+        warnings=choice.warnings,
+    )
+
+
+def _zeroing_label(options: Mapping[str, Any]) -> str | None:
+    if not options:
+        return None
+    return f"{options['pattern']} kept" if "pattern" in options else f"{options['sparsity']:.0%} zeroed"
 
 
 def _scheme_label(scheme: QuantScheme) -> str:

@@ -15,21 +15,23 @@ from torch.export import ExportedProgram
 from fleetpress.compression.cost import macs, parameters
 from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.evaluation import Runner, evaluate
-from fleetpress.compression.layers import Layer, layers
+from fleetpress.compression.layers import layers
 from fleetpress.compression.metrics import METRICS, within
 from fleetpress.compression.modes import eval_program
 from fleetpress.compression.program import aliases, bind, tensors, trainable
 from fleetpress.compression.pruning.units import PRUNABLE_KINDS
 from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
+from fleetpress.compression.selection import Layer
 from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.artifact import write_artifact
 from fleetpress.storage.errors import ArtifactCorrupt
 from fleetpress.storage.programs import load_program, save_program
 from fleetpress.storage.store import open_store
 
+from .handover import Payload, record
 from .latency import latency_ms
 from .manifest import companions, complete
-from .materials import Payload, arrays, final_program, record, source_program, trained_program
+from .materials import arrays, final_program, source_program, trained_program
 from .objective import is_fidelity, measured, metric_name
 from .quantizing import quantized_layers, quantized_weights
 from .tasks import StepResult

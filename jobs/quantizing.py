@@ -9,12 +9,15 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import TargetError
-from fleetpress.compression.layers import KINDS, Layer, layers, select
+from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer
-from fleetpress.compression.scheme import QuantScheme, resolve
+from fleetpress.compression.scheme import QuantScheme
+from fleetpress.compression.selection import Layer, select
 
-from .materials import Payload, record, store_tensors, stored_tensors
+from .handover import Payload, record
+from .materials import store_tensors, stored_tensors
+from .schemes import scheme_of
 from .tasks import StepResult
 
 # Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
@@ -28,17 +31,6 @@ class Choice:
     layers: tuple[Layer, ...]
     skipped: Mapping[str, str]
     unused_ignores: tuple[str, ...]
-
-
-def scheme_of(options: Mapping[str, Any]) -> QuantScheme:
-    """The quantization scheme that a recipe's `quantize` step means."""
-    return resolve(
-        **{
-            key: options[key]
-            for key in ("scheme", "num_bits", "symmetric", "group_size", "strategy")
-            if key in options
-        }
-    )
 
 
 def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:

@@ -4,7 +4,8 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ from .steps import run_rank, run_step
 from .tasks import Failure, Task, TaskRecord
 
 _WAIT_SECONDS = 1.0
+_LOOK_UPS = 16  # records that are read at a time
 _SUMMARY_SECONDS = 2.0  # how often a running summary is refreshed at most
 
 _log = logging.getLogger(__name__)
@@ -165,7 +167,13 @@ class _Run:
         tasks = [task for plan in plans for task in plan.tasks]
         ledger = Ledger(self.store)
         known = ledger.known()
-        found = {task.id: ledger.find(task.digest) for task in tasks if task.digest in known}
+        recorded = [task for task in tasks if task.digest in known]
+        with ThreadPoolExecutor(_LOOK_UPS) as pool:
+            found = dict(
+                zip(
+                    (t.id for t in recorded), pool.map(ledger.find, (t.digest for t in recorded)), strict=True
+                )
+            )
         done = {task_id: record for task_id, record in found.items() if record is not None}
         # A published record whose manifest is gone (deleted by hand) is no proof: that task runs again. So does the
         # one of a model whose twin of another name was published.
@@ -176,7 +184,7 @@ class _Run:
         for task_id, model in finals.items():
             if task_id in done.keys() - stale:
                 self._publish_state(model, done[task_id])
-        scheduler = Scheduler(tasks, done=done.keys() - stale)
+        scheduler = Scheduler(tasks, done=with_unneeded(tasks, done.keys() - stale))
         if scheduler.is_over:
             return
         executor = open_executor(
@@ -269,6 +277,19 @@ def plan_model(model: Model, spec: Spec, run: str) -> ModelPlan:
     return plan_program(
         model, workers=spec.resources.workers, memory_bytes=memory, gradients=gradients, **shared
     )
+
+
+def with_unneeded(tasks: Sequence[Task], done: Collection[str]) -> set[str]:
+    """`done` and the tasks that nobody needs any more: what they made was used up, as the parts of a finished shard."""
+    users: dict[str, list[str]] = {}
+    for task in tasks:
+        for need in task.needs:
+            users.setdefault(need, []).append(task.id)
+    over = set(done)
+    for task in reversed(tasks):
+        if task.id in users and all(user in over for user in users[task.id]):
+            over.add(task.id)
+    return over
 
 
 def _measured(

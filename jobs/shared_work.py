@@ -8,7 +8,7 @@ from dataclasses import replace
 from .tasks import Failure, Task, TaskRecord
 
 # What these write lies below the model's name, so it serves no other model.
-_OWN_KINDS = ("convert", "assemble", "publish")
+_OWN_KINDS = ("open", "convert", "finish", "assemble", "publish")
 
 
 class SharedWork:

@@ -1,189 +1,42 @@
 """The functions that a worker runs: read -> compute -> write -> small result. One per kind of task.
 
-Each is a plain function of a task; executors decide where it runs. Data first, record second: a step stores its
-tensors itself and returns a `StepResult`, which becomes the record.
+Each is a plain function of a task's payload; executors decide where it runs. Data first, record second: a step stores
+its tensors itself and returns a `StepResult`, which becomes the record.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import checkpoint_steps, publishing
-from .materials import (
-    STATISTICS,
-    Payload,
-    arrays,
-    final_program,
-    pruned_program,
-    shard_arrays,
-    source_bytes,
-    source_program,
-    store_bytes,
-    store_tensors,
-    stored_tensors,
-    trained_program,
-)
-from .objective import loss_name
+from . import checkpoint_steps
+from .handover import Payload
 from .tasks import StepResult, Task
+from .threads import use_one_thread
 
 if TYPE_CHECKING:
     from fleetpress.compression.collectives import Collective
-    from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
+
+# Those of a checkpoint import torch only if their recipe needs it; those of a program lie behind it.
+_CHECKPOINT_STEPS: dict[str, Callable[[Payload], StepResult]] = {
+    "open": checkpoint_steps.open_uploads,
+    "convert": checkpoint_steps.convert,
+    "finish": checkpoint_steps.finish,
+    "assemble": checkpoint_steps.assemble,
+}
 
 
 def run_step(task: Task) -> StepResult:
     """Run one task in this process. Raises the errors of the three packages; everything else is our bug."""
-    return STEPS[task.kind](task.payload)
+    step = _CHECKPOINT_STEPS.get(task.kind)
+    if step is None:
+        from .program_steps import STEPS
+
+        use_one_thread()
+        step = STEPS[task.kind]
+    return step(task.payload)
 
 
 def run_rank(task: Task, collective: "Collective") -> StepResult | None:
     """Run one rank of a data-parallel training task; rank 0 stores the weights and answers."""
-    return _train(task.payload, task.kind, collective)
+    from .program_steps import train_rank
 
-
-def export(payload: Payload) -> StepResult:
-    """A module at the door: its state dict and the code that its factory names become a program."""
-    from fleetpress.storage.programs import save_program
-
-    from .modules import build_program
-
-    data = payload["data"]
-    example = arrays((data["train"] or data["eval"])[:1]) if data else {}
-    program = build_program(payload["model"], source_bytes(payload), example)
-    saved = save_program(program, compress=False)
-    return StepResult(result={"bytes": len(saved)}, outputs=(store_bytes(payload, saved, ".pt2"),))
-
-
-def train(payload: Payload) -> StepResult:
-    """Gradient descent from the source's weights; gradient statistics are kept on the way."""
-    return _alone(payload, "train")
-
-
-def finetune(payload: Payload) -> StepResult:
-    """Gradient descent from the pruned program's weights."""
-    return _alone(payload, "finetune")
-
-
-def _alone(payload: Payload, kind: str) -> StepResult:
-    from fleetpress.compression.collectives import ALONE
-
-    result = _train(payload, kind, ALONE)
-    assert result is not None
-    return result
-
-
-def _train(payload: Payload, kind: str, collective: "Collective") -> StepResult | None:
-    from fleetpress.compression.training import TrainOptions
-    from fleetpress.compression.training import train as train_program
-
-    program = source_program(payload) if kind == "train" else pruned_program(payload)
-    samples = arrays(payload["data"]["train"])
-    loss = loss_name(payload["data"], samples)
-    result = train_program(
-        program,
-        samples,
-        TrainOptions(**payload["options"]),
-        loss=loss,
-        seed=payload["seed"],
-        teacher=source_program(payload) if loss == "distillation" else None,
-        collect=kind == "train" and loss != "distillation",
-        collective=collective,
-    )
-    if collective.rank != 0:
-        return None
-    stored = dict(result.values)
-    if result.statistics is not None:
-        stored |= {STATISTICS + name: value for name, value in result.statistics.to_tensors().items()}
-    output = store_tensors(payload, stored)
-    return StepResult(result={"losses": list(result.losses), "loss": loss}, outputs=(output,))
-
-
-def collect(payload: Payload) -> StepResult:
-    """Gradient statistics of one chunk of the train data at fixed weights, in file order."""
-    from fleetpress.compression.training import collect as collect_statistics
-
-    program = trained_program(payload)
-    statistics: GradientStatistics | None = None
-    for index, file in enumerate(payload["files"]):
-        samples = shard_arrays(file)
-        found = collect_statistics(
-            program,
-            samples,
-            payload["options"]["batch_size"],
-            loss=loss_name(payload["data"], samples),
-            seed=_mixed(payload["seed"], payload["first_shard"] + index),
-        )
-        statistics = found if statistics is None else statistics.merge(found)
-    assert statistics is not None, "a chunk has at least one shard"
-    return StepResult(result={}, outputs=(store_tensors(payload, statistics.to_tensors()),))
-
-
-def prune(payload: Payload) -> StepResult:
-    """Score units and choose those to delete. Only their indices are recorded; deleting is a pure function of them."""
-    from fleetpress.compression.pruning import PruneOptions
-    from fleetpress.compression.pruning import prune as choose
-
-    result = choose(
-        trained_program(payload), PruneOptions(**payload["options"]), _neurons(payload), seed=payload["seed"]
-    )
-    return StepResult(
-        result={
-            "removed": {name: list(units) for name, units in result.removed.items()},
-            "units": dict(result.units),
-            "skipped": dict(result.skipped),
-        }
-    )
-
-
-def quantize(payload: Payload) -> StepResult:
-    """Quantize one group of layers; codes, scales and zero points are stored."""
-    from .quantizing import quantize_group
-
-    return quantize_group(payload, final_program(payload))
-
-
-def _neurons(payload: Payload) -> "dict[str, NeuronStatistics] | None":
-    """Statistics by layer: merged from the collect tasks in their order, or those of the training."""
-    from fleetpress.compression.statistics import GradientStatistics
-
-    stages = payload["stages"]
-    if "collect" in stages:
-        parts = [
-            GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]
-        ]
-    elif "train" in stages:
-        values = stored_tensors(payload, stages["train"])
-        found = {
-            name.removeprefix(STATISTICS): value
-            for name, value in values.items()
-            if name.startswith(STATISTICS)
-        }
-        if not found:
-            return None
-        parts = [GradientStatistics.from_tensors(found)]
-    else:
-        return None
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    return merged.neurons()
-
-
-def _mixed(*parts: int) -> int:
-    """One seed from several numbers, the same on every machine."""
-    mixed = 0
-    for part in parts:
-        mixed = (mixed * 1_000_003 + part + 1) % (1 << 31)
-    return mixed
-
-
-STEPS: dict[str, Callable[[Payload], StepResult]] = {
-    "export": export,
-    "train": train,
-    "collect": collect,
-    "prune": prune,
-    "finetune": finetune,
-    "quantize": quantize,
-    "publish": publishing.publish,
-    "convert": checkpoint_steps.convert,
-    "assemble": checkpoint_steps.assemble,
-}
+    return train_rank(task.payload, task.kind, collective)

@@ -92,6 +92,8 @@ def print_preview(preview: _Preview | Mapping[str, Any]) -> None:
         if model["layers"]:
             _line("")
             _line(model["name"], "bold")
+            if model.get("forecast"):
+                _line(_forecast_line(model["forecast"]), indent=2)
             _table(
                 ("layer", "kind", "prune", "quantize", "skipped"),
                 [
@@ -190,6 +192,15 @@ def _planned_row(model: Mapping[str, Any]) -> tuple[str, ...]:
         str(model["tasks"]),
         layers,
         *(_or_dash(sized(size)) for size in sizes),
+    )
+
+
+def _forecast_line(forecast: Mapping[str, Any]) -> str:
+    shards = len(forecast["shards"])
+    return (
+        f"reads {sized(forecast['read_bytes'])} in {forecast['source_ranges']} ranges, "
+        f"writes {sized(forecast['written_bytes'])} in {forecast['uploads']} parts "
+        f"of {shards} file{'s' * (shards > 1)}; {sized(forecast['memory_bytes'])} of memory a task"
     )
 
 

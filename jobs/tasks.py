@@ -33,11 +33,15 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """One object that a step has stored: its key in the output, its size, and the hash of its bytes."""
+    """One object that a step has stored: its key in the output, its size, and the hash of its bytes.
+
+    With `upload` it is an object in the making: that multipart upload, until it is completed to one of `bytes`.
+    """
 
     key: str
     bytes: int
     sha256: str
+    upload: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +133,12 @@ _RECORD_FIELDS: dict[str, type | tuple[type, ...]] = {
 def _outputs(items: list[Any]) -> tuple[Output, ...]:
     try:
         return tuple(
-            Output(key=str(item["key"]), bytes=int(item["bytes"]), sha256=str(item["sha256"]))
+            Output(
+                key=str(item["key"]),
+                bytes=int(item["bytes"]),
+                sha256=str(item["sha256"]),
+                upload=str(item.get("upload", "")),
+            )
             for item in items
         )
     except (TypeError, KeyError) as error:

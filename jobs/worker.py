@@ -19,6 +19,7 @@ from fleetpress.storage.store import open_store
 from .errors import FleetpressError
 from .ledger import Ledger
 from .tasks import ErrorClass, Failure, StepResult, Task, TaskRecord
+from .threads import torch_is_loaded, use_one_thread
 
 if TYPE_CHECKING:  # the step that trains imports torch, not every user of this module
     from fleetpress.compression.collectives import Collective
@@ -50,7 +51,8 @@ def execute(task: Task, run_step: RunStep, ledger_uri: str, *, attempts: int = 1
     No Exception leaves: errors of the three packages become failures with their message, running out of
     memory becomes "memory", and everything else is a bug of ours with its traceback in `details`.
     """
-    _use_one_thread()
+    if torch_is_loaded():  # the step that loads it sees to it itself
+        use_one_thread()
     started = time.perf_counter()
     try:
         step_result = run_step(task)
@@ -96,10 +98,3 @@ def classify(error: BaseException) -> ErrorClass:
     if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
         return "memory"
     return "bug"
-
-
-def _use_one_thread() -> None:
-    import torch
-
-    # Each time: other libraries raise it behind our back, and the number of threads changes the last digits.
-    torch.set_num_threads(1)

@@ -1,15 +1,71 @@
 """Layers of a bare checkpoint, told from names and shapes alone: no module class, no weights read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from fleetpress.compression.layers import Layer, Selection, select
+from fleetpress.compression.selection import Layer, Selection, select
 
 _EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|wte|wpe|shared|relative_attention_bias)([._]|$)")
 # What quantizers of language models leave alone unless asked: the head, and what decides between experts.
 KEPT = (r"(.*\.)?lm_head", r"(.*\.)?(router|gate|score|classifier)")
 # Output layers of transformers' language models that checkpoints hold under another name (tied or renamed).
 HEADS = ("lm_head", "lm_head.decoder", "cls.predictions.decoder", "vocab_projector")
+
+_EXPERTS = re.compile(r"(.*\.)?experts\.(gate_up_proj|down_proj)")
+# Their experts are [experts, inputs, outputs]; what reads them knows no other form.
+_TRANSPOSED_EXPERTS = {"aria", "aria_text", "gpt_oss", "llama4", "llama4_text", "openai_privacy_filter"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertMatrix:
+    """One expert's matrix within a tensor of all: its name as a layer of its own, and the rows that it takes."""
+
+    name: str
+    first_row: int
+    shape: tuple[int, int]
+
+
+def expert_matrices(name: str, shape: Sequence[int], config: Mapping[str, Any]) -> tuple[ExpertMatrix, ...]:
+    """The matrices in a tensor `*.experts.gate_up_proj` or `*.experts.down_proj` [experts, outputs, inputs].
+
+    They get the names that such a layer has where every expert stands for itself, which is what transformers and vLLM
+    look for beside a quantization config: `experts.0.gate_proj.weight`. Nothing for tensors of another kind, or laid
+    out otherwise as far as `config` (hidden_size, model_type) tells.
+    """
+    text = config.get("text_config")
+    inner = text if isinstance(text, Mapping) else config
+    hidden = inner.get("hidden_size")
+    if not holds_experts(name, shape) or not isinstance(hidden, int) or model_types(config) & _TRANSPOSED_EXPERTS:
+        return ()
+    experts, outputs, inputs = shape
+    prefix, _, kind = name.rpartition(".")
+    if kind == "down_proj":
+        projections: tuple[str, ...] = ("down_proj",) if outputs == hidden else ()
+    else:
+        projections = ("gate_proj", "up_proj") if inputs == hidden and outputs % 2 == 0 else ()
+    rows = outputs // max(1, len(projections))
+    return tuple(
+        ExpertMatrix(
+            name=f"{prefix}.{expert}.{projection}.weight",
+            first_row=expert * outputs + index * rows,
+            shape=(rows, inputs),
+        )
+        for expert in range(experts)
+        for index, projection in enumerate(projections)
+    )
+
+
+def holds_experts(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor is the weights of all experts of a layer."""
+    return _EXPERTS.fullmatch(name) is not None and len(shape) == 3 and 0 not in shape
+
+
+def model_types(config: Mapping[str, Any]) -> set[Any]:
+    """What `config.json` calls the model, and its part for text."""
+    text = config.get("text_config")
+    return {part.get("model_type") for part in (config, text) if isinstance(part, Mapping)}
 
 
 def checkpoint_layers(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fleetpress.compression.layers import Layer
 from fleetpress.compression.program import aliases
 from fleetpress.compression.pruning.units import UnitGroup
+from fleetpress.compression.selection import Layer
 from fleetpress.compression.statistics import NeuronStatistics
 
 

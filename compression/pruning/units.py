@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch.export import ExportedProgram
 
-from fleetpress.compression.layers import Layer, layers, matches, select
+from fleetpress.compression.layers import layers
 from fleetpress.compression.pruning.coupling import coupling
 from fleetpress.compression.pruning.labels import Atoms, Coupling, Mask, components
+from fleetpress.compression.selection import Layer, matches, select
 
 PRUNABLE_KINDS = (
     "Linear",

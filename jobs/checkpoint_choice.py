@@ -1,0 +1,261 @@
+"""What a recipe does to every tensor of a checkpoint, told from names, shapes and dtypes alone.
+
+Heads, routers, embeddings and norms are left alone unless they are named. Experts that a checkpoint holds together in
+one tensor are treated as the matrices that they are.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fleetpress.compression.checkpoint.layers import (
+    HEADS,
+    checkpoint_layers,
+    expert_matrices,
+    holds_experts,
+    model_types,
+    select_checkpoint,
+)
+from fleetpress.compression.errors import TargetError
+from fleetpress.compression.scheme import cast_of
+from fleetpress.compression.selection import Layer
+from fleetpress.compression.sparsity import reason_against
+from fleetpress.compression.treatment import (
+    FLOAT,
+    KEPT,
+    PACK,
+    Treatment,
+    fitted,
+    quantization_config,
+    stored_bits,
+)
+from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
+from fleetpress.storage.safetensors_header import TensorInfo
+
+from .checkpoint_layout import Item
+from .errors import ModelError
+from .schemes import scheme_of
+
+_WEIGHTS = ("F64", "F32", "F16", "BF16")  # dtypes that are treated; all others are carried over
+_CODES = (".weight_packed", ".weight_scale", ".weight_scale_inv", ".qweight", ".qzeros", ".SCB", ".absmax")
+_CODE_DTYPES = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Every tensor with its treatment, in the order of the source, and what is told about layers.
+
+    `treated` are the layers that are changed, `skipped` those that the recipe would change but must not (layer ->
+    reason).
+    """
+
+    items: tuple[Item, ...]
+    known: tuple[Layer, ...]
+    treated: Mapping[str, Treatment]
+    skipped: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def check_plain(checkpoint: Checkpoint) -> None:
+    """Raises ModelError for a checkpoint that is quantized already, by its config or by its tensors."""
+    if checkpoint.quantized_by:
+        raise ModelError(
+            f"{checkpoint.uri} is quantized already (config.json says by {checkpoint.quantized_by}); "
+            "give the original checkpoint as source"
+        )
+    for name, place in checkpoint.tensors.items():
+        coded = name.endswith(".weight") and place.info.dtype in _CODE_DTYPES
+        if coded or name.endswith(_CODES):
+            raise ModelError(
+                f"{checkpoint.uri} is quantized already (it holds {name} as {place.info.dtype}); "
+                "give the original checkpoint as source"
+            )
+
+
+def choose(checkpoint: Checkpoint, recipe: Mapping[str, Any]) -> Choice:
+    """What the steps `prune` and `quantize` of a canonical recipe do. Raises TargetError if they reach no tensor."""
+    tensors = _matrices(checkpoint)
+    known = checkpoint_layers(
+        {name: at.info.shape for name, at in tensors.items() if at.info.dtype in _WEIGHTS}
+    )
+    together = [name for name, at in tensors.items() if holds_experts(name, at.info.shape)]
+    if together and recipe.get("quantize") and "llama4" in model_types(checkpoint.config or {}):
+        raise ModelError(
+            f"{checkpoint.uri}: {together[0]} holds its experts as [experts, inputs, outputs]; readers of quantized "
+            "Llama 4 look for one turned matrix an expert: save the checkpoint with an own tensor for each"
+        )
+    choosing = _Choosing({name: at.info for name, at in tensors.items()}, known)
+    if prune := recipe.get("prune"):
+        choosing.zero(prune)
+    if quantize := recipe.get("quantize"):
+        dtype = cast_of(quantize.get("scheme"))
+        if dtype:
+            choosing.cast(quantize, dtype)
+        else:
+            choosing.quantize(quantize)
+    if not choosing.treated and not choosing.cast_too:
+        raise TargetError(
+            f"{checkpoint.uri}: the recipe reaches no tensor; {_remedy(known, choosing.skipped)}"
+        )
+    return Choice(
+        items=tuple(_items(checkpoint, tensors, known, choosing)),
+        known=known,
+        treated=choosing.treated,
+        skipped=choosing.skipped,
+        warnings=(
+            *(f"ignore {entry!r} matches no layer" for entry in dict.fromkeys(choosing.unused_ignores)),
+            *(f"{name} holds its experts in a layout that is not known: it is kept" for name in together),
+        ),
+    )
+
+
+def _matrices(checkpoint: Checkpoint) -> dict[str, TensorLocation]:
+    """Every tensor by name; one that holds the matrices of all experts is taken apart."""
+    found: dict[str, TensorLocation] = {}
+    for name, at in checkpoint.tensors.items():
+        matrices = expert_matrices(name, at.info.shape, checkpoint.config or {})
+        if not matrices or at.info.dtype not in _WEIGHTS:
+            found[name] = at
+        for matrix in matrices if name not in found else ():
+            row_bytes = at.info.size_bytes // (at.info.shape[0] * at.info.shape[1])
+            info = replace(
+                at.info,
+                name=name,  # where it comes from: an expert that nothing is done to stays in its tensor
+                shape=matrix.shape,
+                offset_bytes=at.info.offset_bytes + matrix.first_row * row_bytes,
+                size_bytes=matrix.shape[0] * row_bytes,
+            )
+            found[matrix.name] = TensorLocation(file=at.file, info=info)
+    return found
+
+
+def _items(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, TensorLocation],
+    known: tuple[Layer, ...],
+    choosing: "_Choosing",
+) -> Iterator[Item]:
+    weights = {layer.weights[0]: layer.name for layer in known}
+    changed = {tensors[weight].info.name for weight, layer in weights.items() if layer in choosing.treated}
+    whole = {at.info.name for name, at in tensors.items() if at.info.name != name} - changed
+    places = [(name, at) for name, at in tensors.items() if at.info.name not in whole]
+    places += [(name, checkpoint.tensors[name]) for name in sorted(whole)]
+    for name, at in sorted(places, key=lambda entry: (entry[1].file.path, entry[1].info.offset_bytes)):
+        layer = weights.get(name)
+        treatment = choosing.cast_too.get(name, KEPT)
+        if layer is not None:
+            treatment = choosing.treated.get(layer, KEPT)
+        yield Item(
+            name=name,
+            path=at.file.path,
+            etag=at.file.etag,
+            offset_bytes=at.info.offset_bytes,
+            size_bytes=at.info.size_bytes,
+            dtype=at.info.dtype,
+            shape=at.info.shape,
+            treatment=treatment,
+            layer=layer,
+            check=name.endswith((".weight", ".bias")),  # buffers such as masks may be infinite by intention
+        )
+
+
+def config_of(choice: Choice, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The `config.json` of the published checkpoint: the source's, with what was done to its weights."""
+    result = dict(config or {})
+    casts = {treatment.cast for treatment in choice.treated.values()} | {
+        item.treatment.cast for item in choice.items
+    }
+    for cast in sorted(casts - {None}):  # type: ignore[type-var]
+        for key in ("torch_dtype", "dtype"):
+            if key in result:
+                result[key] = {"BF16": "bfloat16", "F16": "float16"}[cast]  # type: ignore[index]
+    quantized = {name: t for name, t in choice.treated.items() if t.scheme is not None}
+    if not quantized:
+        return result
+    groups: dict[Treatment, list[str]] = {}
+    for name, treatment in quantized.items():
+        # Zeroed weights are quantized like others: a reader needs not know.
+        groups.setdefault(replace(treatment, sparsity=(), method="round_to_nearest"), []).append(name)
+    # The largest group is that of the classes, the others are named: names go before classes.
+    ordered = sorted(groups.items(), key=lambda entry: -len(entry[1]))
+    kinds = sorted({layer.kind for layer in choice.known if layer.name in quantized})
+    told = [(treatment, kinds if index == 0 else names) for index, (treatment, names) in enumerate(ordered)]
+    # Of any kind: what its path calls an embedding may be a Linear to the model's code.
+    ignored = [layer.name for layer in choice.known if layer.name not in quantized]
+    # A tied head is a layer of the model without tensors of its own: readers must not look for packed ones.
+    ignored += [head for head in HEADS if head not in {layer.name for layer in choice.known}]
+    result["quantization_config"] = quantization_config(told, ignored)
+    return result
+
+
+class _Choosing:
+    """Grows with every step of the recipe: layers with their treatments, and what must be left alone."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], known: tuple[Layer, ...]) -> None:
+        self._tensors = tensors
+        self._known = known
+        self.treated: dict[str, Treatment] = {}
+        self.skipped: dict[str, str] = {}
+        self.unused_ignores: list[str] = []
+        self.cast_too: dict[str, Treatment] = {}  # tensors that are no layer's weights
+
+    def zero(self, step: Mapping[str, Any]) -> None:
+        """The step `prune`."""
+        options = tuple((key, step[key]) for key in ("method", "pattern", "sparsity") if key in step)
+        for layer in self._selected(step, ()):
+            info = self._tensors[layer.weights[0]]
+            reason = reason_against(dict(options), info.dtype, info.shape)
+            if layer.axis != 0 and "pattern" in step:
+                reason = "its inputs lie along columns (Conv1D), patterns along rows"
+            if reason:
+                self.skipped[layer.name] = f"prune: {reason}"
+            else:
+                self.treated[layer.name] = Treatment(sparsity=options)
+
+    def quantize(self, step: Mapping[str, Any]) -> None:
+        """The step `quantize`, of zeroed weights too."""
+        scheme = scheme_of(step)
+        layout = FLOAT if scheme.type == "float" else step.get("format", PACK)
+        for layer in self._selected(step, ()):
+            if layer.axis != 0:
+                self.skipped[layer.name] = "quantize: it is a Conv1D, which checkpoints cannot hold packed"
+                continue
+            info = self._tensors[layer.weights[0]]
+            own = fitted(scheme, info.shape[1])
+            treatment = replace(
+                self.treated.get(layer.name, KEPT), scheme=own, method=step["method"], layout=layout
+            )
+            if stored_bits(layer.weights[0], info.dtype, info.shape, treatment) < 8 * info.size_bytes:
+                self.treated[layer.name] = treatment
+                continue
+            groups = f"rows of {info.shape[1]} divide into groups of {own.group_size} only: "
+            self.skipped[layer.name] = (
+                f"quantize: {groups if own.group_size else ''}packed it would be larger"
+            )
+
+    def cast(self, step: Mapping[str, Any], dtype: str) -> None:
+        """A `quantize` step that casts: chosen layers; without targets all other floating tensors, too."""
+        kinds = tuple(dict.fromkeys(layer.kind for layer in self._known))
+        for layer in self._selected(step, kinds):
+            if self._tensors[layer.weights[0]].dtype != dtype:
+                self.treated[layer.name] = replace(self.treated.get(layer.name, KEPT), cast=dtype)
+        if not step.get("targets"):
+            layered = {layer.weights[0] for layer in self._known}
+            self.cast_too = {
+                name: Treatment(cast=dtype)
+                for name, info in self._tensors.items()
+                if info.dtype in _WEIGHTS and info.dtype != dtype and name not in layered
+            }
+
+    def _selected(self, step: Mapping[str, Any], instead: tuple[str, ...]) -> tuple[Layer, ...]:
+        """The layers that the step's `targets` and `ignore` choose; `instead` are the targets if it names none."""
+        targets = tuple(step.get("targets", ())) or instead
+        selection = select_checkpoint(self._known, targets, tuple(step.get("ignore", ())))
+        self.unused_ignores += selection.unused_ignores
+        return selection.layers
+
+
+def _remedy(known: tuple[Layer, ...], skipped: Mapping[str, str]) -> str:
+    if any(layer.kind == "Conv1D" for layer in known):
+        return "its layers are Conv1D, which checkpoints cannot hold packed; export the model to a program (.pt2)"
+    return "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "widen its targets"

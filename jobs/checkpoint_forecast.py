@@ -1,0 +1,60 @@
+"""What compressing a checkpoint will cost, from its plan: bytes, requests and memory, before a weight is read."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fleetpress.storage.streams import ONE_PUT_BYTES
+
+from .checkpoint_layout import PlannedShard
+from .checkpoint_memory import block_bytes, task_memory
+from .checkpoint_stream import requests
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Exact for weights: `read_bytes` of the source, `written_bytes` of shards, `read_back_bytes` of what was written.
+
+    `source_ranges`, `uploads` (parts and single puts; each is read back once) and `crumbs` count requests; records,
+    config and the other small files come on top. `memory_bytes` is the most that a task needs.
+    """
+
+    shards: tuple[dict[str, Any], ...]
+    tasks: int
+    read_bytes: int
+    written_bytes: int
+    read_back_bytes: int
+    source_ranges: int
+    uploads: int
+    crumbs: int
+    memory_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "shards": list(self.shards)}
+
+
+def forecast(shards: Sequence[PlannedShard], memory_bytes: int) -> Forecast:
+    """The cost of making these shards under this ceiling of memory."""
+    tasks = [task for shard in shards for task in shard.tasks]
+    passes = [(piece, 1 + piece.item.geometry.passes) for task in tasks for piece in task.pieces]
+    spread = [shard for shard in shards if len(shard.tasks) > 1]
+    size = sum(shard.size_bytes for shard in shards)
+    block = block_bytes(memory_bytes)
+    return Forecast(
+        shards=tuple({"path": shard.path, "bytes": shard.size_bytes} for shard in shards),
+        tasks=len(tasks),
+        read_bytes=sum(piece.source_bytes * count for piece, count in passes),
+        written_bytes=size,
+        read_back_bytes=size,
+        source_ranges=sum(requests(task.pieces, block) for task in tasks),
+        uploads=sum(_uploads(shard) for shard in shards),
+        crumbs=sum(bool(task.crumbs) for shard in spread for task in shard.tasks),
+        memory_bytes=max(task_memory(task.pieces, memory_bytes, task.parts, task.crumbs) for task in tasks),
+    )
+
+
+def _uploads(shard: PlannedShard) -> int:
+    if len(shard.tasks) == 1 and shard.size_bytes < ONE_PUT_BYTES:
+        return 1
+    return sum(len(task.parts) for task in shard.tasks) + len(shard.tail_parts)

@@ -1,0 +1,210 @@
+"""One shard made by many tasks: on any number of workers and nodes, after interruptions and deaths, the same bytes."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from fleetpress.jobs import checkpoint_layout, run_fleet
+from fleetpress.jobs.artifacts import verify
+from fleetpress.jobs.results import FleetResult
+from fleetpress.jobs.run import Event
+from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.storage.store import ObjectStore, open_store
+
+# Parts as small as S3 takes them, so that 50 MB are several tasks of several parts.
+SIZES = {"TASK_BYTES": 16 << 20, "PART_BYTES": 5 << 20}
+SPEC = """\
+version: 1
+name: spread
+output: {output}
+models: [{{source: "{source}", recipe: w8}}]
+recipes: {{w8: {{quantize: {{scheme: W8A16_ASYM}}}}}}
+"""
+
+
+def write_model(store: ObjectStore, key: str = "net.safetensors") -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "embed.weight": (600, 2048),
+        "norm.weight": (2048,),
+        "huge.weight": (8192, 2048),
+        **{f"layers.{index}.weight": (1024, 2048) for index in range(4)},
+    }
+    model = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
+    store.put(key, save(model))
+
+
+def spec_of(source: str, output: str) -> Spec:
+    return parse_spec(SPEC.format(source=source, output=output), "spec.yaml")
+
+
+def files(output: str) -> dict[str, bytes]:
+    store = open_store(f"{output}/models")
+    return {info.key: store.get(info.key) for info in store.list() if not info.key.endswith("latest.json")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_tasks() -> Iterator[None]:
+    with patch.multiple(checkpoint_layout, **SIZES):
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("spread"))
+    write_model(open_store(folder))
+    return f"{folder}/net.safetensors"
+
+
+@pytest.fixture(scope="module")
+def quiet(source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an undisturbed run in one process publishes."""
+    output = str(tmp_path_factory.mktemp("quiet"))
+    done = run_fleet(spec_of(source, output), executor="inline")
+    assert [model.state for model in done.models] == ["published"]
+    assert verify(f"{output}/models/net", deep=True) == []
+    records = [info.key for info in open_store(output).list("records/") if info.key.endswith(".json")]
+    assert len(records) > 5  # open, several converts, finish, assemble
+    return files(output)
+
+
+def stop_after(kind: str, count: int) -> Callable[[Event, FleetResult], None]:
+    """Ctrl-C once so many tasks of a kind are done."""
+    seen = 0
+
+    def listener(event: Event, _: FleetResult) -> None:
+        nonlocal seen
+        if event.kind == "finished" and kind in (event.task or ""):
+            seen += 1
+            if seen == count:
+                raise KeyboardInterrupt
+
+    return listener
+
+
+def started(tasks: list[str]) -> Callable[[Event, FleetResult], None]:
+    return lambda event, _: tasks.append(event.task or "") if event.kind == "started" else None
+
+
+@pytest.fixture(params=["folder", "seaweed"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty output, once a folder and once on a real S3 server."""
+    return str(tmp_path / "out") if request.param == "folder" else str(request.getfixturevalue("seaweed_uri"))
+
+
+def test_an_interrupted_run_goes_on_where_it_was(source: str, output: str, quiet: dict[str, bytes]) -> None:
+    spec = spec_of(source, output)
+    stopped = run_fleet(spec, executor="inline", listener=stop_after("convert", 2))
+    assert stopped.state == "interrupted"
+    assert not any("safetensors" in info.key for info in open_store(output).list("models/"))
+    tasks: list[str] = []
+    assert run_fleet(spec, executor="inline", listener=started(tasks)).exit_code == 0
+    assert "net/open" not in tasks
+    assert not {"net/convert[1]", "net/convert[2]"} & set(tasks)
+    assert files(output) == quiet
+
+
+def test_an_upload_that_is_gone_is_begun_again(source: str, output: str, quiet: dict[str, bytes]) -> None:
+    """Buckets are often told to drop unfinished uploads after some days."""
+    spec = spec_of(source, output)
+    run_fleet(spec, executor="inline", listener=stop_after("convert", 2))
+    store = open_store(output)
+    for info in store.list("records/"):
+        if info.key.endswith(".json"):
+            for one in json.loads(store.get(info.key))["outputs"]:
+                if one["upload"]:
+                    store.abort_upload(one["key"], one["upload"])
+    assert run_fleet(spec, executor="inline").exit_code == 0
+    assert files(output) == quiet
+
+
+def test_a_shard_that_was_completed_but_not_recorded_is_found(
+    source: str, output: str, quiet: dict[str, bytes]
+) -> None:
+    spec = spec_of(source, output)
+    run_fleet(spec, executor="inline")
+    store = open_store(output)
+    for info in store.list():
+        is_record = info.key.startswith("records/") and info.key.endswith(".json")
+        kind = json.loads(store.get(info.key))["kind"] if is_record else None
+        if info.key.endswith("manifest.json") or kind in ("finish", "assemble"):
+            store.delete(info.key)
+    tasks: list[str] = []
+    assert run_fleet(spec, executor="inline", listener=started(tasks)).exit_code == 0
+    assert tasks == ["net/finish[0]", "net/assemble"]
+    assert files(output) == quiet
+
+
+def test_bytes_that_came_out_otherwise_are_not_published(source: str, tmp_path: Path) -> None:
+    """A part that the disk or the server altered: the shard is thrown away, the next run makes it anew."""
+    spec = spec_of(source, str(tmp_path))
+    run_fleet(spec, executor="inline", listener=stop_after("convert", 3))
+    (unfinished,) = tmp_path.glob("models/net/*/.fleetpress-tmp-*")
+    with unfinished.open("r+b") as file:
+        file.seek(1_000_000)
+        file.write(b"altered")
+    failed = run_fleet(spec, executor="inline").models[0]
+    assert failed.state == "failed"
+    assert "reads back differently" in (failed.reason or "")
+    assert not list(tmp_path.glob("models/net/*/manifest.json"))
+    assert run_fleet(spec, executor="inline").exit_code == 0
+    assert verify(f"{tmp_path}/models/net") == []
+
+
+def test_two_workers_give_the_same_bytes(
+    source: str, tmp_path: Path, quiet: dict[str, bytes], ray_cluster: None
+) -> None:
+    assert run_fleet(spec_of(source, str(tmp_path)), executor="ray").exit_code == 0
+    assert files(str(tmp_path)) == quiet
+
+
+NODES = """
+import sys
+from unittest.mock import patch
+import ray
+from ray.cluster_utils import Cluster
+from fleetpress.jobs import checkpoint_layout, run_fleet
+from fleetpress.jobs.spec import load_spec
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
+done = []
+
+def listener(event, result):
+    if event.kind == "finished" and "convert" in event.task:
+        done.append(event.task)
+        if len(done) == 1:  # the others are under way on both nodes
+            cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+with patch.multiple(checkpoint_layout, TASK_BYTES=16 << 20, PART_BYTES=5 << 20):
+    result = run_fleet(load_spec(sys.argv[1]), executor="ray", address=cluster.address, listener=listener)
+print("result", result.exit_code, len(nodes), len(done) == len(set(done)), [m.reason for m in result.models])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_node_that_dies_takes_its_tasks_only(source: str, tmp_path: Path, quiet: dict[str, bytes]) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC.format(source=source, output=tmp_path / "out"))
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short enough for the paths of Ray's sockets
+        result = subprocess.run(
+            [sys.executable, "-c", NODES, str(spec)],
+            env={**os.environ, "RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+    assert result.returncode == 0, result.stderr
+    assert "result 0 1 True [None]" in result.stdout.splitlines(), result.stdout[-2000:]
+    assert files(str(tmp_path / "out")) == quiet

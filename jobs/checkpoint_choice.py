@@ -38,6 +38,7 @@ from .schemes import scheme_of
 
 _WEIGHTS = ("F64", "F32", "F16", "BF16")  # dtypes that are treated; all others are carried over
 _CODES = (".weight_packed", ".weight_scale", ".weight_scale_inv", ".qweight", ".qzeros", ".SCB", ".absmax")
+_LLAMA4 = {"llama4", "llama4_text"}
 _CODE_DTYPES = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F4")
 
 
@@ -79,7 +80,9 @@ def choose(checkpoint: Checkpoint, recipe: Mapping[str, Any]) -> Choice:
         {name: at.info.shape for name, at in tensors.items() if at.info.dtype in _WEIGHTS}
     )
     together = [name for name, at in tensors.items() if holds_experts(name, at.info.shape)]
-    if together and recipe.get("quantize") and "llama4" in model_types(checkpoint.config or {}):
+    quantize = recipe.get("quantize", {})
+    dtype = cast_of(quantize.get("scheme"))
+    if together and quantize and not dtype and _LLAMA4 & model_types(checkpoint.config or {}):
         raise ModelError(
             f"{checkpoint.uri}: {together[0]} holds its experts as [experts, inputs, outputs]; readers of quantized "
             "Llama 4 look for one turned matrix an expert: save the checkpoint with an own tensor for each"
@@ -87,15 +90,13 @@ def choose(checkpoint: Checkpoint, recipe: Mapping[str, Any]) -> Choice:
     choosing = _Choosing({name: at.info for name, at in tensors.items()}, known)
     if prune := recipe.get("prune"):
         choosing.zero(prune)
-    if quantize := recipe.get("quantize"):
-        dtype = cast_of(quantize.get("scheme"))
-        if dtype:
-            choosing.cast(quantize, dtype)
-        else:
-            choosing.quantize(quantize)
+    if dtype:
+        choosing.cast(quantize, dtype)
+    elif quantize:
+        choosing.quantize(quantize)
     if not choosing.treated and not choosing.cast_too:
         raise TargetError(
-            f"{checkpoint.uri}: the recipe reaches no tensor; {_remedy(known, choosing.skipped)}"
+            f"{checkpoint.uri}: the recipe reaches no layer; {_remedy(known, choosing.skipped)}"
         )
     return Choice(
         items=tuple(_items(checkpoint, tensors, known, choosing)),
@@ -104,7 +105,11 @@ def choose(checkpoint: Checkpoint, recipe: Mapping[str, Any]) -> Choice:
         skipped=choosing.skipped,
         warnings=(
             *(f"ignore {entry!r} matches no layer" for entry in dict.fromkeys(choosing.unused_ignores)),
-            *(f"{name} holds its experts in a layout that is not known: it is kept" for name in together),
+            *(
+                f"{name} holds its experts in a layout that is not known: it is kept"
+                for name in together
+                if name not in choosing.cast_too
+            ),
         ),
     )
 

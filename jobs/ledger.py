@@ -59,7 +59,10 @@ class Ledger:
             return None
         if record.digest != digest:
             _log.warning(
-                "%s/%s is the record of %s: the task runs again", self._store.uri, key, record.digest
+                "%s/%s does not hold (it is the record of %s): the task runs again",
+                self._store.uri,
+                key,
+                record.digest,
             )
             return None
         return record

@@ -265,7 +265,7 @@ class _Builder:
                 model=self.model.name,
                 kind=kind,
                 digest=final,
-                needs=tuple(task.id for task in self.tasks) if kind == "publish" else self.last,
+                needs=self.last,
                 payload={
                     **self.shared,
                     "digest": final,

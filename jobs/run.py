@@ -30,6 +30,7 @@ from .steps import run_rank, run_step
 from .tasks import Failure, Task, TaskRecord
 
 _WAIT_SECONDS = 1.0
+_USED_UP = ("open", "convert")  # kinds whose results later tasks do not read again
 _LOOK_UPS = 16  # records that are read at a time
 _SUMMARY_SECONDS = 2.0  # how often a running summary is refreshed at most
 
@@ -280,14 +281,14 @@ def plan_model(model: Model, spec: Spec, run: str) -> ModelPlan:
 
 
 def with_unneeded(tasks: Sequence[Task], done: Collection[str]) -> set[str]:
-    """`done` and the tasks that nobody needs any more: what they made was used up, as the parts of a finished shard."""
+    """`done` and the tasks that nobody needs any more: what they made is within a finished shard."""
     users: dict[str, list[str]] = {}
     for task in tasks:
         for need in task.needs:
             users.setdefault(need, []).append(task.id)
     over = set(done)
     for task in reversed(tasks):
-        if task.id in users and all(user in over for user in users[task.id]):
+        if task.kind in _USED_UP and all(user in over for user in users[task.id]):
             over.add(task.id)
     return over
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from fleetpress.compression.selection import Layer, Selection, select
 
-_EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|wte|wpe|shared|relative_attention_bias)([._]|$)")
+# `shared` is T5's; `shared_expert` is none.
+_EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|wte|wpe|relative_attention_bias)([._]|$)|(^|\.)shared$")
 # What quantizers of language models leave alone unless asked: the head, and what decides between experts.
-KEPT = (r"(.*\.)?lm_head", r"(.*\.)?(router|gate|score|classifier)")
+# Some of the latter are a module within one: `router.layer` (Granite), `gate.wg` (Hunyuan).
+KEPT = (r"(.*\.)?lm_head", r"(.*\.)?(router|gate|shared_expert_gate|score|classifier)(\.(layer|wg))?")
 # Output layers of transformers' language models that checkpoints hold under another name (tied or renamed).
 HEADS = ("lm_head", "lm_head.decoder", "cls.predictions.decoder", "vocab_projector")
 
@@ -37,7 +39,11 @@ def expert_matrices(name: str, shape: Sequence[int], config: Mapping[str, Any]) 
     text = config.get("text_config")
     inner = text if isinstance(text, Mapping) else config
     hidden = inner.get("hidden_size")
-    if not holds_experts(name, shape) or not isinstance(hidden, int) or model_types(config) & _TRANSPOSED_EXPERTS:
+    if (
+        not holds_experts(name, shape)
+        or not isinstance(hidden, int)
+        or model_types(config) & _TRANSPOSED_EXPERTS
+    ):
         return ()
     experts, outputs, inputs = shape
     prefix, _, kind = name.rpartition(".")

@@ -30,7 +30,6 @@ from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.errors import SourceChanged
 from fleetpress.storage.store import ObjectStore, open_store
 
-# Small enough for shards of several tasks, and tasks of several parts.
 SIZES_OF_PLAN = {"SHARD_BYTES": 30_000, "TASK_BYTES": 4_000, "PART_BYTES": 400, "_SMALL_BYTES": 256}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
 LLAMA = LlamaConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, max_position_embeddings=32)

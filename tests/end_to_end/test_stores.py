@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fleetpress.jobs import plan, run_fleet
+from fleetpress.jobs import checkpoint_layout, plan, run_fleet
 from fleetpress.jobs.demo import npz_bytes
 from fleetpress.jobs.results import FleetResult
 from fleetpress.jobs.spec import parse_spec
@@ -119,7 +119,9 @@ def many_tasks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "CHUNK_BYTES", 1)
         patch.setattr(plan, "GROUP_BYTES", 3000)
-        patch.setattr(plan, "SHARD_BYTES", 2000)
+        patch.setattr(checkpoint_layout, "TASK_BYTES", 2000)
+        patch.setattr(checkpoint_layout, "PART_BYTES", 200)
+        patch.setattr(checkpoint_layout, "_SMALL_BYTES", 100)
         yield
 
 

@@ -214,7 +214,7 @@ def test_every_method_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         assert table in lines
         for entry in entries:
             assert any(line.startswith(f"  {entry['name']} ") for line in lines), entry["name"]
-    assert "  W4A16       4         true       group     128         4.125" in lines
+    assert "  W4A16       int    4         true       group     128         4.125" in lines
 
 
 def test_one_method_in_full(capsys: pytest.CaptureFixture[str]) -> None:

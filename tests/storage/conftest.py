@@ -1,11 +1,29 @@
-"""One store of each kind: what all of them promise is tested with all of them."""
+"""One store of each kind: what all of them promise is tested with all of them. And a server that tests answer for."""
 
+import importlib.util
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fleetpress.storage import s3
+from fleetpress.storage.s3 import S3Store
+from fleetpress.storage.s3_client import new_client
 from fleetpress.storage.store import ObjectStore, open_store
 from fleetpress.storage.uri import join
+
+# Test modules are imported by path, so this one is, too; that keeps `tests` from being a package.
+_SPEC = importlib.util.spec_from_file_location(
+    "fleetpress_test_fake_s3", Path(__file__).with_name("fake_s3.py")
+)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+_MODULE = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = _MODULE
+_SPEC.loader.exec_module(_MODULE)
+FakeS3, SECRET = _MODULE.FakeS3, _MODULE.SECRET
 
 
 @pytest.fixture(params=["folder", "moto", "seaweedfs"])
@@ -17,3 +35,30 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def any_store(place: str) -> ObjectStore:
     return open_store(join(place, "root"))
+
+
+@pytest.fixture
+def server() -> Iterator["FakeS3"]:
+    fake = FakeS3()
+    thread = threading.Thread(target=fake.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield fake
+    fake.shutdown()
+    thread.join()
+    fake.server_close()
+
+
+@pytest.fixture
+def fake_store(server: "FakeS3", monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3, "_CONFLICT_WAITS_SECONDS", (0.0, 0.0))
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    return S3Store("s3://bucket/root", new_client(endpoint=endpoint, access_key="a", secret_key=SECRET))
+
+
+@pytest.fixture
+def patient_store(server: "FakeS3", monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    """Its client tries again, as clients do, but at once."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    return S3Store("s3://bucket", new_client(endpoint=endpoint, access_key="a", secret_key=SECRET))

@@ -4,15 +4,15 @@
 
 One thread, a bfloat16 matrix (8192 x 2048 unless given), median of interleaved rounds after a warm-up. MB/s are of the
 weight as stored, by seconds of CPU. The kernel does most: packed codes, scales, zero points and the sums of squares of
-the errors, into buffers that are used again; `tiled` and `naive` end at the codes, and `pack` is what torch needs to
-pack them. The ratios are kernel / copy, kernel / (tiled and pack), tiled / naive: only they mean something on a shared
-machine.
+the errors; `tiled` and `naive` end at the codes, and `pack` is what torch needs to pack them. The ratios are
+kernel / copy, kernel / (tiled and pack), tiled / naive: only they mean something on a shared machine.
 """
 
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -50,20 +50,18 @@ def main() -> None:
     method = QUANTIZERS["round_to_nearest"]
     target = torch.empty_like(weight)
     data = weight.view(torch.uint8).numpy().reshape(-1)
+    schemes = {name: SCHEMES[name] for name in ("W8A16", "W4A16", "W4A16_ASYM", "W3A16", "W2A16")}
+    schemes["W4A16 g32"] = replace(SCHEMES["W4A16"], group_size=32)
     heads = ("kernel MB/s", "tiled MB/s", "naive MB/s", "copy MB/s", "pack MB/s")
     ratios = ("kernel/copy", "/tiled+pack", "tiled/naive")
     print(f"{'scheme':<12}" + "".join(f"{head:>13}" for head in (*heads, *ratios)))
-    for name in ("W8A16", "W4A16", "W4A16_ASYM", "W3A16", "W2A16"):
-        scheme = SCHEMES[name]
+    for name, scheme in schemes.items():
         codes = quantize_weight("weight", weight, 0, scheme, method).codes
         assert torch.equal(codes, naive(weight, scheme))
         made = kernels.quantize_rows(data, "BF16", (rows, columns), scheme)
         assert np.array_equal(made.packed, pack(codes, scheme.num_bits).numpy())
-        buffers = {"packed": made.packed, "scale": made.scale, "zero_point": made.zero_point}
         ways: dict[str, Callable[[], object]] = {
-            "kernel": lambda scheme=scheme, buffers=buffers: kernels.quantize_rows(
-                data, "BF16", (rows, columns), scheme, **buffers
-            ),
+            "kernel": lambda scheme=scheme: kernels.quantize_rows(data, "BF16", (rows, columns), scheme),
             "tiled": lambda scheme=scheme: quantize_weight("weight", weight, 0, scheme, method),
             "naive": lambda scheme=scheme: naive(weight, scheme),
             "copy": lambda: target.copy_(weight),

@@ -6,7 +6,6 @@ from typing import Any
 from fleetpress.compression.treatment import Treatment
 from fleetpress.storage.safetensors_header import LENGTH_BYTES
 
-from .checkpoint_choice import Choice
 from .checkpoint_layout import Item, Piece, PlannedShard, PlannedTask
 from .checkpoint_memory import block_bytes, task_memory
 from .digests import digest
@@ -15,7 +14,6 @@ from .tasks import Task
 
 
 def checkpoint_tasks(
-    choice: Choice,
     shards: Sequence[PlannedShard],
     *,
     name: str,

@@ -1,4 +1,4 @@
-"""What works on this machine and what does not, each with its remedy: versions, memory, storage, Ray."""
+"""What works on this machine and what does not, each with its remedy: versions, compiled code, memory, storage, Ray."""
 
 import multiprocessing
 import os
@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from fleetpress.compression import kernels
 from fleetpress.storage.errors import ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore, StoreProbe, open_store
 from fleetpress.storage.uri import is_s3
@@ -36,7 +37,7 @@ def examine(places: Sequence[str], address: str | None = None) -> list[Finding]:
 
     Writes and removes one small object in every place. Never raises for what is wrong: that is a finding.
     """
-    findings = [*_software(), _machine()]
+    findings = [*_software(), _kernel(), _machine()]
     if any(is_s3(place) for place in places):
         findings.append(_credentials())
     findings.extend(_place(place) for place in places)
@@ -51,6 +52,23 @@ def _software() -> Iterator[Finding]:
             yield Finding(name=library, ok=True, detail=version(library))
         except PackageNotFoundError:
             yield Finding(name=library, ok=False, detail=f"not installed; run: pip install {library}")
+
+
+def _kernel() -> Finding:
+    """A hint, no failure: without the compiled code torch gives the same bytes."""
+    name, without = "compiled kernel", "quantizing checkpoints is slower and needs torch"
+    try:
+        there = kernels.available()
+    except ImportError as error:
+        return Finding(name=name, ok=False, detail=str(error))
+    if there:
+        return Finding(
+            name=name, ok=True, detail="there: checkpoints are quantized at full speed, without torch"
+        )
+    if os.environ.get("FLEETPRESS_NO_KERNELS", "0") not in ("", "0"):
+        return Finding(name=name, ok=True, detail=f"turned off by FLEETPRESS_NO_KERNELS: {without}")
+    remedy = "install fleetpress again where there is a C compiler"
+    return Finding(name=name, ok=True, detail=f"not built: {without}; {remedy}")
 
 
 def _machine() -> Finding:

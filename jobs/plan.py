@@ -96,7 +96,6 @@ def plan_checkpoint(
     choice = choose(checkpoint, builder.shared["recipe"])
     place = {"output": output, "root": absolute(checkpoint.root), "uri": model.source.uri}
     tasks, records = checkpoint_tasks(
-        choice,
         plan_shards(choice.items),
         name=model.name,
         artifact=final,

@@ -2,7 +2,7 @@
 for rows of a matrix, bit for bit, in one pass over memory and without torch.
 
 `quantize.c` is built when fleetpress is installed. Where there was no compiler the library is missing, `available()`
-says so, and the torch code does the same work, some ten times slower.
+says so, and the torch code does the same work, several times slower.
 """
 
 import ctypes
@@ -10,23 +10,23 @@ import functools
 import importlib.machinery
 import os
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetpress.compression.errors import MethodError, QuantizationError
 from fleetpress.compression.scheme import QuantScheme
+from fleetpress.compression.treatment import INT, PACK
 
-__all__ = ["QuantizedRows", "available", "encode_rows", "quantize_rows", "supports"]
+__all__ = ["QuantizedRows", "available", "quantize_rows", "supports"]
 
 Bytes = NDArray[np.uint8] | memoryview | bytearray | bytes  # contiguous
-Layout = Literal["pack-quantized", "int-quantized"]  # in the order of quantize.c
 
-_VERSION = 1  # of the functions' arguments, as in quantize.c
+_VERSION = 2  # of the functions' arguments, as in quantize.c
 _ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 _TORCH_NAMES = {"BF16": "torch.bfloat16", "F16": "torch.float16", "F32": "torch.float32"}
-_FIND, _ONE_GIVEN, _EACH_GIVEN = range(3)  # as in quantize.c
+_LAYOUTS = (PACK, INT)  # in the order of quantize.c
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,118 +58,55 @@ def supports(dtype: str, scheme: QuantScheme, shape: tuple[int, ...]) -> bool:
     """Whether `quantize_rows` can do this here: `available()`, a matrix, safetensors' dtype BF16, F16 or F32, integers,
     one scale per channel or per group, groups that divide a row.
     """
-    return available() and scheme.strategy != "tensor" and _knows(dtype, scheme, shape)
+    return available() and _knows(dtype, scheme, shape)
 
 
 def quantize_rows(
-    rows: Bytes,
-    dtype: str,
-    shape: tuple[int, int],
-    scheme: QuantScheme,
-    *,
-    layout: str = "pack-quantized",
-    packed: Bytes | None = None,
-    scale: Bytes | None = None,
-    zero_point: Bytes | None = None,
+    rows: Bytes, dtype: str, shape: tuple[int, int], scheme: QuantScheme, *, layout: str = PACK
 ) -> QuantizedRows:
-    """The bytes of a matrix of `shape`, or of a block of its rows, quantized; buffers that are given are written into.
+    """The bytes of a matrix of `shape`, or of a block of its rows, quantized; `layout` is pack- or int-quantized.
 
     All blocks of a matrix but the last need a multiple of 32 rows, or their packed zero points do not join up.
-    Raises QuantizationError for NaN, infinite or overflowing weights (buffers then hold parts of a result) and for
-    buffers of a wrong size, MethodError for what there is no kernel for, RuntimeError without the library.
+    Raises QuantizationError for NaN, infinite or overflowing weights and for rows that do not have the shape's bytes,
+    MethodError for what there is no kernel for, RuntimeError without the library.
     """
-    if scheme.strategy == "tensor" or not _knows(dtype, scheme, shape):
-        raise MethodError(_no_kernel(dtype, scheme, shape))
-    groups = scheme.groups(*shape)[1]
-    scale_out = _written(scale, shape[0] * groups * _ITEM_BYTES[dtype], "scale")
-    zero_size = _code_bytes(shape[0], scheme, layout) * groups
-    zero_out = None if scheme.symmetric else _written(zero_point, zero_size, "zero_point")
-    return _run(
-        rows,
-        dtype,
-        shape,
-        scheme,
-        layout=layout,
-        given=_FIND,
-        packed=packed,
-        scale=scale_out,
-        zero_point=zero_out,
-    )
-
-
-def encode_rows(
-    rows: Bytes,
-    dtype: str,
-    shape: tuple[int, int],
-    scheme: QuantScheme,
-    *,
-    scale: Bytes,
-    zero_point: Bytes | None = None,
-    layout: str = "pack-quantized",
-    packed: Bytes | None = None,
-) -> QuantizedRows:
-    """As `quantize_rows`, for scales that are known: `scale` and `zero_point` (uint8 codes) as `affine` gives them.
-
-    Strategy tensor is for this function only: it takes one scale (and zero point) for all rows of a matrix. The result
-    holds the scales and zero points that were given.
-    """
+    if layout not in _LAYOUTS:
+        raise MethodError(f"layout is {layout!r}; the kernel writes {PACK} and {INT}")
     if not _knows(dtype, scheme, shape):
-        raise MethodError(_no_kernel(dtype, scheme, shape))
-    per_tensor = scheme.strategy == "tensor"
-    count = 1 if per_tensor else shape[0] * scheme.groups(*shape)[1]
-    scales = _read(scale, count * _ITEM_BYTES[dtype], "scale")
-    zeros = (
-        None if scheme.symmetric else _read(b"" if zero_point is None else zero_point, count, "zero_point")
-    )
-    given = _ONE_GIVEN if per_tensor else _EACH_GIVEN
-    return _run(
-        rows, dtype, shape, scheme, layout=layout, given=given, packed=packed, scale=scales, zero_point=zeros
-    )
-
-
-def _run(
-    rows: Bytes,
-    dtype: str,
-    shape: tuple[int, int],
-    scheme: QuantScheme,
-    *,
-    layout: str,
-    given: int,
-    packed: Bytes | None,
-    scale: NDArray[np.uint8],
-    zero_point: NDArray[np.uint8] | None,
-) -> QuantizedRows:
+        raise MethodError(f"no kernel for {dtype} weights of shape {shape} and {scheme}; use the torch code")
     library = _library() if available() else None
     if library is None:
         raise RuntimeError(
             "the compiled kernel is missing; ask `available()`, and use the torch code without it"
         )
-    weights = _read(rows, shape[0] * shape[1] * _ITEM_BYTES[dtype], "rows")
-    packed_out = _written(packed, shape[0] * _code_bytes(shape[1], scheme, layout), "packed")
+    weights: NDArray[np.uint8] = np.frombuffer(rows, np.uint8)
+    count, columns = shape
+    item, groups = _ITEM_BYTES[dtype], scheme.groups(count, columns)[1]
+    if weights.size != count * columns * item:
+        raise QuantizationError(
+            f"rows have {weights.size} bytes where the shape needs {count * columns * item}"
+        )
+    packed = np.empty(count * _code_bytes(columns, scheme, layout), np.uint8)
+    scale = np.empty(count * groups * item, np.uint8)
+    zero_point = None if scheme.symmetric else np.empty(_code_bytes(count, scheme, layout) * groups, np.uint8)
     totals = np.empty(2, np.float64)
     bad = library[f"fleetpress_quantize_{dtype.lower()}"](
         _pointer(weights),
-        ctypes.c_int64(shape[0]),
-        ctypes.c_int64(shape[1]),
-        ctypes.c_int64(scheme.group_size or shape[1]),
+        ctypes.c_int64(count),
+        ctypes.c_int64(columns),
+        ctypes.c_int64(columns // groups),
         ctypes.c_int(scheme.num_bits),
         ctypes.c_int(scheme.symmetric),
-        ctypes.c_int(get_args(Layout).index(layout)),
-        ctypes.c_int(given),
-        _pointer(packed_out),
+        ctypes.c_int(_LAYOUTS.index(layout)),
+        _pointer(packed),
         _pointer(scale),
         _pointer(zero_point),
         _pointer(totals),
     )
     if bad:
         raise QuantizationError(_bad_values(weights, dtype))
-    return QuantizedRows(
-        packed=packed_out,
-        scale=scale,
-        zero_point=zero_point,
-        signal=float(totals[0]),
-        noise=float(totals[1]),
-    )
+    signal, noise = totals.tolist()
+    return QuantizedRows(packed=packed, scale=scale, zero_point=zero_point, signal=signal, noise=noise)
 
 
 @functools.cache
@@ -194,37 +131,19 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _knows(dtype: str, scheme: QuantScheme, shape: tuple[int, ...]) -> bool:
-    if len(shape) != 2 or min(shape) < 1 or dtype not in _ITEM_BYTES or scheme.type != "int":
+    if len(shape) != 2 or min(shape) < 1 or dtype not in _ITEM_BYTES:
+        return False
+    if scheme.type != "int" or scheme.strategy == "tensor":
         return False
     return shape[1] % (scheme.group_size or shape[1]) == 0
 
 
-def _no_kernel(dtype: str, scheme: QuantScheme, shape: tuple[int, ...]) -> str:
-    return f"no kernel for {dtype} weights of shape {shape} and {scheme}; use the torch code"
-
-
-def _code_bytes(count: int, scheme: QuantScheme, layout: Layout) -> int:
-    return count if layout == "int-quantized" else -(-count * scheme.num_bits // 32) * 4
+def _code_bytes(count: int, scheme: QuantScheme, layout: str) -> int:
+    return count if layout == INT else -(-count * scheme.num_bits // 32) * 4
 
 
 def _pointer(array: NDArray[Any] | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if array is None else array.ctypes.data)
-
-
-def _read(buffer: Bytes, size: int, name: str) -> NDArray[np.uint8]:
-    array: NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
-    if array.size != size:
-        raise QuantizationError(f"{name} has {array.size} bytes where the shape needs {size}")
-    return array
-
-
-def _written(buffer: Bytes | None, size: int, name: str) -> NDArray[np.uint8]:
-    if buffer is None:
-        return np.empty(size, np.uint8)
-    array = _read(buffer, size, name)
-    if not array.flags.writeable:
-        raise QuantizationError(f"{name} cannot be written to; give a bytearray or a writable array")
-    return array
 
 
 def _bad_values(weights: NDArray[np.uint8], dtype: str) -> str:

@@ -29,9 +29,8 @@ typedef uint16_t __attribute__((aligned(1), may_alias)) u16;
 typedef uint32_t __attribute__((aligned(1), may_alias)) u32;
 typedef uint64_t __attribute__((aligned(1), may_alias)) u64;
 
-enum { BF16, F16, F32 };              /* dtypes; __init__.py knows the numbers */
-enum { PACKED, CODE_BYTES };          /* layouts: dense streams of codes; bytes, codes less the middle one */
-enum { FIND, ONE_GIVEN, EACH_GIVEN }; /* scales and zero points: found here, given for all weights, for every group */
+enum { BF16, F16, F32 };     /* dtypes */
+enum { PACKED, CODE_BYTES }; /* layouts: dense streams of codes; bytes, codes less the middle one; as in __init__.py */
 enum {
     LANES = 16,      /* a sum is taken in so many parts, whatever the width of the processor's vectors */
     BLOCK = 64,      /* weights in one straight run of vector code */
@@ -41,7 +40,7 @@ enum {
 };
 static const uint32_t ROUNDER = 0x4b400000; /* 1.5 * 2^23: a float32 added to it is rounded to whole, half to even */
 
-const int32_t fleetpress_kernels_version = 1; /* of the functions' arguments; __init__.py compares it */
+const int32_t fleetpress_kernels_version = 2; /* of the functions' arguments; __init__.py compares it */
 
 typedef struct {
     double signal[LANES], noise[LANES];
@@ -125,13 +124,12 @@ INLINE uint32_t find_scale(float low, float high, int dtype, int bits, int symme
     }
     uint32_t scale = narrow(rounded(ideal, dtype), dtype);
     *offset = 0;
-    if (scale == 0) return EPSILON[dtype];
     if (!symmetric) {
         float zero = -middle - low / widen(scale, dtype);
         zero = zero < -middle ? -middle : zero > middle - 1 ? middle - 1 : zero;
-        *offset = (zero + rounder) - rounder;
+        *offset = scale == 0 ? 0 : (zero + rounder) - rounder;
     }
-    return scale;
+    return scale == 0 ? EPSILON[dtype] : scale;
 }
 
 /* Codes (plus `bias`, less the middle code) of up to BLOCK weights of one group, and what they add to the sums. */
@@ -140,6 +138,7 @@ INLINE void encode_block(const uint8_t *restrict weights, int count, int dtype, 
     const int32_t lowest = (int32_t)ROUNDER - middle, highest = (int32_t)ROUNDER + middle - 1;
     const float zero = as_float(ROUNDER) + offset;
     float values[BLOCK], errors[BLOCK];
+    int32_t wide[BLOCK];
     for (int i = 0; i < count; i++) {
         float value = widen(load(weights, i, dtype), dtype), ratio = value / scale;
         if (!symmetric) ratio += offset;
@@ -147,10 +146,13 @@ INLINE void encode_block(const uint8_t *restrict weights, int count, int dtype, 
         int32_t code = (int32_t)as_bits(ratio + as_float(ROUNDER));
         code = code < lowest ? lowest : code;
         code = code > highest ? highest : code;
-        codes[i] = (uint8_t)(code + bias); /* the lowest byte of ROUNDER is 0 */
+        wide[i] = code + bias; /* the lowest byte of ROUNDER is 0 */
+        if (count != BLOCK / 2) codes[i] = (uint8_t)wide[i];
         values[i] = value;
         errors[i] = rounded((as_float((uint32_t)code) - zero) * scale, dtype) - value;
     }
+    if (count == BLOCK / 2) /* apart: as bytes so few fill half a register, and the loop above became as narrow */
+        for (int i = 0; i < count; i++) codes[i] = (uint8_t)wide[i];
     const int padded = count > BLOCK / 2 ? BLOCK : BLOCK / 2;
     for (int i = count; i < padded; i++) values[i] = errors[i] = 0;
     for (int lane = 0; lane < LANES; lane++) {
@@ -216,59 +218,57 @@ INLINE uint8_t *flush(uint8_t *codes, int64_t count, int bits, int layout, uint8
 }
 
 /* Each group's zero points are a stream down the rows, of words that lie `groups` apart and start as zeros. */
-INLINE void put_zero_point(uint32_t code, int64_t row, int bits, int64_t groups, u32 *words) {
+INLINE void put_zero_points(const float *restrict offset, int64_t count, int64_t row, int bits, int64_t groups,
+                            u32 *restrict words) {
     const int64_t word = row * bits / 32;
     const int shift = (int)(row * bits % 32);
-    words[word * groups] |= code << shift;
-    if (shift + bits > 32) words[(word + 1) * groups] |= code >> (32 - shift);
+    const float middle = (float)(1 << (bits - 1));
+    for (int64_t i = 0; i < count; i++) words[word * groups + i] |= (uint32_t)(int32_t)(offset[i] + middle) << shift;
+    if (shift + bits > 32)
+        for (int64_t i = 0; i < count; i++)
+            words[(word + 1) * groups + i] |= (uint32_t)(int32_t)(offset[i] + middle) >> (32 - shift);
 }
 
 /* Scales and offsets of a row's groups from `first` on; 1 if a weight is NaN or too large. */
 INLINE int find_scales(const uint8_t *weights, int dtype, int64_t row, int64_t groups, int64_t first, int64_t count,
-                       int64_t group, int bits, int symmetric, int layout, int given, uint8_t *scales,
-                       uint8_t *zero_points, float *scale, float *offset) {
+                       int64_t group, int bits, int symmetric, int layout, uint8_t *scales, uint8_t *zero_points,
+                       float *scale, float *offset) {
     static const uint32_t LARGEST[] = {0x7e7f, 0x73ff, 0x7e7fffff}; /* a quarter of the dtype's largest value */
     const uint32_t magnitude = dtype == F32 ? 0x7fffffff : 0x7fff;
-    const int32_t middle = 1 << (bits - 1);
+    uint32_t low[BATCH], high[BATCH];
     for (int64_t i = 0; i < count; i++) {
-        uint32_t low, high;
-        find_range(weights + i * group * (dtype == F32 ? 4 : 2), group, dtype, symmetric, &low, &high);
-        if ((low & magnitude) > LARGEST[dtype] || high > LARGEST[dtype]) return 1;
-        int64_t index = given == ONE_GIVEN ? 0 : row * groups + first + i;
-        if (given != FIND) {
-            scale[i] = widen(load(scales, index, dtype), dtype);
-            offset[i] = symmetric ? 0 : (float)(zero_points[index] - middle);
-            continue;
-        }
-        uint32_t found = find_scale(widen(low, dtype), widen(high, dtype), dtype, bits, symmetric, &offset[i]);
-        store(scales, index, dtype, found);
-        scale[i] = widen(found, dtype);
-        if (symmetric) continue;
-        if (layout == CODE_BYTES)
-            zero_points[index] = (uint8_t)(int8_t)offset[i];
-        else
-            put_zero_point((uint32_t)((int32_t)offset[i] + middle), row, bits, groups, (u32 *)zero_points + first + i);
+        find_range(weights + i * group * (dtype == F32 ? 4 : 2), group, dtype, symmetric, &low[i], &high[i]);
+        if ((low[i] & magnitude) > LARGEST[dtype] || high[i] > LARGEST[dtype]) return 1;
     }
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t found = find_scale(widen(low[i], dtype), widen(high[i], dtype), dtype, bits, symmetric, &offset[i]);
+        scale[i] = widen(found, dtype);
+        store(scales, row * groups + first + i, dtype, found);
+    }
+    if (symmetric) return 0;
+    if (layout == CODE_BYTES)
+        for (int64_t i = 0; i < count; i++) zero_points[row * groups + first + i] = (uint8_t)(int8_t)offset[i];
+    else
+        put_zero_points(offset, count, row, bits, groups, (u32 *)zero_points + first);
     return 0;
 }
 
 INLINE int quantize(const uint8_t *weights, int dtype, int64_t rows, int64_t columns, int64_t group, int bits,
-                    int symmetric, int layout, int given, uint8_t *packed, uint8_t *scales, uint8_t *zero_points,
-                    double *totals) {
+                    int symmetric, int layout, uint8_t *packed, uint8_t *scales, uint8_t *zero_points, double *totals) {
     const int64_t groups = columns / group, bytes = dtype == F32 ? 4 : 2, fitting = HELD / group;
     const int64_t batch = fitting < 1 ? 1 : fitting > BATCH ? BATCH : fitting;
     const int32_t middle = 1 << (bits - 1), bias = layout == CODE_BYTES ? 0 : middle;
     uint8_t codes[2 * HELD];
     float scale[BATCH], offset[BATCH];
     Sums sums = {{0}, {0}};
-    if (!symmetric && given == FIND && layout == PACKED)
+    if (!symmetric && layout == PACKED)
         memset(zero_points, 0, (size_t)((rows * bits + 31) / 32 * groups * 4));
     for (int64_t row = 0; row < rows; row++) {
         int64_t held = 0;
         for (int64_t first = 0; first < groups; first += batch) {
             const int64_t count = groups - first < batch ? groups - first : batch;
-            if (find_scales(weights, dtype, row, groups, first, count, group, bits, symmetric, layout, given,
-                            scales, zero_points, scale, offset))
+            if (find_scales(weights, dtype, row, groups, first, count, group, bits, symmetric, layout, scales,
+                            zero_points, scale, offset))
                 return 1;
             for (int64_t i = 0; i < count; i++)
                 for (int64_t left = group; left > 0;) { /* a group may be as long as a row, and that of any length */
@@ -289,20 +289,16 @@ INLINE int quantize(const uint8_t *weights, int dtype, int64_t rows, int64_t col
 }
 
 /* Quantizes `weights` [rows, columns] with a scale for every `group` neighbours in a row (a divisor of `columns`).
- * Writes `packed` (rows of ceil(columns * bits / 32) words, or of `columns` bytes) and `totals`: the sums of the squares
- * of weights and of errors. With `given` FIND it writes `scales` [rows, groups] in the weights' dtype and, if not
- * symmetric, `zero_points` (ceil(rows * bits / 32) rows of `groups` words, or [rows, groups] bytes); else it reads them,
- * zero points as codes of a byte each. Returns 1 for a weight that is NaN, infinite or beyond a quarter of the dtype's
- * range; what was written then is of no use. */
+ * Writes `packed` (rows of ceil(columns * bits / 32) words, or of `columns` bytes), `scales` [rows, groups] in the
+ * weights' dtype, if not symmetric `zero_points` (ceil(rows * bits / 32) rows of `groups` words, or [rows, groups] bytes),
+ * and `totals`: the sums of the squares of weights and of errors. Returns 1 for a weight that is NaN, infinite or beyond
+ * a quarter of the dtype's range; what was written then is of no use. */
 #define DEFINE(NAME, DTYPE)                                                                                           \
     VERSIONS int NAME(const uint8_t *weights, int64_t rows, int64_t columns, int64_t group, int bits, int symmetric,  \
-                      int layout, int given, uint8_t *packed, uint8_t *scales, uint8_t *zero_points,                  \
-                      double *totals) {                                                                               \
+                      int layout, uint8_t *packed, uint8_t *scales, uint8_t *zero_points, double *totals) {           \
         if (symmetric)                                                                                                \
-            return quantize(weights, DTYPE, rows, columns, group, bits, 1, layout, given, packed, scales, NULL,       \
-                            totals);                                                                                  \
-        return quantize(weights, DTYPE, rows, columns, group, bits, 0, layout, given, packed, scales, zero_points,    \
-                        totals);                                                                                      \
+            return quantize(weights, DTYPE, rows, columns, group, bits, 1, layout, packed, scales, NULL, totals);     \
+        return quantize(weights, DTYPE, rows, columns, group, bits, 0, layout, packed, scales, zero_points, totals);  \
     }
 DEFINE(fleetpress_quantize_bf16, BF16)
 DEFINE(fleetpress_quantize_f16, F16)

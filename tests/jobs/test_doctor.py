@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetpress.compression import kernels
 from fleetpress.jobs.doctor import Finding, examine, memory_bytes
 from fleetpress.storage import s3
 from fleetpress.storage.store import StoreProbe
@@ -22,7 +23,7 @@ def test_versions_and_machine() -> None:
     findings = examine([])
     assert all(finding.ok for finding in findings)
     assert [finding.name for finding in findings] == [
-        *("python", "fleetpress", "torch", "ray", "boto3", "machine", "ray cluster")
+        *("python", "fleetpress", "torch", "ray", "boto3", "compiled kernel", "machine", "ray cluster")
     ]
     assert f"{len(os.sched_getaffinity(0))} CPUs, " in _finding("machine", findings).detail
     assert _finding("fleetpress", findings).detail.count(".") == 2
@@ -45,6 +46,29 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding == Finding(
         name="no-such-library", ok=False, detail="not installed; run: pip install no-such-library"
     )
+
+
+def test_the_compiled_kernel_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = "there: checkpoints are quantized at full speed, without torch"
+    assert _finding("compiled kernel", examine([])).detail == there
+    with monkeypatch.context() as patch:
+        patch.setenv("FLEETPRESS_NO_KERNELS", "1")
+        finding = _finding("compiled kernel", examine([]))
+    slower = "quantizing checkpoints is slower and needs torch"
+    assert finding.ok
+    assert finding.detail == f"turned off by FLEETPRESS_NO_KERNELS: {slower}"
+    monkeypatch.setattr(kernels, "_library", lambda: None)
+    finding = _finding("compiled kernel", examine([]))
+    assert finding.ok
+    assert finding.detail == f"not built: {slower}; install fleetpress again where there is a C compiler"
+
+
+def test_a_kernel_of_another_version_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_VERSION", 0)
+    monkeypatch.setattr(kernels, "_library", kernels._library.__wrapped__)
+    finding = _finding("compiled kernel", examine([]))
+    assert not finding.ok
+    assert finding.detail.endswith("install fleetpress again")
 
 
 def test_a_place_that_works(store_uri: str) -> None:

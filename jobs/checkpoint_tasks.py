@@ -90,7 +90,6 @@ def checkpoint_tasks(
             shard_bytes=shard.size_bytes,
             first_part=shard.first_tail_part,
             offset_bytes=shard.size_bytes - sum(shard.tail_parts),
-            crumbs=[[list(crumb) for crumb in task.crumbs] for task in shard.tasks],
         )
         records.append(last.digest)
     return made, records

@@ -119,24 +119,27 @@ def test_parts_do_not_depend_on_the_writes(cut: tuple[list[int], list[int]], fir
 
 
 def test_a_writer_waits_while_two_parts_are_on_their_way() -> None:
-    go_on, sending, buffers = threading.Semaphore(0), AtOnce(), Watched()
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    sending, buffers, stages = AtOnce(), Watched(), Stages()
 
     def send(number: int, offset: int, data: memoryview) -> str:
         with sending:
+            begun.release()
             assert go_on.acquire(timeout=SECONDS)
         return str(number)
 
-    stages = Stages()
     with PartWriter(send, [100] * 6, stages, buffers=buffers) as writer, ThreadPoolExecutor(1) as pool:
         writing = pool.submit(writer.write, memoryview(bytes(600)))
+        assert begun.acquire(timeout=SECONDS)
+        assert begun.acquire(timeout=SECONDS)
         time.sleep(0.05)
         assert not writing.done()
-        assert (sending.now, buffers.now) == (2, 300)
+        assert sending.now == 2
         go_on.release(6)
         writing.result(timeout=SECONDS)
         assert writer.finish() == ["1", "2", "3", "4", "5", "6"]
     assert (sending.most, buffers.peak, buffers.now) == (2, 300, 0)
-    assert stages.wait.seconds >= 0.04
+    assert stages.wait.seconds > 0
 
 
 def test_etags_are_told_in_the_order_of_the_parts() -> None:

@@ -153,6 +153,16 @@ def test_one_at_a_time_if_there_is_no_room_for_two() -> None:
     assert (reading.most, buffers.most_views) == (1, 1)
 
 
+def test_small_requests_do_not_pile_up_buffers() -> None:
+    """A buffer has a megabyte at least, whatever it is taken for."""
+    buffers = Watched()
+    found = read_ahead(
+        ranges([1, 0] * 50), reader(data_of(50)), Stages(), buffers=buffers, ahead_bytes=1 << 20
+    )
+    assert len(within(lambda: list(found))) == 100
+    assert buffers.most_views == 16
+
+
 def test_buffers_are_used_again() -> None:
     buffers = Watched()
     within(

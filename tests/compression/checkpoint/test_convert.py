@@ -197,6 +197,16 @@ def test_floats_casts_and_zeroes(
     check_all(weight, treatment, elements, block_tiles)
 
 
+def test_the_range_of_a_tensor_is_that_of_what_is_not_zeroed() -> None:
+    weight = torch.rand(70, 8, generator=torch.Generator().manual_seed(3)) + 1
+    weight[:, ::4] = -0.5
+    treatment = Treatment(sparsity=N_M, scheme=resolve(symmetric=False, strategy="tensor"), layout=PACK)
+    check_all(weight, treatment, 8, 1)
+    assert in_tiles(weight, treatment)[0]["a.weight_zero_point"] == bytes([0x80]), (
+        "no negative weight is left"
+    )
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 @pytest.mark.parametrize("name", ["W4A16", "W4A16_ASYM", "W8A16", "W8A16_ASYM", "W3A16_ASYM"])
 def test_presets_in_tiles_of_their_real_size(name: str, dtype: str) -> None:

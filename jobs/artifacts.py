@@ -63,7 +63,7 @@ def load_artifact(uri: str) -> "nn.Module | dict[str, Tensor]":
         from fleetpress.compression.quantization.packed_program import unpack_program
 
         return eval_module(unpack_program(_program(uri)))
-    from .checkpoint_decode import plain_tensors, whole
+    from .checkpoint.decode import plain_tensors, whole
 
     checkpoint = _checkpoint(uri)
     return {plain.item.name: whole(checkpoint, plain) for plain in plain_tensors(checkpoint)}
@@ -85,11 +85,11 @@ def verify(uri: str, *, deep: bool = False) -> list[str]:
                 )
             _run_once(_program(uri))
         elif deep:
-            from .checkpoint_proof import compare
+            from .checkpoint.proof import compare
 
             return compare(resolve(uri))
         else:
-            from .checkpoint_decode import plain_tensors
+            from .checkpoint.decode import plain_tensors
 
             plain_tensors(_checkpoint(uri))
     except StorageError as error:
@@ -110,7 +110,7 @@ def dequantize(uri: str, destination: str) -> list[str]:
 
 
 def _dequantize_checkpoint(uri: str, destination: str) -> list[str]:
-    from .checkpoint_decode import write_plain
+    from .checkpoint.decode import write_plain
 
     source, target = open_store(resolve(uri)), open_store(destination)
     checkpoint = _checkpoint(uri)

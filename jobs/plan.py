@@ -7,10 +7,10 @@ from typing import Any
 from fleetpress.storage.checkpoint import Checkpoint
 from fleetpress.storage.sources import SourceFile
 
-from .checkpoint_choice import check_plain, choose
-from .checkpoint_layout import plan_shards
-from .checkpoint_memory import task_memory
-from .checkpoint_tasks import checkpoint_tasks
+from .checkpoint.choice import check_plain, choose
+from .checkpoint.layout import plan_shards
+from .checkpoint.memory import task_memory
+from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
 from .fleet import Data, Model, Shard, absolute
 from .tasks import Task

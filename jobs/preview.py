@@ -4,30 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.export import ExportedProgram
-
 from fleetpress.compression.errors import CompressionError
-from fleetpress.compression.layers import layers
-from fleetpress.compression.program import aliases, tensors
-from fleetpress.compression.pruning import PRUNERS, PruneOptions, delete, find_units, prune
-from fleetpress.compression.quantization.weight import predicted_bytes
-from fleetpress.compression.scheme import QuantScheme
 from fleetpress.storage.artifact import manifest_exists
 from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.errors import StorageError
-from fleetpress.storage.programs import weights_skeleton
 from fleetpress.storage.store import open_store
 
-from .checkpoint_choice import choose as choose_tensors
-from .checkpoint_forecast import forecast
-from .checkpoint_layout import plan_shards, stored_bytes
+from .checkpoint.choice import choose
+from .checkpoint.forecast import forecast
+from .checkpoint.layout import plan_shards, stored_bytes
 from .errors import FleetpressError
 from .fleet import Model, absolute, resolve
 from .ledger import Ledger
 from .plan import artifact_digest
-from .quantizing import choose
 from .run import plan_model
-from .schemes import scheme_of
+from .schemes import scheme_label
 from .spec import Spec
 
 
@@ -37,7 +28,7 @@ class PlannedModel:
 
     `quantized_bytes` is exact (packed codes, scales, zero points); None if nothing is quantized, or if what is pruned
     depends on statistics that do not exist yet. `header_bytes` were read to know all this. `forecast` tells of a
-    checkpoint every shard's exact bytes, requests and memory (`checkpoint_forecast.Forecast`).
+    checkpoint every shard's exact bytes, requests and memory (`checkpoint.forecast.Forecast`).
     """
 
     name: str
@@ -111,83 +102,16 @@ def _planned(model: Model, spec: Spec, done: set[str]) -> PlannedModel:
     if model.source.kind == "checkpoint":
         return _planned_checkpoint(model, recipe, shared, spec.resources.memory_per_task_bytes)
     if model.source.kind == "program":
-        return _planned_program(model, recipe, shared)
+        from .program_preview import program_facts
+
+        return PlannedModel(**shared, **program_facts(model, recipe))
     return PlannedModel(**shared, warnings=("a module's layers are known when its factory has been run",))
-
-
-def _planned_program(model: Model, recipe: Mapping[str, Any], shared: Mapping[str, Any]) -> PlannedModel:
-    file = model.source.files[0]
-    program, read = weights_skeleton(open_store(absolute(model.source.root)), file.path, file.etag)
-    before = {layer.name: layer.kind for layer in layers(program)}
-    pruned, notes, skipped, warnings = _pruned(program, recipe.get("prune"))
-    quantized: dict[str, str] = {}
-    size: int | None = None
-    if "quantize" in recipe:
-        scheme = scheme_of(recipe["quantize"])
-        choice = choose(pruned or program, recipe["quantize"])
-        quantized = {layer.name: _scheme_label(scheme) for layer in choice.layers}
-        skipped = skipped | {name: f"quantize: {reason}" for name, reason in choice.skipped.items()}
-        warnings += tuple(f"ignore {entry!r} matches no layer" for entry in choice.unused_ignores)
-        if pruned is not None:
-            values = tensors(pruned)
-            owners = aliases(values)
-            weights = {
-                owners.get(name, name): layer.axis for layer in choice.layers for name in layer.weights
-            }
-            size = sum(
-                predicted_bytes(tuple(values[n].shape), axis, scheme, values[n].dtype)
-                for n, axis in weights.items()
-            )
-    rows = tuple(
-        {
-            "name": name,
-            "kind": kind,
-            "prune": notes.get(name),
-            "quantize": quantized.get(name),
-            "skipped": skipped.get(name),
-        }
-        for name, kind in before.items()
-    )
-    return PlannedModel(**shared, quantized_bytes=size, header_bytes=read, layers=rows, warnings=warnings)
-
-
-def _pruned(
-    program: ExportedProgram, options: Mapping[str, Any] | None
-) -> tuple[ExportedProgram | None, dict[str, str], dict[str, str], tuple[str, ...]]:
-    """The program in its shapes after pruning (None: not known yet), notes and reasons by layer, and warnings."""
-    if options is None:
-        return program, {}, {}, ()
-    if options.get("sparsity") is not None and options["scope"] == "layer":
-        # Which units go depends on scores, how many does not: any method without statistics gives the shapes.
-        chosen = prune(program, PruneOptions(**{**options, "method": _without_statistics()}))
-        notes = {
-            name: f"{len(units)} of {chosen.units[name]} units" for name, units in chosen.removed.items()
-        }
-        return (
-            delete(program, chosen.removed),
-            notes,
-            {k: f"prune: {v}" for k, v in chosen.skipped.items()},
-            (),
-        )
-    units = find_units(program, tuple(options.get("targets", ())), tuple(options.get("ignore", ())))
-    notes = {name: "by its scores" for group in units.groups for name in group.members}
-    skipped = {name: f"prune: {reason}" for name, reason in units.skipped.items()}
-    return (
-        None,
-        notes,
-        skipped,
-        ("how many units are pruned depends on their scores, so the bytes out are not known yet",),
-    )
-
-
-def _without_statistics() -> str:
-    return next(name for name, method in PRUNERS.items() if not method.needs_gradients)
 
 
 def _planned_checkpoint(
     model: Model, recipe: Mapping[str, Any], shared: Mapping[str, Any], memory_bytes: int
 ) -> PlannedModel:
-    choice = choose_tensors(open_checkpoint(model.source.uri), recipe)
+    choice = choose(open_checkpoint(model.source.uri), recipe)
     expected = forecast(plan_shards(choice.items), memory_bytes)
     rows = []
     size = 0
@@ -202,7 +126,7 @@ def _planned_checkpoint(
                 "name": item.layer,
                 "kind": next(layer.kind for layer in choice.known if layer.name == item.layer),
                 "prune": _zeroing_label(dict(treatment.sparsity)),
-                "quantize": _scheme_label(treatment.scheme) if treatment.scheme else treatment.cast,
+                "quantize": scheme_label(treatment.scheme) if treatment.scheme else treatment.cast,
                 "skipped": choice.skipped.get(item.layer),
             }
         )
@@ -219,11 +143,6 @@ def _zeroing_label(options: Mapping[str, Any]) -> str | None:
     if not options:
         return None
     return f"{options['pattern']} kept" if "pattern" in options else f"{options['sparsity']:.0%} zeroed"
-
-
-def _scheme_label(scheme: QuantScheme) -> str:
-    group = f" g{scheme.group_size}" if scheme.group_size else f" {scheme.strategy}"
-    return f"{scheme.num_bits} bits{'' if scheme.symmetric else ' asym'}{group}"
 
 
 def _data_bytes(model: Model) -> int:

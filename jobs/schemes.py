@@ -1,4 +1,4 @@
-"""The quantization scheme that a recipe means."""
+"""The quantization scheme that a recipe means, and in words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,3 +15,9 @@ def scheme_of(options: Mapping[str, Any]) -> QuantScheme:
             if key in options
         }
     )
+
+
+def scheme_label(scheme: QuantScheme) -> str:
+    """A scheme in a few words."""
+    group = f" g{scheme.group_size}" if scheme.group_size else f" {scheme.strategy}"
+    return f"{scheme.num_bits} bits{'' if scheme.symmetric else ' asym'}{group}"

@@ -7,7 +7,7 @@ its tensors itself and returns a `StepResult`, which becomes the record.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import checkpoint_steps
+from .checkpoint import steps as checkpoint_steps
 from .handover import Payload
 from .tasks import StepResult, Task
 from .threads import use_one_thread

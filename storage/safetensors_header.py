@@ -124,6 +124,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
+    if any(
+        "\ud800" <= letter <= "\udfff" for letter in name
+    ):  # halves of characters, which JSON lets through
+        raise InvalidModelFile(f"{where}: tensor {name!r} has a name that is no text; {_REMEDY}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InvalidModelFile(f"{where}: tensor {name!r} needs dtype, shape and data_offsets; {_REMEDY}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from fleetpress.compression.scheme import SCHEMES
 from fleetpress.compression.treatment import KEPT, PACK, Treatment
-from fleetpress.jobs.checkpoint_forecast import Forecast, forecast
-from fleetpress.jobs.checkpoint_layout import Item, PlannedShard, plan_shards
-from fleetpress.jobs.checkpoint_tasks import checkpoint_tasks
+from fleetpress.jobs.checkpoint.forecast import Forecast, forecast
+from fleetpress.jobs.checkpoint.layout import Item, PlannedShard, plan_shards
+from fleetpress.jobs.checkpoint.tasks import checkpoint_tasks
 from fleetpress.jobs.tasks import to_json
 
 # The model: a mixture of experts, in files of 5 GB.

@@ -22,7 +22,7 @@ from fleetpress.compression.treatment import (
     stored,
     words,
 )
-from fleetpress.jobs import checkpoint_stream
+from fleetpress.jobs.checkpoint import stream as checkpoint_stream
 from fleetpress.jobs.cli import main
 
 NOISE_BYTES = 1 << 20

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fleetpress.jobs import checkpoint_layout, run_fleet
+from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
+from fleetpress.jobs.checkpoint import layout as checkpoint_layout
 from fleetpress.jobs.results import FleetResult
 from fleetpress.jobs.run import Event
 from fleetpress.jobs.spec import Spec, parse_spec
@@ -172,7 +173,8 @@ import sys
 from unittest.mock import patch
 import ray
 from ray.cluster_utils import Cluster
-from fleetpress.jobs import checkpoint_layout, run_fleet
+from fleetpress.jobs import run_fleet
+from fleetpress.jobs.checkpoint import layout as checkpoint_layout
 from fleetpress.jobs.spec import load_spec
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

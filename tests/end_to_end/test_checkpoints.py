@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, PreTrainedModel
 
@@ -15,8 +15,9 @@ from fleetpress.compression.quantization import QUANTIZERS
 from fleetpress.compression.quantization.weight import QuantizedWeight
 from fleetpress.compression.scheme import SCHEMES, QuantScheme
 from fleetpress.compression.treatment import fitted
-from fleetpress.jobs import checkpoint_layout, load_artifact, run_fleet
+from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, verify
+from fleetpress.jobs.checkpoint import layout as checkpoint_layout
 from fleetpress.jobs.fleet import resolve
 from fleetpress.jobs.preview import preview
 from fleetpress.jobs.results import FleetResult
@@ -182,8 +183,6 @@ def metrics_of(fleet: FleetResult, name: str) -> dict[str, dict[str, object]]:
 
 
 def source_tensors(place: Path, name: str) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
     if name == "lone":
         return lone()
     files = sorted((place / name.removesuffix("-asym")).glob("*.safetensors"))

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fleetpress.jobs import checkpoint_layout, plan, run_fleet
+from fleetpress.jobs import plan, run_fleet
+from fleetpress.jobs.checkpoint import layout as checkpoint_layout
 from fleetpress.jobs.demo import npz_bytes
 from fleetpress.jobs.results import FleetResult
 from fleetpress.jobs.spec import parse_spec

@@ -107,6 +107,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "outside": (file_of({"x": entry("U8", [9], 0, 9)}, b"1"), "'x' ends at"),
     "overlap": (file_of({"x": entry("U8", [2], 0, 2), "y": entry("U8", [2], 1, 3)}, b"123"), "'y' overlaps"),
     "gap": (file_of({"x": entry("U8", [1], 0, 1), "y": entry("U8", [1], 2, 3)}, b"123"), "'y' leaves a gap"),
+    "half a letter": (
+        file_of(b'{"\\ud800":%s}' % json.dumps(entry("U8", [1], 0, 1)).encode(), b"1"),
+        "no text",
+    ),
     "rest": (file_of({"x": entry("U8", [1], 0, 1)}, b"123"), "2 bytes that belong to no tensor"),
 }
 

@@ -10,9 +10,9 @@ from fleetpress.storage import canonical_json
 from fleetpress.storage.checkpoint import Checkpoint
 from fleetpress.storage.safetensors_header import TensorInfo
 
-from .checkpoint_choice import Choice
-from .checkpoint_layout import Item, stored_bytes
-from .checkpoint_stream import Sums
+from .choice import Choice
+from .layout import Item, stored_bytes
+from .stream import Sums
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]  # of the shards, by file
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from fleetpress.storage.streams import PARTS_IN_FLIGHT
 
-from .checkpoint_layout import BLOCK_BYTES, Piece
-from .checkpoint_stream import ahead_bytes
+from .layout import BLOCK_BYTES, Piece
+from .stream import ahead_bytes
 
 # Measured: an interpreter with the libraries of a worker, and what torch adds to it.
 _LIBRARIES_BYTES = 112 << 20

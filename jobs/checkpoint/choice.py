@@ -22,6 +22,7 @@ from fleetpress.compression.selection import Layer
 from fleetpress.compression.sparsity import reason_against
 from fleetpress.compression.treatment import (
     FLOAT,
+    INT,
     KEPT,
     PACK,
     Treatment,
@@ -32,9 +33,9 @@ from fleetpress.compression.treatment import (
 from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
 from fleetpress.storage.safetensors_header import TensorInfo
 
-from .checkpoint_layout import Item
-from .errors import ModelError
-from .schemes import scheme_of
+from ..errors import ModelError
+from ..schemes import scheme_of
+from .layout import Item
 
 _WEIGHTS = ("F64", "F32", "F16", "BF16")  # dtypes that are treated; all others are carried over
 _CODES = (".weight_packed", ".weight_scale", ".weight_scale_inv", ".qweight", ".qzeros", ".SCB", ".absmax")
@@ -65,7 +66,7 @@ def check_plain(checkpoint: Checkpoint) -> None:
             "give the original checkpoint as source"
         )
     for name, place in checkpoint.tensors.items():
-        coded = name.endswith(".weight") and place.info.dtype in _CODE_DTYPES
+        coded = name.endswith((".weight", "_blocks")) and place.info.dtype in _CODE_DTYPES
         if coded or name.endswith(_CODES):
             raise ModelError(
                 f"{checkpoint.uri} is quantized already (it holds {name} as {place.info.dtype}); "
@@ -96,7 +97,7 @@ def choose(checkpoint: Checkpoint, recipe: Mapping[str, Any]) -> Choice:
         choosing.quantize(quantize)
     if not choosing.treated and not choosing.cast_too:
         raise TargetError(
-            f"{checkpoint.uri}: the recipe reaches no layer; {_remedy(known, choosing.skipped)}"
+            f"{checkpoint.uri}: the recipe reaches no layer; {_remedy(known, choosing.skipped, dtype)}"
         )
     return Choice(
         items=tuple(_items(checkpoint, tensors, known, choosing)),
@@ -110,8 +111,42 @@ def choose(checkpoint: Checkpoint, recipe: Mapping[str, Any]) -> Choice:
                 for name in together
                 if name not in choosing.cast_too
             ),
+            *_unread(choosing.treated),
         ),
     )
+
+
+def _cast_of_all(choice: Choice) -> str | None:
+    """The dtype that every floating tensor but some layers is cast to, if so."""
+    casts = {item.treatment.cast for item in choice.items if item.layer is None and item.dtype in _WEIGHTS}
+    casts = casts or {treatment.cast for treatment in choice.treated.values()}
+    return casts.pop() if len(casts) == 1 else None
+
+
+def _with_dtype(config: Mapping[str, Any], cast: str | None) -> dict[str, Any]:
+    """The config, and its parts, with the dtype that readers are to take."""
+    if cast is None:
+        return dict(config)
+    name = {"BF16": "bfloat16", "F16": "float16"}[cast]
+    return {
+        key: name
+        if key in ("torch_dtype", "dtype")
+        else _with_dtype(value, cast)
+        if isinstance(value, Mapping)
+        else value
+        for key, value in config.items()
+    }
+
+
+def _unread(treated: Mapping[str, Treatment]) -> tuple[str, ...]:
+    """A warning of experts in a form that transformers does not load (tried with 5.23)."""
+    for name, treatment in treated.items():
+        scheme = treatment.scheme
+        if ".experts." in name and scheme is not None and (treatment.layout == INT or not scheme.symmetric):
+            return (
+                f"transformers loads experts such as {name} only if they are symmetric and pack-quantized, or FP8",
+            )
+    return ()
 
 
 def _matrices(checkpoint: Checkpoint) -> dict[str, TensorLocation]:
@@ -160,20 +195,14 @@ def _items(
             shape=at.info.shape,
             treatment=treatment,
             layer=layer,
-            check=name.endswith((".weight", ".bias")),  # buffers such as masks may be infinite by intention
+            # Buffers such as masks may be infinite by intention.
+            check=name.endswith((".weight", ".bias")) or holds_experts(name, at.info.shape),
         )
 
 
 def config_of(choice: Choice, config: Mapping[str, Any] | None) -> dict[str, Any]:
     """The `config.json` of the published checkpoint: the source's, with what was done to its weights."""
-    result = dict(config or {})
-    casts = {treatment.cast for treatment in choice.treated.values()} | {
-        item.treatment.cast for item in choice.items
-    }
-    for cast in sorted(casts - {None}):  # type: ignore[type-var]
-        for key in ("torch_dtype", "dtype"):
-            if key in result:
-                result[key] = {"BF16": "bfloat16", "F16": "float16"}[cast]  # type: ignore[index]
+    result = _with_dtype(config or {}, _cast_of_all(choice))
     quantized = {name: t for name, t in choice.treated.items() if t.scheme is not None}
     if not quantized:
         return result
@@ -260,7 +289,9 @@ class _Choosing:
         return selection.layers
 
 
-def _remedy(known: tuple[Layer, ...], skipped: Mapping[str, str]) -> str:
+def _remedy(known: tuple[Layer, ...], skipped: Mapping[str, str], cast: str | None) -> str:
+    if cast:
+        return f"the tensors that it names are {cast} already"
     if any(layer.kind == "Conv1D" for layer in known):
         return "its layers are Conv1D, which checkpoints cannot hold packed; export the model to a program (.pt2)"
     return "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "widen its targets"

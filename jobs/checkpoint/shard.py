@@ -13,8 +13,8 @@ from fleetpress.storage.etags import Part, parse_parts
 from fleetpress.storage.store import ObjectStore
 from fleetpress.storage.streams import PartWriter, Stages, read_ahead
 
-from .checkpoint_stream import ahead_bytes
-from .handover import Payload
+from ..handover import Payload
+from .stream import ahead_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

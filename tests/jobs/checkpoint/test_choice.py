@@ -7,7 +7,7 @@ import pytest
 
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.treatment import FLOAT, INT, KEPT, PACK, Treatment
-from fleetpress.jobs.checkpoint_choice import Choice, choose, config_of
+from fleetpress.jobs.checkpoint.choice import Choice, choose, config_of
 from fleetpress.jobs.errors import ModelError
 from fleetpress.jobs.recipe import Recipe
 from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
@@ -83,6 +83,20 @@ def schemes(choice: Choice) -> dict[str, tuple[int, int | None]]:
 def done(choice: Choice) -> dict[str, Treatment]:
     """Treatments by tensor, of those that are changed."""
     return {item.name: item.treatment for item in choice.items if item.treatment != KEPT}
+
+
+def test_forms_of_experts_that_transformers_does_not_load_are_told() -> None:
+    asymmetric = chosen(MOE, MOE_CONFIG, quantize={"scheme": "W4A16_ASYM", "group_size": 8})
+    (warning,) = asymmetric.warnings
+    assert "transformers loads experts such as layers.0.mlp.experts.0" in warning
+    assert not chosen(MOE, MOE_CONFIG, quantize={"scheme": "FP8"}).warnings
+
+
+def test_the_dtype_of_the_config_follows_a_cast_of_all() -> None:
+    config = {"dtype": "float32", "text_config": {"torch_dtype": "float32", "hidden_size": 64}}
+    cast = config_of(chosen(LLAMA, config, quantize={"scheme": "BF16", "ignore": (HEAD,)}), config)
+    assert cast == {"dtype": "bfloat16", "text_config": {"torch_dtype": "bfloat16", "hidden_size": 64}}
+    assert config_of(chosen(LLAMA, config, quantize={"scheme": "BF16", "targets": (Q,)}), config) == config
 
 
 # ---- which layers
@@ -290,7 +304,7 @@ def test_llama_4_is_not_quantized_without_its_experts(model_type: str) -> None:
             {"quantize": {"scheme": "W4A16", "group_size": 4}},
             "a: quantize: rows",
         ),
-        ({"a.weight": ("BF16", (4, 8))}, {"quantize": {"scheme": "BF16"}}, ""),
+        ({"a.weight": ("BF16", (4, 8))}, {"quantize": {"scheme": "BF16"}}, "are BF16 already"),
         ({"a.weight": ("I32", (4, 8))}, {"quantize": {"scheme": "W8A16"}}, ""),
         ({"a": ("F32", (4, 8))}, {"prune": {"method": "magnitude_n_m", "pattern": "2:4"}}, ""),
     ],

@@ -6,11 +6,11 @@ from typing import Any
 from fleetpress.compression.treatment import Treatment
 from fleetpress.storage.safetensors_header import LENGTH_BYTES
 
-from .checkpoint_layout import Item, Piece, PlannedShard, PlannedTask
-from .checkpoint_memory import block_bytes, task_memory
-from .digests import digest
-from .errors import ModelError
-from .tasks import Task
+from ..digests import digest
+from ..errors import ModelError
+from ..tasks import Task
+from .layout import Item, Piece, PlannedShard, PlannedTask
+from .memory import block_bytes, task_memory
 
 
 def checkpoint_tasks(

@@ -30,7 +30,7 @@ from fleetpress.storage.store import ObjectStore, open_store
 from fleetpress.storage.streams import ONE_PUT_BYTES, PartWriter, Stages, part_sizes
 from fleetpress.storage.tensors import DTYPES
 
-from .checkpoint_layout import SHARD_BYTES, Item, bytes_until, shard_file
+from .layout import SHARD_BYTES, Item, bytes_until, shard_file
 
 _BLOCK_BYTES = 4 << 20  # of plain weights that are decoded at once
 

@@ -14,9 +14,9 @@ from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint
 from fleetpress.storage.store import open_store
 from fleetpress.storage.tensors import DTYPES
 
-from .checkpoint_choice import choose
-from .checkpoint_decode import PlainTensor, plain_tensors, stored_rows_of
-from .checkpoint_layout import Item
+from .choice import choose
+from .decode import PlainTensor, plain_tensors, stored_rows_of
+from .layout import Item
 
 _TOLERANCE_DB = 0.01  # sums of squares are added up in another order here
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fleetpress.jobs.checkpoint_choice import check_plain
+from fleetpress.jobs.checkpoint.choice import check_plain
 from fleetpress.jobs.errors import ModelError
 from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
 from fleetpress.storage.safetensors_header import TensorInfo

@@ -13,10 +13,10 @@ from fleetpress.compression.quantization import QUANTIZERS, quantize_weight
 from fleetpress.compression.quantization.compressed_tensors import pack_checkpoint_weight
 from fleetpress.compression.scheme import QuantScheme, resolve
 from fleetpress.compression.treatment import INT, PACK, Treatment, fitted
-from fleetpress.jobs import checkpoint_layout
-from fleetpress.jobs.checkpoint_layout import Item, PlannedShard, plan_shards
-from fleetpress.jobs.checkpoint_stream import Block, blocks, requests, stream
-from fleetpress.jobs.checkpoint_tasks import _pieces_to_json, pieces_of
+from fleetpress.jobs.checkpoint import layout as checkpoint_layout
+from fleetpress.jobs.checkpoint.layout import Item, PlannedShard, plan_shards
+from fleetpress.jobs.checkpoint.stream import Block, blocks, requests, stream
+from fleetpress.jobs.checkpoint.tasks import _pieces_to_json, pieces_of
 from fleetpress.storage.streams import Stages
 
 DTYPES = {

@@ -19,15 +19,15 @@ from fleetpress.storage.sources import CONFIG, INDEX
 from fleetpress.storage.store import ObjectStore, open_store
 from fleetpress.storage.streams import ONE_PUT_BYTES, Stages
 
-from .checkpoint_choice import check_plain, choose, config_of
-from .checkpoint_metrics import add_up, index_of, metrics_of
-from .checkpoint_shard import Crumbling, Run, Shard
-from .checkpoint_stream import Block, Sums, stream
-from .checkpoint_tasks import pieces_of
-from .handover import Payload, beside, read_file, record
-from .manifest import companions, complete
-from .tasks import Output, StepResult
-from .threads import use_one_thread
+from ..handover import Payload, beside, read_file, record
+from ..manifest import companions, complete
+from ..tasks import Output, StepResult
+from ..threads import use_one_thread
+from .choice import check_plain, choose, config_of
+from .metrics import add_up, index_of, metrics_of
+from .shard import Crumbling, Run, Shard
+from .stream import Block, Sums, stream
+from .tasks import pieces_of
 
 CRUMBS = ".crumbs"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from fleetpress.storage.streams import ONE_PUT_BYTES
 
-from .checkpoint_layout import PlannedShard
-from .checkpoint_memory import block_bytes, task_memory
-from .checkpoint_stream import requests
+from .layout import PlannedShard
+from .memory import block_bytes, task_memory
+from .stream import requests
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.buffers import SHARED
 from fleetpress.storage.streams import Stages, read_ahead
 
-from .checkpoint_layout import BLOCK_BYTES, Item, Piece, crumb_classes
-from .errors import ModelError
+from ..errors import ModelError
+from .layout import BLOCK_BYTES, Item, Piece, crumb_classes
 
 _BLOCKS_AHEAD = 4  # being read or waiting for the one that computes
 

@@ -309,10 +309,11 @@ def test_a_write_of_less_than_all(folder: FolderStore, monkeypatch: pytest.Monke
 
 
 def test_every_step_of_an_upload_is_synced(folder: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An object's name must not outlive its bytes, nor an upload the folders that it is in."""
+    """A record of a part must not outlive its bytes, nor the name of the file that they are in."""
     synced: list[int] = []
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino) or fsync(file))
+    for module, name in ((os, "fsync"), (local, "_sync_data")):
+        monkeypatch.setattr(module, name, lambda file: synced.append(os.fstat(file).st_ino) or fsync(file))
     upload_id = folder.create_upload("a/x")
     root = Path(folder.uri)
     assert synced == [path.stat().st_ino for path in (root.parent, root, root / "a")]
@@ -320,4 +321,4 @@ def test_every_step_of_an_upload_is_synced(folder: FolderStore, monkeypatch: pyt
     etag = folder.upload_part("a/x", upload_id, number=1, offset=0, data=b"1")
     folder.complete_upload("a/x", upload_id, [etag])
     file = (root / "a" / "x").stat().st_ino
-    assert synced == [file, (root / "a").stat().st_ino]
+    assert synced == [file, file, (root / "a").stat().st_ino]

@@ -189,7 +189,12 @@ class _Run:
         if scheduler.is_over:
             return
         executor = open_executor(
-            self._executor_name, run_step, self.output, run_rank=run_rank, address=self._address
+            self._executor_name,
+            run_step,
+            self.output,
+            run_rank=run_rank,
+            address=self._address,
+            memory_bytes=self.spec.resources.memory_per_task_bytes,
         )
         try:
             self._loop(scheduler, executor)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fleetpress.compression.scheme import SCHEMES
 from fleetpress.compression.treatment import KEPT, PACK, Treatment
 from fleetpress.jobs.checkpoint.forecast import Forecast, forecast
-from fleetpress.jobs.checkpoint.layout import Item, PlannedShard, plan_shards
+from fleetpress.jobs.checkpoint.layout import BLOCK_BYTES, Item, PlannedShard, plan_shards
 from fleetpress.jobs.checkpoint.tasks import checkpoint_tasks
 from fleetpress.jobs.tasks import to_json
 
@@ -197,7 +197,11 @@ def print_plan(work: Work) -> None:
             (f"tensors, in {work.source_files} source files", f"{work.tensors:,}", f"{read:,.0f}"),
             ("output shards", f"{len(work.shards):,}", f"{written:,.0f}"),
             ("tasks that convert, of about 128 MiB of source", f"{cost.tasks:,}", ""),
-            ("GETs of source, of 16 MiB at most", f"{cost.source_ranges:,}", f"{read:,.0f}"),
+            (
+                f"GETs of source, of {BLOCK_BYTES >> 20} MiB at most",
+                f"{cost.source_ranges:,}",
+                f"{read:,.0f}",
+            ),
             (_parts(parts), f"{cost.uploads:,}", f"{written:,.0f}"),
             (f"parts of one upload at most (S3 allows {MOST_PARTS:,})", f"{most:,}", ""),
             ("GETs that read the parts back", f"{cost.uploads:,}", f"{cost.read_back_bytes / 1e9:,.0f}"),

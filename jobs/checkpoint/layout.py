@@ -19,7 +19,7 @@ from fleetpress.storage.streams import PART_BYTES, part_sizes
 
 SHARD_BYTES = 5_000_000_000  # of an output shard at most; a larger tensor has one of its own
 TASK_BYTES = 128 << 20  # of the source, that one task works on
-BLOCK_BYTES = 16 << 20  # of the source, that one request reads
+BLOCK_BYTES = 8 << 20  # of the source, that one request reads
 _SMALL_BYTES = 64 << 10  # tensors below are crumbs
 _MOST_PARTS = 5_000  # of a shard: half of what S3 allows, because tasks round up
 _ALIGNED_BYTES = 8

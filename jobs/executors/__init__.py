@@ -39,18 +39,20 @@ def open_executor(
     *,
     run_rank: RunRank | None = None,
     address: str | None = None,
+    memory_bytes: int = 0,
 ) -> Executor:
     """The executor called `name`, whose workers write records to the ledger at `ledger_uri`.
 
     `run_step` must be a function that workers can import (or a `functools.partial` of one); so must `run_rank`,
     which replaces it on each worker of a training task with `workers` > 1, where the executor has several.
     `address` is a Ray cluster's (`host:port`, `ray://host:port`, `auto`); without one, RAY_ADDRESS counts, then
-    a cluster is started on this machine, for this process. Raises ClusterUnreachable.
+    a cluster is started on this machine, for this process. Raises ClusterUnreachable. `memory_bytes` is the ceiling of
+    a process; tasks run side by side in this one only as far as it allows.
     """
     if name == "inline":
         from .inline import InlineExecutor
 
-        return InlineExecutor(run_step, ledger_uri)
+        return InlineExecutor(run_step, ledger_uri, memory_bytes=memory_bytes)
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
         # Ray's own switch for "every port on 127.0.0.1 only", despite its name; read when ray is imported.

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -13,12 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from fleetpress.compression import kernels
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.checkpoint import layout as checkpoint_layout
+from fleetpress.jobs.preview import preview
 from fleetpress.jobs.results import FleetResult
 from fleetpress.jobs.run import Event
 from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.storage import store as stores
 from fleetpress.storage.store import ObjectStore, open_store
 
 # Parts as small as S3 takes them, so that 50 MB are several tasks of several parts.
@@ -110,7 +114,9 @@ def test_an_interrupted_run_goes_on_where_it_was(source: str, output: str, quiet
     tasks: list[str] = []
     assert run_fleet(spec, executor="inline", listener=started(tasks)).exit_code == 0
     assert "net/open" not in tasks
-    assert not {"net/convert[1]", "net/convert[2]"} & set(tasks)
+    (planned,) = preview(spec_of(source, f"{output}-2")).models
+    assert planned.forecast is not None
+    assert sum("convert" in task for task in tasks) <= planned.forecast["tasks"] - 2
     assert files(output) == quiet
 
 
@@ -159,6 +165,60 @@ def test_bytes_that_came_out_otherwise_are_not_published(source: str, tmp_path: 
     assert not list(tmp_path.glob("models/net/*/manifest.json"))
     assert run_fleet(spec, executor="inline").exit_code == 0
     assert verify(f"{tmp_path}/models/net") == []
+
+
+def test_without_the_compiled_kernel_the_same_bytes_come_out(
+    source: str, tmp_path: Path, quiet: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEETPRESS_NO_KERNELS", "1")
+    assert not kernels.available()
+    assert run_fleet(spec_of(source, str(tmp_path)), executor="inline").exit_code == 0
+    assert files(str(tmp_path)) == quiet
+
+
+def test_a_small_ceiling_changes_no_byte(source: str, tmp_path: Path, quiet: dict[str, bytes]) -> None:
+    text = SPEC.format(source=source, output=tmp_path) + "resources: {memory_per_task: 192MiB}\n"
+    spec = parse_spec(text, "spec.yaml")
+    (planned,) = preview(spec).models
+    assert planned.forecast is not None
+    assert planned.forecast["memory_bytes"] <= 192 << 20
+    assert run_fleet(spec, executor="inline").exit_code == 0
+    assert files(str(tmp_path)) == quiet
+
+
+class Counting:
+    """A store that counts what is asked of it."""
+
+    def __init__(self, store: ObjectStore, counts: Counter[str]) -> None:
+        self._store, self._counts = store, counts
+
+    def __getattr__(self, name: str) -> object:
+        method = getattr(self._store, name)
+        if name not in ("read_into", "upload_part", "put", "put_if_absent", "get"):
+            return method
+
+        def counted(key: str, *args: object, **options: object) -> object:
+            kind = "shard" if "models/" in key else "source" if key.startswith("net") else "record"
+            suffix = key.rpartition(".")[2]
+            self._counts[f"{name} {kind} {suffix}"] += 1
+            return method(key, *args, **options)
+
+        return counted
+
+
+def test_the_plan_knows_how_many_requests_there_will_be(source: str, output: str) -> None:
+    spec = spec_of(source, output)
+    (planned,) = preview(spec).models
+    expected = planned.forecast
+    assert expected is not None
+    counts: Counter[str] = Counter()
+    original = stores._new_store
+    with patch.multiple(stores, _new_store=lambda place: Counting(original(place), counts), _stores={}):
+        assert run_fleet(spec, executor="inline").exit_code == 0
+    assert counts["read_into source safetensors"] == expected["source_ranges"]
+    assert counts["upload_part shard safetensors"] == expected["uploads"]
+    assert counts["read_into shard safetensors"] == expected["uploads"]
+    assert counts["put record crumbs"] == expected["crumbs"]
 
 
 def test_two_workers_give_the_same_bytes(

@@ -1,6 +1,7 @@
-"""The inline executor: one task at a time, in order, in this process."""
+"""The inline executor: tasks in this process, in order, one at a time but for those that stream."""
 
 import os
+import threading
 from pathlib import Path
 
 from fleetpress.jobs.executors import open_executor
@@ -50,3 +51,37 @@ def test_closing_drops_what_has_not_run(tmp_path: Path) -> None:
     executor.close()
     assert executor.wait(10) == []
     assert Ledger(open_store(str(tmp_path))).known() == set()
+
+
+def test_streaming_tasks_run_side_by_side_as_far_as_memory_allows(tmp_path: Path) -> None:
+    meeting = threading.Barrier(2)
+
+    def meet(task: Task) -> StepResult:
+        met = True
+        try:
+            meeting.wait(timeout=5 if task.payload["together"] else 0.2)
+        except threading.BrokenBarrierError:
+            met = False
+            meeting.reset()
+        return StepResult(result={"met": met})
+
+    executor = open_executor("inline", meet, str(tmp_path), memory_bytes=100)
+    for memory, together in ((50, True), (51, False)):
+        for name in "ab":
+            executor.submit(
+                Task(
+                    id=name,
+                    model="m",
+                    kind="convert",
+                    digest=f"{name}{memory}",
+                    payload={"together": together},
+                    memory_bytes=memory,
+                )
+            )
+        assert executor.slots == 2
+        ends = [*executor.wait(10)]
+        while len(ends) < 2:
+            ends += executor.wait(10)
+        assert executor.slots == 1
+        assert {end.result["met"] for _, end in ends if isinstance(end, TaskRecord)} == {together}
+    executor.close()

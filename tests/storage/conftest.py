@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,16 +15,21 @@ from fleetpress.storage.s3_client import new_client
 from fleetpress.storage.store import ObjectStore, open_store
 from fleetpress.storage.uri import join
 
-# Test modules are imported by path, so this one is, too; that keeps `tests` from being a package.
-_SPEC = importlib.util.spec_from_file_location(
-    "fleetpress_test_fake_s3", Path(__file__).with_name("fake_s3.py")
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-_MODULE = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = _MODULE
-_SPEC.loader.exec_module(_MODULE)
+
+def _load(name: str, file: str) -> ModuleType:
+    """Test modules are imported by path, so these are, too; that keeps `tests` from being a package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_MODULE = _load("fleetpress_test_fake_s3", "fake_s3.py")
 FakeS3, SECRET = _MODULE.FakeS3, _MODULE.SECRET
+_load("fleetpress_test_watched", "watched.py")
 
 
 @pytest.fixture(params=["folder", "moto", "seaweedfs"])

@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TypeVar
 
 import pytest
+from fleetpress_test_watched import (  # by this name conftest.py loads watched.py
+    SECONDS,
+    AtOnce,
+    Watched,
+    within,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetpress.storage import streams
-from fleetpress.storage.buffers import Buffers
 from fleetpress.storage.streams import Stage, Stages, part_sizes, read_ahead
-
-SECONDS = 20  # nothing here takes as long, unless it hangs
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -26,53 +27,6 @@ class Range:
 
     offset: int
     bytes: int
-
-
-class Watched(Buffers):
-    """Knows how many bytes and views are lent, and how many were at once."""
-
-    def __init__(self) -> None:
-        super().__init__(keep_bytes=4 << 20)
-        self.now = self.peak = self.views = self.most_views = 0
-        self._counting = threading.Lock()
-
-    def take(self, size_bytes: int) -> memoryview:
-        view = super().take(size_bytes)
-        with self._counting:
-            self.now, self.views = self.now + size_bytes, self.views + 1
-            self.peak, self.most_views = max(self.peak, self.now), max(self.most_views, self.views)
-        return view
-
-    def give_back(self, view: memoryview) -> None:
-        with self._counting:
-            self.now, self.views = self.now - len(view), self.views - 1
-        super().give_back(view)
-
-
-class AtOnce:
-    """A context that counts how many threads are in it, and how many were at once."""
-
-    def __init__(self) -> None:
-        self.now = self.most = 0
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self.now += 1
-            self.most = max(self.most, self.now)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self.now -= 1
-
-
-def within(work: Callable[[], _T]) -> _T:
-    """What `work` gives or raises; an error if it hangs."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        return pool.submit(work).result(timeout=SECONDS)
-    finally:
-        pool.shutdown(wait=False)
 
 
 def ranges(sizes: list[int]) -> Iterator[Range]:

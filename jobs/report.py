@@ -106,7 +106,7 @@ def _detail(model: ModelResult, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "row": _row(model),
         "digest": model.digest,
         "layers": layers,
-        "pruned": sum(bool(layer["removed"]) for layer in layers),
+        "pruned": sum(bool(layer["removed"] or layer["sparsity"]) for layer in layers),
         "quantized": sum(layer["num_bits"] is not None for layer in layers),
         "warnings": list(metrics.get("warnings", ())),
     }
@@ -118,8 +118,8 @@ def _layer(layer: Mapping[str, Any]) -> dict[str, Any]:
         "name": layer.get("name"),
         "kind": layer.get("kind"),
         "removed": removed,
-        "units": round(removed / sparsity) if sparsity else None,
-        "sparsity": sparsity if removed else None,
+        "units": round(removed / sparsity) if removed and sparsity else None,
+        "sparsity": sparsity or None,  # of units that were removed, or of weights that were zeroed
         **{
             key: number(layer, key)
             for key in ("num_bits", "group_size", "bytes_before", "bytes_after", "sqnr_db")

@@ -196,12 +196,15 @@ def _planned_row(model: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _forecast_line(forecast: Mapping[str, Any]) -> str:
-    shards = len(forecast["shards"])
     return (
-        f"reads {sized(forecast['read_bytes'])} in {forecast['source_ranges']} ranges, "
-        f"writes {sized(forecast['written_bytes'])} in {forecast['uploads']} parts "
-        f"of {shards} file{'s' * (shards > 1)}; {sized(forecast['memory_bytes'])} of memory a task"
+        f"reads {sized(forecast['read_bytes'])} in {_counted(forecast['source_ranges'], 'range')}, "
+        f"writes {sized(forecast['written_bytes'])} in {_counted(forecast['uploads'], 'part')} "
+        f"of {_counted(len(forecast['shards']), 'file')}; {sized(forecast['memory_bytes'])} of memory a task"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _print_method(table: str, entry: Mapping[str, Any]) -> None:

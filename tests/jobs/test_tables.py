@@ -201,6 +201,20 @@ def test_preview(preview: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == PREVIEW_TEXT
 
 
+def test_preview_of_a_checkpoint_tells_its_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    forecast = {
+        "shards": ({"path": "model.safetensors", "bytes": 5_000_000},),
+        "read_bytes": 20_000_000,
+        "source_ranges": 3,
+        "written_bytes": 5_000_000,
+        "uploads": 1,
+        "memory_bytes": 190_000_000,
+    }
+    print_preview({"models": [{**PREVIEW["models"][0], "forecast": forecast}], "problems": []})
+    told = "reads 20.0 MB in 3 ranges, writes 5.00 MB in 1 part of 1 file; 190 MB of memory a task"
+    assert f"  {told}" in capsys.readouterr().out.splitlines()
+
+
 def test_preview_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     print_preview({"models": [], "problems": []})
     assert capsys.readouterr().out == "no models\n"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable, Mapping, Set
 
 from fleetpress.storage.canonical_json import dumps
 from fleetpress.storage.errors import ObjectNotFound
 from fleetpress.storage.store import ObjectStore
 
-from .tasks import Output, TaskRecord, record_from_json, to_json
+from .tasks import Output, Task, TaskRecord, record_from_json, to_json
+from .threads import side_by_side
 
 _PREFIX = "records/"
 _SUFFIX = ".json"
@@ -27,14 +29,16 @@ class Ledger:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._known: set[str] | None = None
+        self._sizes: Mapping[str, int] = {}
         self._open: dict[tuple[str, str], bool] = {}
 
-    def known(self) -> set[str]:
+    def known(self) -> Set[str]:
         """Digests that have a record, by one listing at the first call; `find` says whether it holds."""
         if self._known is None:
-            names = (info.key.removeprefix(_PREFIX) for info in self._store.list(_PREFIX))
+            self._sizes = self._store.sizes(_PREFIX)
+            names = (key.removeprefix(_PREFIX) for key in self._sizes)
             self._known = {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
-        return set(self._known)
+        return self._known
 
     def find(self, digest: str) -> TaskRecord | None:
         """The record of a finished task whose objects are all there in their full size, else None."""
@@ -46,6 +50,13 @@ class Ledger:
             )
             return None
         return record
+
+    def find_all(self, tasks: Iterable[Task], *, again: bool = False) -> dict[str, TaskRecord]:
+        """Records that hold, by task id: of the tasks that the listing knows, or with `again` of all of them."""
+        known = self.known()
+        asked = [task for task in tasks if again or task.digest in known]
+        found = side_by_side(self.find, [task.digest for task in asked])
+        return {task.id: record for task, record in zip(asked, found, strict=True) if record is not None}
 
     def read(self, digest: str) -> TaskRecord | None:
         """The record of a finished task, its objects not looked for; None if there is no valid one."""
@@ -78,6 +89,8 @@ class Ledger:
 
     def _output_problem(self, output: Output) -> str:
         if output.upload and self._is_open(output.key, output.upload):
+            return ""
+        if self._sizes.get(output.key) == output.bytes:
             return ""
         try:
             stored = self._store.head(output.key).size_bytes

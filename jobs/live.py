@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .figures import elapsed, one_line
-from .results import FleetResult, counts
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live as RichLive
 
-    from .run import Event
+    from .journal import Event
+    from .results import Progress
 
 _REFRESHES_PER_SECOND = 4  # drawn by a thread of its own, however many events there are
 _TASK_WORDS = {"retry": "is tried again", "give_up": "given up"}
@@ -31,7 +31,7 @@ class Live:
         self._terminal = sys.stderr.isatty()
         self._lock = threading.Lock()  # the drawing thread reads what `update` writes
         self._tasks: dict[str, dict[str, float]] = {}
-        self._result: FleetResult | None = None
+        self._progress: Progress | None = None
         self._started = time.monotonic()
         self._display: RichLive | None = None
 
@@ -58,13 +58,13 @@ class Live:
             self._display.stop()
             self._display = None
 
-    def update(self, event: Event, result: FleetResult) -> None:
+    def update(self, event: Event, progress: Progress) -> None:
         """Take note of an event; cheap enough for thousands of them."""
         if not self._terminal:
-            print(_line(event, result.seconds), file=sys.stderr, flush=True)
+            print(_line(event, progress.seconds), file=sys.stderr, flush=True)
             return
         with self._lock:
-            self._result = result
+            self._progress = progress
             running = self._tasks.setdefault(event.model, {})
             if event.task is None:
                 if event.kind in _OVER:
@@ -82,17 +82,17 @@ class Live:
 
         now = time.monotonic()
         with self._lock:
-            models = self._result.models if self._result else ()
+            counts = dict(self._progress.counts) if self._progress else {}
             running = {model: dict(tasks) for model, tasks in self._tasks.items() if tasks}
-        over = sum(model.state in _OVER for model in models)
+        over, models = sum(counts.get(state, 0) for state in _OVER), sum(counts.values())
         head = Table.grid(padding=(0, 1))
         head.add_row(
             Text(self._title, "bold"),
-            ProgressBar(total=max(1, len(models)), completed=over, width=30),
-            f"{over} of {len(models)} models",
+            ProgressBar(total=max(1, models), completed=over, width=30),
+            f"{over} of {models} models",
             elapsed(now - self._started),
         )
-        states = Text(", ".join(f"{count} {state}" for state, count in counts(models).items()), "dim")
+        states = Text(", ".join(f"{count} {state}" for state, count in counts.items() if count), "dim")
         rows = Table.grid(padding=(0, 2))
         shown = max(1, console.height - _LINES_BESIDE_MODELS)
         for model, tasks in list(running.items())[:shown]:

@@ -47,6 +47,11 @@ def remembered(key: str, build: Callable[[], T]) -> T:
     return value
 
 
+def forget() -> None:
+    """Drop everything that this process remembers."""
+    _memory.clear()
+
+
 def source_bytes(payload: Payload) -> bytes:
     """The model's own file, checked against the etag that the plan saw."""
     model = payload["model"]

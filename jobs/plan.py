@@ -17,7 +17,6 @@ from .tasks import Task
 
 GROUP_BYTES = 32 << 20  # weights that one quantize task works on
 CHUNK_BYTES = 64 << 20  # data that one collect task reads
-_WORKSPACE = 6  # parameters, gradients, optimizer state and copies, in multiples of the source's bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,10 +277,10 @@ class _Builder:
         return tuple(self.tasks)
 
     def _memory(self) -> int:
-        total = sum(file.bytes for file in self.model.source.files)
+        """Of a program, all that the spec allows: how far its data unpacks is known only when it is read."""
         if self.model.source.kind == "checkpoint":
             return task_memory((), self._memory_bytes)
-        return min(self._memory_bytes, _WORKSPACE * total)
+        return self._memory_bytes
 
 
 def _with_payload(task: Task, extra: dict[str, Any]) -> Task:

@@ -1,6 +1,6 @@
 """What a spec would do, before it is done: from listings and headers only, no weight is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ def preview(spec: Spec, *, allow_code: bool = False) -> Preview:
     return Preview(name=spec.name, output=spec.output, models=tuple(planned), problems=tuple(problems))
 
 
-def _planned(model: Model, spec: Spec, done: set[str]) -> PlannedModel:
+def _planned(model: Model, spec: Spec, done: Set[str]) -> PlannedModel:
     digest = artifact_digest(model, seed=spec.seed, workers=spec.resources.workers)
     source_bytes = sum(file.bytes for file in model.source.files)
     shared: dict[str, Any] = {"name": model.name, "kind": model.source.kind, "source_bytes": source_bytes}

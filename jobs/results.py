@@ -1,13 +1,14 @@
 """What a run says of itself: states of models, the summary in the bucket, the exit code. No torch, no ray."""
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import artifact_key
-from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound
+from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore
 
 ModelState = Literal["pending", "running", "published", "unchanged", "rejected", "failed"]
@@ -16,6 +17,9 @@ RUNS = "runs/"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 EVENTS = "events.jsonl"
+
+_SUMMARY_SECONDS = 2.0
+_SUMMARY_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,7 @@ class FleetResult:
     output: str
     models: tuple[ModelResult, ...]
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -68,8 +73,52 @@ class FleetResult:
             "name": self.name,
             "output": self.output,
             "seconds": self.seconds,
+            "warnings": list(self.warnings),
             "models": models,
         }
+
+
+class Progress:
+    """A run as its listeners see it: a live view that costs the same for every event, however large the fleet is."""
+
+    def __init__(self, *, run: str, started: float) -> None:
+        self.run = run
+        self.models: dict[str, ModelResult] = {}
+        self.counts: dict[str, int] = {}
+        self._started = started
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return round(time.monotonic() - self._started, 3)
+
+    def set(self, model: ModelResult) -> None:
+        """A model reached a state."""
+        before = self.models.get(model.name)
+        if before is not None:
+            self.counts[before.state] -= 1
+        self.models[model.name] = model
+        self.counts[model.state] = self.counts.get(model.state, 0) + 1
+
+
+class SummaryWriter:
+    """Keeps `runs/<run>/summary.json` fresh: at most every two seconds, and for a small share of the time spent."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._next_at = 0.0
+
+    def write(self, result: FleetResult) -> None:
+        """Write it now."""
+        started = time.monotonic()
+        write_summary(self._store, result)
+        ended = time.monotonic()
+        self._next_at = ended + max(_SUMMARY_SECONDS, (ended - started) / _SUMMARY_SHARE)
+
+    def refresh(self, now: float, result: Callable[[], FleetResult]) -> None:
+        """Write it if its time has come."""
+        if now >= self._next_at:
+            self.write(result())
 
 
 def write_summary(store: ObjectStore, result: FleetResult) -> None:
@@ -95,9 +144,37 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     try:
         fields = json.loads(store.get(key))
         models = tuple(ModelResult(**model) for model in fields["models"])
-        return FleetResult(**{**fields, "models": models})
+        return FleetResult(**{**fields, "models": models, "warnings": tuple(fields.get("warnings", ()))})
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactCorrupt(f"{store.uri}/{key} is no run summary ({error}); delete it") from None
+
+
+def measured_result(
+    name: str, state: ModelState, digest: str | None, metrics: Mapping[str, Any], reason: str | None = None
+) -> ModelResult:
+    """The row of a model whose metrics are known. Raises LookupError, TypeError for what is no metrics.json."""
+    return ModelResult(
+        name=name,
+        state=state,
+        reason=reason,
+        digest=digest,
+        before=metrics["before"],
+        after=metrics["after"],
+        compression_ratio=metrics["compression_ratio"],
+        bits_per_weight=metrics["bits_per_weight"],
+    )
+
+
+def latest_rows(store: ObjectStore) -> dict[str, ModelResult]:
+    """Published and unchanged models of the latest run that has ended, by name; empty if there is none to be read."""
+    for run in reversed(run_ids(store)):
+        try:
+            result = read_result(store, run)
+        except StorageError:
+            continue
+        if result.state != "running":
+            return {row.name: row for row in result.models if row.state in ("published", "unchanged")}
+    return {}
 
 
 def counts(models: Sequence[ModelResult]) -> dict[str, int]:

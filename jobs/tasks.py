@@ -6,10 +6,12 @@ Tensors never appear here: they lie in the store, and an `Output` says where.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 ErrorClass = Literal["input", "transient", "memory", "bug"]
+
+_LEAST_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class Task:
 
     `digest` names everything that can change the result, and so names its record in the ledger; `needs` are
     ids of tasks of the same model; `payload` is JSON-like and small; `memory_bytes` is what each worker of
-    the task may use (0 = not declared); `workers` counts data-parallel workers of a training task.
+    the task may use (0 = not declared); `workers` counts data-parallel workers of a training task; `small` asks
+    for the smallest unit that gives the same bytes.
     """
 
     id: str
@@ -29,6 +32,7 @@ class Task:
     payload: Mapping[str, Any] = field(default_factory=dict)
     memory_bytes: int = 0
     workers: int = 1
+    small: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,14 @@ class Failure:
     reason: str
     error_class: ErrorClass
     details: str = ""
+
+
+def smaller(task: Task) -> Task:
+    """The same work in smaller units: blocks of a quarter, and nothing kept in memory from earlier tasks."""
+    payload = task.payload
+    if "block_bytes" in payload:
+        payload = {**payload, "block_bytes": max(_LEAST_BLOCK_BYTES, payload["block_bytes"] // 4)}
+    return replace(task, small=True, payload=payload)
 
 
 def to_json(value: Task | TaskRecord | Failure | StepResult) -> dict[str, Any]:

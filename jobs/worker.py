@@ -6,6 +6,7 @@ driver loses nothing that was finished.
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.errors import StorageError, StoreUnreachable
 from fleetpress.storage.store import open_store
 
+from .ceiling import ceiling, needed_bytes
 from .errors import FleetpressError
+from .figures import sized
 from .ledger import Ledger
 from .tasks import ErrorClass, Failure, StepResult, Task, TaskRecord
 from .threads import torch_is_loaded, use_one_thread
@@ -38,39 +41,51 @@ _ERROR_CLASSES: tuple[tuple[type[BaseException], ErrorClass], ...] = (
     (MemoryError, "memory"),
     (ConnectionError, "transient"),
 )
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate",
-    "not enough memory",
-)  # how torch says it, as a RuntimeError
+# How torch, and threads that find no room for their stack, say it: as a RuntimeError.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate", "not enough memory", "can't start new thread")
+_MATERIALS = f"{__package__}.materials"
 
 
 def execute(task: Task, run_step: RunStep, ledger_uri: str, *, attempts: int = 1) -> TaskRecord | Failure:
-    """Run one task on one thread, and record it in the ledger at `ledger_uri`.
+    """Run one task on one thread, within the memory it declared, and record it in the ledger at `ledger_uri`.
 
     No Exception leaves: errors of the three packages become failures with their message, running out of
     memory becomes "memory", and everything else is a bug of ours with its traceback in `details`.
     """
     if torch_is_loaded():  # the step that loads it sees to it itself
         use_one_thread()
+    if task.small:
+        _forget()
     started = time.perf_counter()
-    try:
-        step_result = run_step(task)
-        record = TaskRecord(
-            task=task.id,
-            model=task.model,
-            kind=task.kind,
-            digest=task.digest,
-            outputs=step_result.outputs,
-            result=step_result.result,
-            seconds=round(time.perf_counter() - started, 6),
-            attempts=attempts,
-            fleetpress_version=version("fleetpress"),
-        )
-        Ledger(open_store(ledger_uri)).write(record)
-    except Exception as error:  # noqa: BLE001 - the border: one bad model must not stop the fleet
-        return failure_of(task, error)
+    with ceiling(task.memory_bytes):
+        try:
+            return _recorded(task, run_step, ledger_uri, attempts, started)
+        except Exception as error:  # noqa: BLE001 - the border: one bad model must not stop the fleet
+            return failure_of(task, error)
+
+
+def _recorded(task: Task, run_step: RunStep, ledger_uri: str, attempts: int, started: float) -> TaskRecord:
+    step_result = run_step(task)
+    record = TaskRecord(
+        task=task.id,
+        model=task.model,
+        kind=task.kind,
+        digest=task.digest,
+        outputs=step_result.outputs,
+        result=step_result.result,
+        seconds=round(time.perf_counter() - started, 6),
+        attempts=attempts,
+        fleetpress_version=version("fleetpress"),
+    )
+    Ledger(open_store(ledger_uri)).write(record)
     return record
+
+
+def _forget() -> None:
+    """Give up what this process keeps from earlier tasks, if it has loaded the module that keeps it."""
+    materials = sys.modules.get(_MATERIALS)
+    if materials is not None:
+        materials.forget()
 
 
 def failure_of(task: Task, error: BaseException) -> Failure:
@@ -80,13 +95,25 @@ def failure_of(task: Task, error: BaseException) -> Failure:
     if error_class == "bug":
         text = f"internal error in {task.kind}: {type(error).__name__}: {text}"
     elif error_class == "memory":
-        text = f"{task.kind} ran out of memory ({text}): raise resources.memory_per_task or take a larger machine"
+        text = _out_of_memory(task, error, text)
     return Failure(
         task=task.id,
         model=task.model,
         reason=" ".join(text.split()),
         error_class=error_class,
         details="".join(traceback.format_exception(error)) if error_class == "bug" else "",
+    )
+
+
+def _out_of_memory(task: Task, error: BaseException, text: str) -> str:
+    """How much it needed, as far as that is known: an allocation that failed names its size, not what would follow."""
+    needed = needed_bytes(error)
+    remedy = "raise resources.memory_per_task or take a larger machine"
+    if needed <= task.memory_bytes:
+        return f"{task.kind} ran out of memory ({text}): {remedy}"
+    return (
+        f"{task.kind} needs at least {needed} bytes ({sized(needed)}) of memory, more than the {task.memory_bytes} "
+        f"({sized(task.memory_bytes)}) it may use: {remedy}"
     )
 
 

@@ -108,17 +108,19 @@ class FolderStore:
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """See ObjectStore. Leaves out dangling links; a folder that may not be read is AccessDenied."""
-        folder, slash, name = prefix.rpartition("/")
-        if slash and not is_valid_key(folder):
-            return []
         found: list[ObjectInfo] = []
-        start = os.path.join(self.uri, folder) if folder else self.uri
-        for path in _files(start, name, frozenset()):
-            key = os.path.relpath(path, self.uri).replace(os.sep, "/")
-            if is_valid_key(key):
-                with contextlib.suppress(ObjectNotFound):  # gone since the folder was read
-                    found.append(self._info(key, path))
-        return sorted(found, key=lambda info: info.key.encode())
+        for key, path in self._listed(prefix):
+            with contextlib.suppress(ObjectNotFound):  # gone since the folder was read
+                found.append(self._info(key, path))
+        return found
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """See ObjectStore."""
+        found: dict[str, int] = {}
+        for key, path in self._listed(prefix):
+            with contextlib.suppress(FileNotFoundError):  # gone since the folder was read
+                found[key] = os.stat(path).st_size
+        return found
 
     def put(self, key: str, data: bytes) -> ObjectInfo:
         """See ObjectStore. A temporary file in the same folder is renamed once its bytes are on the disk."""
@@ -215,6 +217,17 @@ class FolderStore:
     def probe(self) -> StoreProbe:
         """See ObjectStore."""
         return probe_store(self)
+
+    def _listed(self, prefix: str) -> Sequence[tuple[str, str]]:
+        """Keys that start with the prefix, and their paths, by the bytes of the key."""
+        folder, slash, name = prefix.rpartition("/")
+        if slash and not is_valid_key(folder):
+            return []
+        start = os.path.join(self.uri, folder) if folder else self.uri
+        paths = list(_files(start, name, frozenset()))
+        keys = (os.path.relpath(path, self.uri).replace(os.sep, "/") for path in paths)
+        found = [(key, path) for key, path in zip(keys, paths, strict=True) if is_valid_key(key)]
+        return sorted(found, key=lambda pair: pair[0].encode())
 
     def _path(self, key: str) -> str:
         validate_key(key)

@@ -135,6 +135,10 @@ class S3Store:
         # Servers disagree on the order of "a/b" and "a-b".
         return sorted(found, key=lambda info: info.key.encode())
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """See ObjectStore."""
+        return {info.key: info.size_bytes for info in self.list(prefix)}
+
     def put(self, key: str, data: bytes) -> ObjectInfo:
         """See ObjectStore. 64 MiB and more go up in parts, and then the etag is not the MD5 of the bytes."""
         if len(data) >= _ONE_REQUEST_BYTES:

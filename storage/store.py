@@ -77,6 +77,10 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Key and bytes of what `list` gives, in its order, without etags: folders then need not read small files."""
+        ...
+
     def put(self, key: str, data: bytes) -> ObjectInfo:
         """Writes or replaces the object; readers see the old bytes or the new ones, never a part."""
         ...

@@ -48,11 +48,101 @@ def test_retries_depend_on_the_kind_of_failure(error_class: ErrorClass, starts: 
     scheduler = Scheduler([only])
     answers = []
     while not scheduler.is_over:
-        assert ids(scheduler.ready(1)) == ["a"]
+        assert ids(scheduler.ready(1, scheduler.next_at or 0.0)) == ["a"]
         answers.append(scheduler.failed("a", failure(only, error_class)))
     assert answers == ["retry"] * (starts - 1) + ["give_up"]
     assert scheduler.attempts("a") == starts
     assert scheduler.given_up["m"].error_class == error_class
+
+
+def test_what_may_pass_waits_longer_after_every_try_and_out_of_memory_not_at_all() -> None:
+    only = task("a")
+    scheduler = Scheduler([only], max_attempts=9)
+    now, delays = 100.0, []
+    for _ in range(8):
+        assert ids(scheduler.ready(1, now)) == ["a"]
+        scheduler.failed("a", failure(only, "transient"), now)
+        assert scheduler.next_at is not None
+        assert scheduler.ready(1, scheduler.next_at - 0.001) == []
+        delays.append(scheduler.next_at - now)
+        now = scheduler.next_at
+    for number, delay in enumerate(delays):
+        assert min(60, 2**number) <= delay < 1.5 * min(60, 2**number)
+    assert ids(scheduler.ready(1, now)) == ["a"]
+    again = Scheduler([only])
+    again.ready(1, 5.0)
+    again.failed("a", failure(only, "memory"), 5.0)
+    assert again.next_at == 5.0
+
+
+def test_tasks_that_failed_together_come_back_apart() -> None:
+    tasks = [task(name) for name in "abcdefgh"]
+    scheduler = Scheduler(tasks)
+    scheduler.ready(8)
+    for one in tasks:
+        scheduler.failed(one.id, failure(one, "transient"))
+    assert scheduler.next_at is not None
+    assert len(scheduler.ready(8, scheduler.next_at)) < 8
+    assert len(scheduler.ready(8, 1.5)) > 0
+
+
+def test_after_running_out_of_memory_the_second_try_is_a_smaller_one() -> None:
+    only = Task(id="a", model="m", kind="convert", digest="a", payload={"block_bytes": 8 << 20, "x": 1})
+    scheduler = Scheduler([only])
+    assert scheduler.ready(1) == [only]
+    assert scheduler.failed("a", failure(only, "memory")) == "retry"
+    [again] = scheduler.ready(1)
+    assert (again.small, again.payload) == (True, {"block_bytes": 2 << 20, "x": 1})
+    assert again.digest == only.digest  # the same bytes come out
+
+
+def test_when_everything_fails_the_budget_ends_the_tries() -> None:
+    tasks = [task(str(number), model=str(number)) for number in range(1000)]
+    scheduler = Scheduler(tasks)
+    now = starts = 0
+    while not scheduler.is_over:
+        for one in scheduler.ready(50, now):
+            starts += 1
+            scheduler.failed(one.id, failure(one, "transient"), now)
+        now = scheduler.next_at or now
+    assert starts == 1000 + 100  # instead of three times a thousand
+    assert len(scheduler.given_up) == 1000
+
+
+def test_what_succeeds_earns_new_tries() -> None:
+    tasks = [task(str(number), model=str(number)) for number in range(1000)]
+    scheduler = Scheduler(tasks)
+    now, failed = 0.0, set()
+    while not scheduler.is_over:
+        for one in scheduler.ready(10, now):
+            if int(one.id) % 6 or one.id in failed:
+                scheduler.finished(one.id)
+            else:
+                failed.add(one.id)
+                assert scheduler.failed(one.id, failure(one, "transient"), now) == "retry"
+        now = max(now, scheduler.next_at or now)
+    assert len(scheduler.done) == 1000
+
+
+def test_a_postponed_task_has_not_been_tried() -> None:
+    scheduler = Scheduler([task("a"), task("b")])
+    assert ids(scheduler.ready(1)) == ["a"]
+    scheduler.postponed("a", 3.0)
+    assert (scheduler.attempts("a"), scheduler.next_at, scheduler.running_count) == (0, 3.0, 0)
+    assert ids(scheduler.ready(9)) == ["b"]
+    assert ids(scheduler.ready(9, 3.0)) == ["a"]
+
+
+def test_what_others_have_done_meanwhile_is_done() -> None:
+    scheduler = Scheduler([task("a"), task("b", "a"), task("c", "b"), task("d")])
+    scheduler.ready(1)
+    scheduler.postponed("a", 1.0)
+    scheduler.found(["a", "b", "d"])
+    assert ids(scheduler.ready(9, 1.0)) == ["c"]
+    scheduler.found(["c"])  # it runs: its end is still to come
+    assert not scheduler.is_over
+    scheduler.finished("c")
+    assert scheduler.is_over
 
 
 def test_giving_up_takes_what_needs_the_task_and_what_only_that_would_use() -> None:
@@ -126,14 +216,19 @@ def run(
     scheduler = Scheduler(tasks)
     by_id = {one.id: one for one in tasks}
     ends: dict[str, list[str]] = {name: [] for name in by_id}
+    now = 0.0
     while not scheduler.is_over:
-        for started in scheduler.ready(slots - len(scheduler.running)):
+        for started in scheduler.ready(slots - scheduler.running_count, now):
             assert set(started.needs) <= scheduler.done
+        if not scheduler.running:
+            assert scheduler.next_at is not None
+            now = scheduler.next_at
+            continue
         assert 0 < len(scheduler.running) <= slots
         name = chance.choice(sorted(scheduler.running))
         if by_id[name].model in troubled and chance.random() < 0.4:
             error_class = chance.choice(list(ALLOWED))
-            answer = scheduler.failed(name, failure(by_id[name], error_class))
+            answer = scheduler.failed(name, failure(by_id[name], error_class), now)
             ends[name].append(error_class if answer == "retry" else "given up")
         else:
             scheduler.finished(name)

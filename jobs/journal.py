@@ -1,0 +1,107 @@
+"""What a run says of itself while it works: states of models, events, and the summary in the output."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from fleetpress.storage.errors import StorageError
+from fleetpress.storage.store import ObjectStore
+
+from .results import (
+    EVENTS,
+    REPORT,
+    RUNS,
+    FleetResult,
+    ModelResult,
+    Progress,
+    RunState,
+    SummaryWriter,
+    layers_of,
+)
+from .spec import Spec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something happened: a task started, ended, failed or is tried again, or a model reached a state."""
+
+    kind: str
+    model: str
+    task: str | None = None
+    text: str = ""
+    seconds: float | None = None
+
+
+Listener = Callable[[Event, Progress], None]
+
+
+class Journal:
+    """The states and events of one run. Every change costs the same, however large the fleet is."""
+
+    def __init__(self, store: ObjectStore, run: str, spec: Spec, listener: Listener | None) -> None:
+        self.progress = Progress(run=run, started=time.monotonic())
+        self.warnings: list[str] = []
+        self._store = store
+        self._spec = spec
+        self._listener = listener
+        self._events: list[bytes] = []
+        self._summary = SummaryWriter(store)
+
+    def set(self, model: ModelResult, *, quiet: bool = False) -> None:
+        """A model reached a state."""
+        self.progress.set(model)
+        if not quiet:
+            self.tell(Event(kind=model.state, model=model.name, text=model.reason or ""))
+        self._summary.refresh(time.monotonic(), self.result)
+
+    def tell(self, event: Event) -> None:
+        """Note an event, and pass it on."""
+        fields = {"at_seconds": self.progress.seconds} | {
+            name: value for name, value in vars(event).items() if value not in (None, "")
+        }
+        self._events.append(json.dumps(fields, sort_keys=True).encode())
+        if self._listener is not None:
+            self._listener(event, self.progress)
+
+    def warn(self, text: str) -> None:
+        """Say it now, and in the summary."""
+        self.warnings.append(text)
+        _log.warning("%s", text)
+
+    def result(self, state: RunState = "running") -> FleetResult:
+        """The run as it stands."""
+        return FleetResult(
+            run=self.progress.run,
+            state=state,
+            name=self._spec.name,
+            output=self._spec.output,
+            models=tuple(self.progress.models.values()),
+            seconds=self.progress.seconds,
+            warnings=tuple(self.warnings),
+        )
+
+    def begin(self) -> None:
+        """The first summary: from here on the run can be seen."""
+        self._summary.write(self.result())
+
+    def finish(self, state: RunState) -> FleetResult:
+        """Events, page and the last summary."""
+        from .report import render_html
+
+        result = self.result(state)
+        lines = b"".join(event + b"\n" for event in self._events)
+        self._store.put(f"{RUNS}{result.run}/{EVENTS}", lines)
+        page = render_html(result, layers_of(self._store, result))
+        self._store.put(f"{RUNS}{result.run}/{REPORT}", page.encode())
+        self._summary.write(result)
+        return result
+
+    def abandon(self) -> None:
+        """Finish as far as possible: what ended the run is told, not what follows from it."""
+        with suppress(StorageError):
+            self.finish("interrupted")

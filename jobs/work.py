@@ -1,0 +1,179 @@
+"""The loop of a run: the scheduler says what may start, the executor does it, leases say whose it is."""
+
+import logging
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from .executors import Executor
+from .journal import Event, Journal
+from .leases import Leases
+from .ledger import Ledger
+from .plan import ModelPlan
+from .results import ModelResult, measured_result
+from .scheduler import Scheduler
+from .shared_work import SharedWork
+from .stop import Stop
+from .tasks import Failure, Task, TaskRecord
+
+_WAIT_SECONDS = 1.0
+_ASK_AGAIN_SECONDS = 3.0  # for a model that another run works on
+_USED_UP = ("open", "convert")  # kinds whose results later tasks do not read again
+
+_log = logging.getLogger(__name__)
+
+
+class Work:
+    """The tasks of all models that are to be done. `leases` None: the store cannot say who works on what."""
+
+    def __init__(
+        self, plans: Sequence[ModelPlan], ledger: Ledger, leases: Leases | None, journal: Journal, stop: Stop
+    ) -> None:
+        self._plans = {plan.model.name: plan for plan in plans}
+        self._ledger = ledger
+        self._leases = leases
+        self._journal = journal
+        self._stop = stop
+        self._shared = SharedWork()
+        self._refused: dict[str, float] = {}  # models of other runs, and when to ask again
+        tasks = [task for plan in plans for task in plan.tasks]
+        self._scheduler = Scheduler(tasks, done=self._done_before(tasks))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self._scheduler.is_over
+
+    def run(self, executor: Executor) -> None:
+        """Until every task has ended or was given up. Raises KeyboardInterrupt when the run is to end."""
+        try:
+            while not self._scheduler.is_over:
+                self._start(executor)
+                if self._stop.wanted:
+                    raise KeyboardInterrupt
+                if self._scheduler.running_count == 0:
+                    self._idle()
+                for task_id, end in executor.wait(_WAIT_SECONDS):
+                    for task, its_end in self._shared.ended(task_id, end):
+                        self._ended(task, its_end)
+        finally:
+            if self._leases is not None:
+                self._leases.release_all()
+
+    def _done_before(self, tasks: Sequence[Task]) -> set[str]:
+        """Tasks with a record that holds. Models whose last task is among them are over."""
+        done = self._ledger.find_all(tasks)
+        # A published record whose manifest is gone (deleted by hand) is no proof: that task runs again. So does the
+        # one of a model whose twin of another name was published.
+        finals = {plan.tasks[-1].id: name for name, plan in self._plans.items()}
+        for task_id in done.keys() & finals.keys():
+            if done[task_id].result["state"] == "published":
+                del done[task_id]
+            else:
+                self._publish_state(finals[task_id], done[task_id])
+        return with_unneeded(tasks, done)
+
+    def _start(self, executor: Executor) -> None:
+        scheduler = self._scheduler
+        while tasks := scheduler.ready(
+            executor.slots - scheduler.running_count + self._shared.waiting, time.monotonic()
+        ):
+            for task in tasks:
+                if not self._is_ours(task):
+                    continue
+                self._journal.set(replace(self._state_of(task.model), state="running"), quiet=True)
+                self._journal.tell(Event(kind="started", model=task.model, task=task.id))
+                record = self._shared.begin(task)
+                if record is not None:
+                    self._ended(task, record)
+                elif self._shared.is_first(task):
+                    executor.submit(task)
+
+    def _idle(self) -> None:
+        """Everything that could run waits for its time."""
+        at = self._scheduler.next_at
+        if at is not None:
+            time.sleep(min(_WAIT_SECONDS, max(0.0, at - time.monotonic())))
+
+    def _is_ours(self, task: Task) -> bool:
+        """Whether this run works on the task's model; if not, the task waits, or has been done by now."""
+        if self._leases is None:
+            return True
+        digest, now = self._plans[task.model].digest, time.monotonic()
+        if self._refused.get(task.model, 0.0) > now:
+            self._scheduler.postponed(task.id, self._refused[task.model])
+            return False
+        if task.digest == digest:
+            self._leases.check(digest)
+        lease = self._leases.take(digest)
+        if lease is None:
+            if task.model not in self._refused:
+                self._journal.tell(
+                    Event(kind="waiting", model=task.model, text="another run works on this model")
+                )
+            self._refused[task.model] = now + _ASK_AGAIN_SECONDS
+            self._scheduler.postponed(task.id, self._refused[task.model])
+            return False
+        return lease.is_first or not self._catch_up(task)
+
+    def _catch_up(self, task: Task) -> bool:
+        """Take over what another run has done of the task's model; whether the task itself is among it."""
+        plan = self._plans[task.model]
+        found = self._ledger.find_all(plan.tasks, again=True)
+        last = found.get(plan.tasks[-1].id)
+        self._scheduler.found(found.keys() - {task.id})
+        if last is not None:
+            self._publish_state(task.model, last)
+        if task.id in found:
+            self._scheduler.finished(task.id)
+        self._settle(task.model)
+        return task.id in found
+
+    def _ended(self, task: Task, end: TaskRecord | Failure) -> None:
+        if isinstance(end, TaskRecord):
+            self._scheduler.finished(task.id)
+            self._journal.tell(Event(kind="finished", model=task.model, task=task.id, seconds=end.seconds))
+            self._publish_state(task.model, end)
+            self._settle(task.model)
+            return
+        if end.details:
+            _log.error("%s: %s\n%s", task.id, end.reason, end.details)
+        what = self._scheduler.failed(task.id, end, time.monotonic())
+        self._journal.tell(Event(kind=what, model=task.model, task=task.id, text=end.reason))
+        if what == "give_up" and self._state_of(task.model).state != "failed":
+            tries = self._scheduler.attempts(task.id)
+            reason = end.reason if tries == 1 else f"{end.reason} (tried {tries} times)"
+            unreachable = end.error_class == "transient"
+            self._journal.set(
+                ModelResult(name=task.model, state="failed", reason=reason, unreachable=unreachable)
+            )
+            self._settle(task.model)
+
+    def _publish_state(self, model: str, record: TaskRecord) -> None:
+        """The last task of a model says what became of it."""
+        state = record.result.get("state")
+        if state in ("published", "rejected"):
+            digest = record.digest if state == "published" else None
+            result = record.result
+            self._journal.set(measured_result(model, state, digest, result["metrics"], result["reason"]))
+
+    def _settle(self, model: str) -> None:
+        """Give a model's lease back once nothing will be done to it any more."""
+        if self._leases is not None and self._state_of(model).state not in ("pending", "running"):
+            self._leases.release(self._plans[model].digest)
+
+    def _state_of(self, model: str) -> ModelResult:
+        return self._journal.progress.models[model]
+
+
+def with_unneeded(tasks: Sequence[Task], done: Collection[str]) -> set[str]:
+    """`done` and the tasks that nobody needs any more: what they made is within a finished shard."""
+    users: dict[str, list[str]] = {}
+    for task in tasks:
+        for need in task.needs:
+            users.setdefault(need, []).append(task.id)
+    over = set(done)
+    for task in reversed(tasks):
+        if task.kind in _USED_UP and all(user in over for user in users[task.id]):
+            over.add(task.id)
+    return over

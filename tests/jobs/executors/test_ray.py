@@ -1,5 +1,6 @@
 """The Ray executor on a real cluster: the same records as inline, bounded failures, credentials that stay here."""
 
+import math
 import os
 import socket
 import sys
@@ -89,7 +90,7 @@ def test_a_worker_that_dies_is_transient_and_the_scheduler_tries_again(
     scheduler = Scheduler([mortal, task("other")])
     seen: list[str] = []
     while not scheduler.is_over:
-        for ready in scheduler.ready(executor.slots - len(scheduler.running)):
+        for ready in scheduler.ready(executor.slots - scheduler.running_count, math.inf):
             executor.submit(ready)
         for name, end in executor.wait(60):
             if isinstance(end, Failure):

@@ -11,7 +11,7 @@ from typing import Any
 from fleetpress.storage import canonical_json
 from fleetpress.storage.sources import SourceFile
 
-# Raise a version when a change of code changes the bytes that the step gives for the same input.
+# Raise a version when a change of code changes the bytes, or the record, that the step gives for the same input.
 VERSIONS = {
     "export": 1,
     "train": 1,
@@ -21,8 +21,8 @@ VERSIONS = {
     "quantize": 1,
     "publish": 1,
     "open": 1,
-    "convert": 2,
-    "finish": 1,
+    "convert": 3,
+    "finish": 2,
     "assemble": 2,
 }
 

@@ -127,7 +127,7 @@ def _read_json(store: ObjectStore, file: SourceFile) -> dict[str, Any]:
             f"{where} has {file.bytes} bytes, too many for JSON of this kind; upload it again"
         )
     try:
-        value = json.loads(store.get_range(file.path, 0, file.bytes, etag=file.etag)) if file.bytes else None
+        value = json.loads(store.get(file.path, etag=file.etag)) if file.bytes else None
     except (ValueError, RecursionError) as error:
         raise InvalidModelFile(f"{where} is not valid JSON ({error}); upload it again") from None
     if not isinstance(value, dict):

@@ -69,7 +69,7 @@ def read_shard(store: ObjectStore, file: SourceFile) -> Arrays:
     read = _reader(file.path, where)
     if file.bytes == 0:
         raise InvalidData(f"{where} is empty; write the shard again")
-    arrays = read(store.get_range(file.path, 0, file.bytes, etag=file.etag), where)
+    arrays = read(store.get(file.path, etag=file.etag), where)
     if not arrays:
         raise InvalidData(f"{where} holds no arrays; write it with `inputs` (and `targets`)")
     for name, array in arrays.items():

@@ -1,7 +1,6 @@
 """A folder as an object store: same keys, same guarantees as S3; etags as `etags` says."""
 
 import contextlib
-import errno
 import os
 import re
 import stat
@@ -14,11 +13,8 @@ from typing import BinaryIO, Literal
 from .errors import (
     AccessDenied,
     InvalidUri,
-    NotWritable,
     ObjectNotFound,
     SourceChanged,
-    StorageError,
-    StoreUnreachable,
     UploadGone,
 )
 from .etags import (
@@ -30,57 +26,47 @@ from .etags import (
     identity_of,
     parse_parts,
 )
-from .store import MAX_PARTS, ObjectInfo, StoreProbe, bytes_of, flat_view, probe_store
+from .local_files import (
+    READ_ERRORS,
+    TEMPORARY,
+    crc32_of_next,
+    files,
+    is_temporary,
+    make_folders,
+    sync_folder,
+    temporary_file,
+    translated,
+    writing,
+)
+from .local_links import check_inside
+from .store import MAX_PARTS, ObjectInfo, StoreProbe, Unfinished, bytes_of, flat_view, probe_store
 from .uri import is_valid_key, normalize, validate_key
 
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only the second
-_TEMPORARY = ".fleetpress-tmp-"
 _UPLOAD_ID = re.compile(r"[0-9a-f]{40}")
-_PIECE_BYTES = 1 << 20
-
-_READ_ERRORS: dict[int, tuple[type[StorageError], str]] = {
-    errno.ENOENT: (ObjectNotFound, "no such file"),
-    errno.ENOTDIR: (ObjectNotFound, "no such file: a part of its path is not a folder"),
-    errno.EISDIR: (ObjectNotFound, "is a folder, not a file"),
-    errno.ELOOP: (ObjectNotFound, "is a link that leads to itself"),
-    errno.EACCES: (AccessDenied, "may not be read: check its permissions"),
-    errno.EPERM: (AccessDenied, "may not be read: check its permissions"),
-    errno.ENAMETOOLONG: (InvalidUri, "has a name that is too long for this file system"),
-}
-_WRITE_ERRORS: dict[int, tuple[type[StorageError], str]] = {
-    errno.EACCES: (NotWritable, "may not be written: check the folder's permissions"),
-    errno.EPERM: (
-        NotWritable,
-        "may not be written: check permissions, and that the file system has hard links",
-    ),
-    errno.EROFS: (NotWritable, "lies on a read-only file system"),
-    errno.ENOSPC: (NotWritable, "does not fit: the disk is full"),
-    errno.EDQUOT: (NotWritable, "does not fit: the disk quota is used up"),
-    errno.ENOTSUP: (
-        NotWritable,
-        "lies on a file system without hard links: use another folder for the output",
-    ),
-    errno.ENOENT: (NotWritable, "cannot be created: its folder cannot be made"),
-    errno.ENOTDIR: (NotWritable, "cannot be created: a part of its path is a file"),
-    errno.EEXIST: (NotWritable, "cannot be created: a part of its path is a file"),
-    errno.EISDIR: (NotWritable, "cannot be created: there is a folder of that name"),
-    errno.ENAMETOOLONG: (InvalidUri, "has a name that is too long for this file system"),
-}
+_BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own
 
 
 class FolderStore:
     """Objects are the files below one folder, which need not exist before the first write.
 
-    Links are followed (hub caches are made of them), so an object's bytes may lie elsewhere; its key cannot.
+    Links are followed as far as they stay below it, or lead to the blobs of the Hugging Face cache that it is part of;
+    all others are refused: what a stranger's folder links to would be published.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = os.path.abspath(normalize(uri))
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, etag: str | None = None) -> bytes:
         """See ObjectStore."""
-        with self._reading(self._path(key)) as file:
-            return file.read()
+        path = self._path(key)
+        with self._reading(path) as file:
+            before = identity_of(file.fileno())
+            self._check_etag(file, path, etag)
+            file.seek(0)
+            data = file.read()
+            self._check_untouched(file, path, etag, before)
+            return data
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         """See ObjectStore."""
@@ -92,15 +78,20 @@ class FolderStore:
         path = self._path(key)
         with self._reading(path) as file:
             before = identity_of(file.fileno())
-            if etag is not None and etag_of_file(file, path)[0] != etag:
-                raise SourceChanged(f"{path} has changed since this run planned with it: run again")
+            self._check_etag(file, path, etag)
             file.seek(start)
             if file.readinto(buffer) != buffer.nbytes:
                 raise SourceChanged(
                     f"{path} ends before byte {start + buffer.nbytes}: it was truncated, or its index is wrong"
                 )
-            if etag is not None and identity_of(file.fileno()) != before:
-                raise SourceChanged(f"{path} was changed while it was read: run again")
+            self._check_untouched(file, path, etag, before)
+
+    def stored_crc32(self, key: str, *, etag: str) -> tuple[int, int] | None:
+        """See ObjectStore. File systems keep none that could be asked for."""
+        path = self._path(key)
+        with self._reading(path) as file:
+            self._check_etag(file, path, etag)
+        return None
 
     def head(self, key: str) -> ObjectInfo:
         """See ObjectStore. Reads a small file when its etag is not remembered."""
@@ -111,7 +102,7 @@ class FolderStore:
         found: list[ObjectInfo] = []
         for key, path in self._listed(prefix):
             with contextlib.suppress(ObjectNotFound):  # gone since the folder was read
-                found.append(self._info(key, path))
+                found.append(self._listed_info(key, path))
         return found
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
@@ -125,23 +116,23 @@ class FolderStore:
     def put(self, key: str, data: bytes) -> ObjectInfo:
         """See ObjectStore. A temporary file in the same folder is renamed once its bytes are on the disk."""
         path = self._path(key)
-        with _temporary_file(path, data) as temporary:
+        with temporary_file(path, data) as temporary:
             small = len(data) < HASHED_BELOW_BYTES
             etag = etag_of_bytes(data) if small else etag_of_identity(identity_of(temporary))
             os.replace(temporary, path)
-            _sync_folder(os.path.dirname(path))
+            sync_folder(os.path.dirname(path))
         return ObjectInfo(key=key, size_bytes=len(data), etag=etag)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See ObjectStore. A hard link is the one call that both publishes whole bytes and refuses to replace."""
         path = self._path(key)
-        with _temporary_file(path, data) as temporary:
+        with temporary_file(path, data) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
                 pass
             else:
-                _sync_folder(os.path.dirname(path))
+                sync_folder(os.path.dirname(path))
                 return True
         try:
             return self.get(key) == data
@@ -152,10 +143,10 @@ class FolderStore:
         """See ObjectStore. A sparse temporary file beside the target, which every part is written into."""
         path = self._path(key)
         upload_id = f"{uuid.uuid4().hex}{zlib.crc32(key.encode()):08x}"
-        with _writing(path):
-            _make_folders(os.path.dirname(path))
+        with writing(path):
+            make_folders(os.path.dirname(path))
             with open(self._upload_path(key, upload_id), "xb"):
-                _sync_folder(os.path.dirname(path))
+                sync_folder(os.path.dirname(path))
         return upload_id
 
     def upload_part(
@@ -195,7 +186,7 @@ class FolderStore:
                 os.fsync(file.fileno())
                 etag, _ = etag_of_file(file, path)
                 os.replace(file.name, path)
-                _sync_folder(os.path.dirname(path))
+                sync_folder(os.path.dirname(path))
         except UploadGone:
             if not self._holds(key, parts, size_bytes):
                 raise
@@ -207,12 +198,38 @@ class FolderStore:
         with contextlib.suppress(UploadGone), self._upload(key, upload_id, "rb") as file:
             os.unlink(file.name)
 
+    def list_unfinished(self) -> Sequence[Unfinished]:
+        """See ObjectStore."""
+        found = []
+        for path in sorted(files(self.uri, self.uri, "", temporary=True)):
+            place = os.path.relpath(path, self.uri).replace(os.sep, "/")
+            upload = place.rpartition("/")[2].removeprefix(TEMPORARY).removeprefix("upload-")
+            with contextlib.suppress(FileNotFoundError):  # its writer has just ended
+                found.append(
+                    Unfinished(
+                        key=place.rpartition("/")[0],
+                        upload=upload if _UPLOAD_ID.fullmatch(upload) else "",
+                        place=place,
+                        size_bytes=os.stat(path).st_blocks * _BLOCK_BYTES,
+                    )
+                )
+        return found
+
+    def discard(self, item: Unfinished) -> None:
+        """See ObjectStore. Removes files of unfinished writes and nothing else."""
+        folder, _, name = validate_key(item.place).rpartition("/")
+        if not is_temporary(name):
+            raise InvalidUri(f"{item.place!r} is no unfinished write")
+        path = os.path.join(self.uri, *folder.split("/"), name)
+        with writing(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
+
     def delete(self, key: str) -> None:
         """See ObjectStore. Folders stay: another writer may be about to use them."""
         path = self._path(key)
-        with _writing(path), contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        with writing(path), contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             os.unlink(path)
-            _sync_folder(os.path.dirname(path))
+            sync_folder(os.path.dirname(path))
 
     def probe(self) -> StoreProbe:
         """See ObjectStore."""
@@ -224,16 +241,24 @@ class FolderStore:
         if slash and not is_valid_key(folder):
             return []
         start = os.path.join(self.uri, folder) if folder else self.uri
-        paths = list(_files(start, name, frozenset()))
+        paths = list(files(self.uri, start, name))
         keys = (os.path.relpath(path, self.uri).replace(os.sep, "/") for path in paths)
         found = [(key, path) for key, path in zip(keys, paths, strict=True) if is_valid_key(key)]
         return sorted(found, key=lambda pair: pair[0].encode())
 
+    def _check_etag(self, file: BufferedReader, path: str, etag: str | None) -> None:
+        if etag is not None and etag_of_file(file, path)[0] != etag:
+            raise SourceChanged(f"{path} has changed since this run planned with it: run again")
+
+    def _check_untouched(self, file: BufferedReader, path: str, etag: str | None, before: object) -> None:
+        if etag is not None and identity_of(file.fileno()) != before:
+            raise SourceChanged(f"{path} was changed while it was read: run again")
+
     def _path(self, key: str) -> str:
         validate_key(key)
-        if _is_temporary(key.rpartition("/")[2]):
+        if is_temporary(key.rpartition("/")[2]):
             raise InvalidUri(
-                f"object key {key!r}: names starting with {_TEMPORARY!r} are kept for unfinished writes"
+                f"object key {key!r}: names starting with {TEMPORARY!r} are kept for unfinished writes"
             )
         return os.path.join(self.uri, *key.split("/"))
 
@@ -242,12 +267,12 @@ class FolderStore:
         path = self._path(key)
         if not _UPLOAD_ID.fullmatch(upload_id) or int(upload_id[-8:], 16) != zlib.crc32(key.encode()):
             raise UploadGone(f"{path} has no upload of this id: run again")
-        return os.path.join(os.path.dirname(path), f"{_TEMPORARY}upload-{upload_id}")
+        return os.path.join(os.path.dirname(path), f"{TEMPORARY}upload-{upload_id}")
 
     @contextlib.contextmanager
     def _upload(self, key: str, upload_id: str, mode: Literal["rb", "r+b"]) -> Iterator[BinaryIO]:
         path, temporary = self._path(key), self._upload_path(key, upload_id)
-        with _writing(path):
+        with writing(path):
             try:
                 with open(temporary, mode) as file:
                     yield file
@@ -261,10 +286,17 @@ class FolderStore:
         try:
             with self._reading(self._path(key)) as file:
                 return os.fstat(file.fileno()).st_size == size_bytes and all(
-                    _crc32_of_next(file, part.size_bytes) == part.crc32 for part in parts
+                    crc32_of_next(file, part.size_bytes) == part.crc32 for part in parts
                 )
         except ObjectNotFound:
             return False
+
+    def _listed_info(self, key: str, path: str) -> ObjectInfo:
+        """As `_info`, but one file that may not be read does not spoil the list: whoever reads it is told."""
+        try:
+            return self._info(key, path)
+        except AccessDenied:
+            return ObjectInfo(key=key, size_bytes=os.lstat(path).st_size, etag="")
 
     def _info(self, key: str, path: str) -> ObjectInfo:
         with self._reading(path) as file:
@@ -274,6 +306,7 @@ class FolderStore:
     @contextlib.contextmanager
     def _reading(self, path: str) -> Iterator[BufferedReader]:
         try:
+            check_inside(path, self.uri)
             if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
                 raise ObjectNotFound(
                     f"{path} is a device or pipe, not a file"
@@ -285,94 +318,4 @@ class FolderStore:
                 raise ObjectNotFound(
                     f"{path} is a link to {os.readlink(path)}, which does not exist"
                 ) from error
-            raise _translated(error, path, _READ_ERRORS) from error
-
-
-def _files(folder: str, name_prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Paths of the files at any depth whose first name below `folder` starts with `name_prefix`."""
-    try:
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:  # a link back to a folder that is being listed
-            return
-        with os.scandir(folder) as entries:
-            paths = [entry.path for entry in entries if entry.name.startswith(name_prefix)]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise _translated(error, folder, _READ_ERRORS) from error
-    for path in paths:
-        if os.path.isdir(path):
-            yield from _files(path, "", above | {here})
-        elif not _is_temporary(os.path.basename(path)) and os.path.isfile(path):
-            yield path
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(_TEMPORARY)
-
-
-@contextlib.contextmanager
-def _temporary_file(path: str, data: bytes) -> Iterator[str]:
-    """A file beside `path` that holds `data` on disk, gone at the end; what goes wrong inside is a write to `path`."""
-    folder = os.path.dirname(path)
-    temporary = os.path.join(folder, _TEMPORARY + uuid.uuid4().hex)
-    try:
-        with _writing(path):
-            _make_folders(folder)
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
-@contextlib.contextmanager
-def _writing(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _translated(error, path, _WRITE_ERRORS) from error
-
-
-def _crc32_of_next(file: BufferedReader, size_bytes: int) -> int:
-    crc32, buffer = 0, memoryview(bytearray(_PIECE_BYTES))
-    while size_bytes:
-        count = file.readinto(buffer[:size_bytes])
-        if not count:
-            break
-        crc32, size_bytes = zlib.crc32(buffer[:count], crc32), size_bytes - count
-    return crc32
-
-
-def _make_folders(folder: str) -> None:
-    if os.path.isdir(folder):
-        return
-    parent = os.path.dirname(folder)
-    _make_folders(parent)
-    try:
-        os.mkdir(folder)
-    except FileExistsError:
-        if not os.path.isdir(folder):
-            raise
-    _sync_folder(parent)
-
-
-def _sync_folder(folder: str) -> None:
-    """A rename or a new name is on the disk only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _translated(error: OSError, path: str, table: dict[int, tuple[type[StorageError], str]]) -> StorageError:
-    kind, text = table.get(error.errno or 0, (StoreUnreachable, f"failed: {error.strerror or error}"))
-    return kind(f"{path} {text}")
+            raise translated(error, path, READ_ERRORS) from error

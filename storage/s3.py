@@ -2,14 +2,12 @@
 
 import base64
 import hashlib
-import io
 import re
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from botocore.exceptions import ClientError
 
@@ -22,55 +20,24 @@ from .errors import (
     UploadGone,
 )
 from .etags import Part, parse_parts
+from .s3_bodies import Body, body_of, fill
 from .s3_client import shared_client
 from .s3_errors import error_code, s3_errors, without_userinfo
-from .store import MAX_PARTS, ObjectInfo, StoreProbe, bytes_of, flat_view, probe_store
+from .store import MAX_PARTS, ObjectInfo, StoreProbe, Unfinished, bytes_of, flat_view, probe_store
 from .uri import bucket_and_prefix, is_valid_key, normalize, validate_key
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-    from types_boto3_s3.type_defs import GetObjectOutputTypeDef
+    from types_boto3_s3.type_defs import (
+        GetObjectOutputTypeDef,
+        GetObjectRequestTypeDef,
+        HeadObjectOutputTypeDef,
+    )
 
-# Stays in the processor's cache on its way through urllib3, which copies it once.
-_RECEIVED_BYTES = 512 << 10
-# The connect timeout holds for all of one send: 5 seconds for this much.
-_SENT_BYTES = 256 << 10
 # Below this an upload is one request, and its etag the MD5 of the bytes.
 _ONE_REQUEST_BYTES = 64 << 20
 _UPLOAD_THREADS = 4
-_CONFLICT_WAITS_SECONDS = (0.1, 0.2, 0.4, 0.8)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-class _Body(Protocol):
-    def read(self, amt: int | None = ..., /) -> bytes: ...
-
-    def readinto(self, b: memoryview, /) -> int: ...
-
-    def close(self) -> None: ...
-
-
-class _Sent:
-    """Bytes as the file that the client wants to send, handed over in views: `bytes` would be copied piece by piece."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data, self._position = data, 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        assert whence == io.SEEK_SET
-        self._position = offset
-        return offset
-
-    def read(self, _size: int = -1, /) -> memoryview:
-        piece = self._data[self._position : self._position + _SENT_BYTES]
-        self._position += len(piece)
-        return piece
 
 
 class S3Store:
@@ -82,12 +49,13 @@ class S3Store:
         self._root = f"{prefix}/" if prefix else ""
         self._own_client = client
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, etag: str | None = None) -> bytes:
         """See ObjectStore."""
         with self._errors("read", key):
-            reply = self._client.get_object(Bucket=self._bucket, Key=self._full(key))
-            with closing(cast("_Body", reply["Body"])) as body:
-                return bytes_of(lambda view: _fill(view, body, self._place(key)), reply["ContentLength"])
+            reply = self._client.get_object(**self._asked(key, etag))
+            self._check_etag(key, reply, etag)
+            with closing(cast("Body", reply["Body"])) as body:
+                return bytes_of(lambda view: fill(view, body, self._place(key)), reply["ContentLength"])
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         """See ObjectStore."""
@@ -103,10 +71,26 @@ class S3Store:
                 )
             return
         with self._errors("read", key):
-            reply = self._get_range(key, f"bytes={start}-{start + buffer.nbytes - 1}", etag)
-            with closing(cast("_Body", reply["Body"])) as body:
+            byte_range = f"bytes={start}-{start + buffer.nbytes - 1}"
+            reply = self._client.get_object(**self._asked(key, etag, byte_range))
+            with closing(cast("Body", reply["Body"])) as body:
                 self._check_range(key, reply, start, buffer.nbytes, etag)
-                _fill(flat_view(buffer), body, self._place(key))
+                fill(flat_view(buffer), body, self._place(key))
+
+    def stored_crc32(self, key: str, *, etag: str) -> tuple[int, int] | None:
+        """See ObjectStore. Uploads in parts have one too, but of the parts' checksums: that is no help here."""
+        with self._errors("look up", key):
+            reply = self._client.head_object(
+                Bucket=self._bucket, Key=self._full(key), IfMatch=f'"{etag}"', ChecksumMode="ENABLED"
+            )
+        self._check_etag(key, reply, etag)
+        found = reply.get("ChecksumCRC32", "")
+        if not found or "-" in found or reply.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
+            return None
+        try:
+            return reply["ContentLength"], int.from_bytes(base64.b64decode(found, validate=True), "big")
+        except ValueError:  # no base64: a server's own idea of a checksum
+            return None
 
     def head(self, key: str) -> ObjectInfo:
         """See ObjectStore."""
@@ -147,7 +131,7 @@ class S3Store:
             reply = self._client.put_object(
                 Bucket=self._bucket,
                 Key=self._full(key),
-                Body=_sent(data),
+                Body=body_of(data),
                 ChecksumCRC32=_checksum(zlib.crc32(data)),
             )
         return ObjectInfo(key=key, size_bytes=len(data), etag=reply["ETag"].strip('"'))
@@ -183,7 +167,7 @@ class S3Store:
                 Key=self._full(key),
                 UploadId=upload_id,
                 PartNumber=number,
-                Body=_sent(data),
+                Body=body_of(data),
                 ChecksumCRC32=_checksum(crc32),
             )
         return str(Part(offset, memoryview(data).nbytes, crc32, reply["ETag"].strip('"')))
@@ -232,6 +216,24 @@ class S3Store:
         """See ObjectStore."""
         with suppress(UploadGone), self._errors("delete", key):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=self._full(key), UploadId=upload_id)
+
+    def list_unfinished(self) -> Sequence[Unfinished]:
+        """See ObjectStore."""
+        found: list[Unfinished] = []
+        with self._errors("list the uploads of", ""):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._root
+            )
+            for page in pages:
+                for item in page.get("Uploads", []):
+                    key = item["Key"].removeprefix(self._root)
+                    if item["Key"].startswith(self._root) and is_valid_key(key):
+                        found.append(Unfinished(key=key, upload=item["UploadId"]))
+        return sorted(found, key=lambda item: (item.key.encode(), item.upload))
+
+    def discard(self, item: Unfinished) -> None:
+        """See ObjectStore."""
+        self.abort_upload(item.key, item.upload)
 
     def delete(self, key: str) -> None:
         """See ObjectStore."""
@@ -290,19 +292,21 @@ class S3Store:
                 self.abort_upload(key, upload_id)
             raise
 
-    def _get_range(self, key: str, byte_range: str, etag: str | None) -> "GetObjectOutputTypeDef":
-        full = self._full(key)
-        if etag is None:
-            return self._client.get_object(Bucket=self._bucket, Key=full, Range=byte_range)
-        return self._client.get_object(Bucket=self._bucket, Key=full, Range=byte_range, IfMatch=f'"{etag}"')
+    def _asked(self, key: str, etag: str | None, byte_range: str = "") -> "GetObjectRequestTypeDef":
+        """The object that a request is for, which one it must be, and which bytes of it."""
+        asked: GetObjectRequestTypeDef = {"Bucket": self._bucket, "Key": self._full(key)}
+        if etag is not None:
+            asked["IfMatch"] = f'"{etag}"'
+        if byte_range:
+            asked["Range"] = byte_range
+        return asked
 
     def _check_range(
         self, key: str, reply: "GetObjectOutputTypeDef", start: int, length: int, etag: str | None
     ) -> None:
         """boto3 takes any range for the one asked for, and not every server honours If-Match."""
         place = self._place(key)
-        if etag is not None and reply["ETag"].strip('"') != etag:
-            raise SourceChanged(f"{place} has changed since this run planned with it: run again")
+        self._check_etag(key, reply, etag)
         sent = _CONTENT_RANGE.fullmatch(reply.get("ContentRange", ""))
         if sent is None:
             raise StoreUnreachable(f"{place}: the server does not serve ranges of bytes; use another one")
@@ -311,44 +315,28 @@ class S3Store:
                 f"{place} ends before byte {start + length}: it was truncated, or its index is wrong"
             )
 
+    def _check_etag(
+        self, key: str, reply: "GetObjectOutputTypeDef | HeadObjectOutputTypeDef", etag: str | None
+    ) -> None:
+        """Not every server honours If-Match."""
+        if etag is not None and reply["ETag"].strip('"') != etag:
+            raise SourceChanged(f"{self._place(key)} has changed since this run planned with it: run again")
+
     def _create(self, key: str, data: bytes) -> bool:
-        """Whether a conditional write was accepted; ClientError for anything but "exists" and lasting conflicts."""
-        for wait_seconds in (*_CONFLICT_WAITS_SECONDS, None):
-            try:
-                self._client.put_object(
-                    Bucket=self._bucket,
-                    Key=self._full(key),
-                    Body=_sent(data),
-                    ChecksumCRC32=_checksum(zlib.crc32(data)),
-                    IfNoneMatch="*",
-                )
-            except ClientError as error:
-                if error_code(error) in ("PreconditionFailed", "412"):
-                    return False
-                # AWS answers 409 while another write to the key is under way: its outcome is not known yet.
-                if error_code(error) not in ("ConditionalRequestConflict", "409") or wait_seconds is None:
-                    raise
-                time.sleep(wait_seconds)
-            else:
-                return True
-        raise AssertionError("the last attempt returns or raises")
-
-
-def _fill(buffer: memoryview, body: _Body, place: str) -> None:
-    """The whole body, in pieces; the read past the end is what makes botocore compare length and checksum."""
-    filled = 0
-    while filled < len(buffer) and (count := body.readinto(buffer[filled : filled + _RECEIVED_BYTES])):
-        filled += count
-    if filled < len(buffer):
-        raise StoreUnreachable(
-            f"{place}: the connection broke after {filled} of {len(buffer)} bytes: try again"
-        )
-    if body.read(1):
-        raise StoreUnreachable(f"{place}: the server sent more bytes than it announced")
-
-
-def _sent(data: memoryview | bytes) -> IO[bytes]:
-    return cast("IO[bytes]", _Sent(flat_view(data)))
+        """Whether a conditional write was accepted. Raises ClientError for anything but "there is one"."""
+        try:
+            self._client.put_object(
+                Bucket=self._bucket,
+                Key=self._full(key),
+                Body=body_of(data),
+                ChecksumCRC32=_checksum(zlib.crc32(data)),
+                IfNoneMatch="*",
+            )
+        except ClientError as error:
+            if error_code(error) in ("PreconditionFailed", "412"):
+                return False
+            raise
+        return True
 
 
 def _checksum(crc32: int) -> str:

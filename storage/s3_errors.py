@@ -70,6 +70,11 @@ _BUSY: _Meaning = (
     StoreUnreachable,
     "the server asked for fewer requests until the retries ran out: try again later",
 )
+_RACE: _Meaning = (StoreUnreachable, "another write of the same name is under way: try again")
+_FAILED: _Meaning = (
+    StoreUnreachable,
+    "the server had an error of its own until the retries ran out: try again later",
+)
 _DOWN: _Meaning = (StoreUnreachable, "the server does not answer: check AWS_ENDPOINT_URL and the network")
 _CUT: _Meaning = (StoreUnreachable, "the connection broke before the whole answer was here: try again")
 _CHECKSUM: _Meaning = (
@@ -118,7 +123,22 @@ _BY_CODE: dict[str, _Meaning] = {
     "EntityTooSmall": _SMALL_PART,
     "BadDigest": _DAMAGED,
     "SlowDown": _BUSY,
+    "ServiceUnavailable": _BUSY,
+    "Throttling": _BUSY,
+    "ThrottlingException": _BUSY,
+    "RequestLimitExceeded": _BUSY,
+    "TooManyRequests": _BUSY,
+    "BandwidthLimitExceeded": _BUSY,
     "429": _BUSY,
+    "503": _BUSY,
+    "InternalError": _FAILED,
+    "500": _FAILED,
+    "ConditionalRequestConflict": _RACE,
+    "OperationAborted": _RACE,
+    "409": _RACE,
+    "RequestTimeout": _CUT,
+    "IncompleteBody": _CUT,
+    "XAmzContentChecksumMismatch": _DAMAGED,
 }
 
 _BY_TYPE: tuple[tuple[tuple[type[Exception], ...], _Meaning], ...] = (

@@ -30,6 +30,19 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """A write that began and did not end: `key` is the object it was for, as far as that is known.
+
+    `place` is where its bytes lie (a file; "" on S3), `upload` the id of a multipart upload ("" for a torn write).
+    """
+
+    key: str
+    upload: str
+    place: str = ""
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreProbe:
     """What a store was seen to do; `problem` is empty when it did everything."""
 
@@ -51,8 +64,11 @@ class ObjectStore(Protocol):
         """The root, normalized."""
         ...
 
-    def get(self, key: str) -> bytes:
-        """The whole object."""
+    def get(self, key: str, *, etag: str | None = None) -> bytes:
+        """The whole object, compared with the checksum that the server keeps of it, if it keeps one.
+
+        SourceChanged if its etag is not `etag`.
+        """
         ...
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
@@ -68,6 +84,13 @@ class ObjectStore(Protocol):
 
     def head(self, key: str) -> ObjectInfo:
         """Size and etag."""
+        ...
+
+    def stored_crc32(self, key: str, *, etag: str) -> tuple[int, int] | None:
+        """Bytes and CRC-32 of the whole object, as the server has kept them since it was written; None if it has not.
+
+        SourceChanged if its etag is not `etag`.
+        """
         ...
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
@@ -125,6 +148,14 @@ class ObjectStore(Protocol):
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Drops the upload and its parts; one that is gone is no error."""
+        ...
+
+    def list_unfinished(self) -> Sequence[Unfinished]:
+        """Uploads that were neither completed nor aborted, and what killed writers left, below this root."""
+        ...
+
+    def discard(self, item: Unfinished) -> None:
+        """Removes what `list_unfinished` gave; one that is gone is no error."""
         ...
 
     def delete(self, key: str) -> None:

@@ -12,18 +12,20 @@ from typing import Any
 
 from fleetpress.storage.artifact import ArtifactFile, artifact_key, write_artifact
 from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint
-from fleetpress.storage.errors import SourceChanged, StorageError
+from fleetpress.storage.errors import SourceChanged, StorageError, StoreUnreachable
 from fleetpress.storage.safetensors_header import read_header
 from fleetpress.storage.safetensors_layout import framed
 from fleetpress.storage.sources import CONFIG, INDEX
 from fleetpress.storage.store import ObjectStore, open_store
 from fleetpress.storage.streams import ONE_PUT_BYTES, Stages
 
+from ..errors import ModelError
 from ..handover import Payload, beside, read_file, record
 from ..manifest import companions, complete
 from ..tasks import Output, StepResult
 from ..threads import use_one_thread
 from .choice import check_plain, choose, config_of
+from .inbound import Ranges, Received, is_proved, merged
 from .metrics import add_up, index_of, metrics_of
 from .shard import Crumbling, Run, Shard
 from .stream import Block, Sums, stream
@@ -50,18 +52,24 @@ def convert(payload: Payload) -> StepResult:
     store, stages = open_store(payload["output"]), Stages()
     key = artifact_key(*_place(payload), payload["shard"])
     if payload["alone"]:
-        file, sums = _whole_shard(payload, store, key, stages)
+        file, sums, received = _whole_shard(payload, store, key, stages)
         return StepResult(
-            result={"file": file.as_dict(), "sums": sums, "stages": stages.as_dict()},
+            result={
+                "file": file.as_dict(),
+                "sums": sums,
+                "received": received,
+                "stages": stages.as_dict(),
+            },
             outputs=(Output(key=key, bytes=file.bytes, sha256=file.sha256),),
         )
     upload = _result(payload, payload["opened"])["uploads"][payload["shard"]]
     shard = Shard(store=store, key=key, upload=upload, payload=payload, stages=stages)
+    source = _received(payload)
     with shard.writer() as writer:
         sink = Crumbling(writer.write)
         if payload["header"]:
             writer.write(memoryview(framed(payload["header"])))
-        sums = _stream(payload, sink, stages)
+        sums = _stream(payload, source, sink, stages)
         etags = writer.finish()
     outputs = [Output(key=key, bytes=payload["shard_bytes"], sha256="", upload=upload)]
     crumbs = sink.joined()
@@ -70,7 +78,13 @@ def convert(payload: Payload) -> StepResult:
         store.put(beside_key, crumbs)
         outputs.append(Output(key=beside_key, bytes=len(crumbs), sha256=hashlib.sha256(crumbs).hexdigest()))
     return StepResult(
-        result={"etags": etags, "crumbs": sink.checksums(), "sums": sums, "stages": stages.as_dict()},
+        result={
+            "etags": etags,
+            "crumbs": sink.checksums(),
+            "sums": sums,
+            "received": source.ranges(),
+            "stages": stages.as_dict(),
+        },
         outputs=tuple(outputs),
     )
 
@@ -92,7 +106,13 @@ def finish(payload: Payload) -> StepResult:
     for one in made:
         add_up(sums, one["sums"])
     return StepResult(
-        result={"file": file.as_dict(), "sums": sums, "stages": stages.as_dict()},
+        result={
+            "file": file.as_dict(),
+            "sums": sums,
+            "received": merged(one["received"] for one in made),
+            "made_of": list(payload["converted"]),
+            "stages": stages.as_dict(),
+        },
         outputs=(Output(key=key, bytes=file.bytes, sha256=file.sha256),),
     )
 
@@ -102,13 +122,14 @@ def assemble(payload: Payload) -> StepResult:
     checkpoint = opened(payload)
     store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
     choice = choose(checkpoint, payload["recipe"])
-    made = [_result(payload, own) for own in payload["shard_records"]]
-    written = [ArtifactFile(**one["file"]) for one in made]
+    made = {own: _result(payload, own) for own in payload["shard_records"]}
+    _prove_received(payload, made)
+    written = [ArtifactFile(**one["file"]) for one in made.values()]
     shards = {
         file.path: read_header(store, artifact_key(name, digest, file.path)).tensors for file in written
     }
     sums: Sums = {}
-    for one in made:
+    for one in made.values():
         add_up(sums, one["sums"])
     metrics = metrics_of(checkpoint, choice, shards, sums, sum(file.bytes for file in written))
     files = companions(payload, metrics)
@@ -141,36 +162,68 @@ def opened(payload: Payload) -> Checkpoint:
     return checkpoint
 
 
-def _whole_shard(payload: Payload, store: ObjectStore, key: str, stages: Stages) -> tuple[ArtifactFile, Sums]:
-    """Header, body and tail in one go: one request if they are few bytes, else an upload of its own."""
-    header = framed(payload["header"])
+def _prove_received(payload: Payload, made: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare what all tasks together have read with what the server keeps of the source.
+
+    Raises ModelError, once everything made of damaged bytes is gone: running again then reads them anew.
+    """
+    source, store = open_store(payload["model"]["root"]), open_store(payload["output"])
+    etags = {file["path"]: file["etag"] for file in payload["model"]["files"]}
+    for path, ranges in merged(one["received"] for one in made.values()).items():
+        try:
+            is_proved(source, path, ranges, source.stored_crc32(path, etag=etags[path]))
+        except StoreUnreachable as error:
+            for own, one in made.items():
+                if path in one["received"]:
+                    store.delete(
+                        artifact_key(payload["model"]["name"], payload["digest"], one["file"]["path"])
+                    )
+                    for digest in (own, *one.get("made_of", ())):
+                        store.delete(beside(digest, ".json"))
+            raise ModelError(f"{error}; nothing was published, run again to read them anew") from None
+
+
+def _whole_shard(
+    payload: Payload, store: ObjectStore, key: str, stages: Stages
+) -> tuple[ArtifactFile, Sums, Ranges]:
+    """Header, body and tail in one go: one request if they are few bytes, else an upload of its own.
+
+    Also the ranges of source files that other tasks read, too: those that only this one read are proved.
+    """
+    header, source = framed(payload["header"]), _received(payload)
     if payload["shard_bytes"] < ONE_PUT_BYTES:
         bodies = [header]
         sink = Crumbling(lambda data: bodies.append(bytes(data)))
-        sums = _stream(payload, sink, stages)
+        sums = _stream(payload, source, sink, stages)
+        unproved = source.unproved()
         files = {payload["shard"]: b"".join((*bodies, sink.joined()))}
         (file,) = stages.write.timed(
             payload["shard_bytes"], lambda: write_artifact(store, *_place(payload), files)
         )
-        return file, sums
+        return file, sums, unproved
     upload = store.create_upload(key)
     shard = Shard(store=store, key=key, upload=upload, payload=payload, stages=stages)
     try:
         with shard.writer() as writer:
             writer.write(memoryview(header))
             sink = Crumbling(writer.write)
-            sums = _stream(payload, sink, stages)
+            sums = _stream(payload, source, sink, stages)
             writer.write(memoryview(sink.joined()))
             etags = writer.finish()
-        return shard.completed(etags), sums
+        unproved = source.unproved()
+        return shard.completed(etags), sums, unproved
     except StorageError:
         with suppress(StorageError):
             store.abort_upload(key, upload)
         raise
 
 
-def _stream(payload: Payload, sink: Crumbling, stages: Stages) -> Sums:
-    source, pieces = open_store(payload["root"]), pieces_of(payload)
+def _received(payload: Payload) -> Received:
+    return Received(open_store(payload["root"]), payload["files"])
+
+
+def _stream(payload: Payload, source: Received, sink: Crumbling, stages: Stages) -> Sums:
+    pieces = pieces_of(payload)
     if any(piece.item.needs_torch for piece in pieces):
         use_one_thread()
 

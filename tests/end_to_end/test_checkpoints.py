@@ -120,9 +120,9 @@ class Counting:
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, etag: str | None = None) -> bytes:
         self._reads.append(Read(place=self._store.uri, key=key, length=None))
-        return self._store.get(key)
+        return self._store.get(key, etag=etag)
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         self._reads.append(Read(place=self._store.uri, key=key, length=length, start=start))

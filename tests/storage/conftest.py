@@ -9,7 +9,6 @@ from types import ModuleType
 
 import pytest
 
-from fleetpress.storage import s3
 from fleetpress.storage.s3 import S3Store
 from fleetpress.storage.s3_client import new_client
 from fleetpress.storage.store import ObjectStore, open_store
@@ -57,7 +56,6 @@ def server() -> Iterator["FakeS3"]:
 @pytest.fixture
 def fake_store(server: "FakeS3", monkeypatch: pytest.MonkeyPatch) -> S3Store:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(s3, "_CONFLICT_WAITS_SECONDS", (0.0, 0.0))
     endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     return S3Store("s3://bucket/root", new_client(endpoint=endpoint, access_key="a", secret_key=SECRET))
 

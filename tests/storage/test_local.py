@@ -20,6 +20,7 @@ from fleetpress.storage.errors import (
 )
 from fleetpress.storage.etags import HASHED_BELOW_BYTES
 from fleetpress.storage.local import FolderStore
+from fleetpress.storage.store import Unfinished
 
 
 @pytest.fixture
@@ -43,15 +44,71 @@ def test_dangling_link(folder: FolderStore) -> None:
     assert [info.key for info in folder.list()] == ["x"]
 
 
-def test_links_are_followed(folder: FolderStore, tmp_path: Path) -> None:
-    """A hub cache is a folder of links to blobs."""
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "blobs" / "1").write_bytes(b"weights")
+def test_links_are_followed_to_the_blobs_of_a_hub_cache(tmp_path: Path) -> None:
+    blobs, snapshot = (tmp_path / "models--o--n" / part for part in ("blobs", "snapshots/0123456789abcdef"))
+    blobs.mkdir(parents=True)
+    (blobs / "1").write_bytes(b"weights")
+    folder = FolderStore(str(snapshot))
     folder.put("x", b"1")
-    os.symlink(tmp_path / "blobs" / "1", Path(folder.uri, "model.safetensors"))
-    os.symlink(tmp_path / "blobs", Path(folder.uri, "more"))
+    folder.put("sub/y", b"2")
+    os.symlink("../../blobs/1", snapshot / "model.safetensors")
+    os.symlink("../../../blobs/1", snapshot / "sub" / "model.safetensors")
     assert folder.get("model.safetensors") == b"weights"
-    assert [info.key for info in folder.list()] == ["model.safetensors", "more/1", "x"]
+    assert [info.key for info in folder.list()] == [
+        "model.safetensors",
+        "sub/model.safetensors",
+        "sub/y",
+        "x",
+    ]
+    assert FolderStore(str(snapshot / "sub")).get("model.safetensors") == b"weights"
+
+
+def test_links_are_followed_within_the_folder(folder: FolderStore) -> None:
+    folder.put("a/x", b"1")
+    os.symlink("a/x", Path(folder.uri, "link"))
+    os.symlink("a", Path(folder.uri, "more"))
+    assert folder.get("link") == b"1"
+    assert [info.key for info in folder.list()] == ["a/x", "link", "more/x"]
+
+
+def test_links_out_of_the_folder_are_refused(
+    folder: FolderStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_bytes(b"secret")
+    folder.put("x", b"1")
+    os.symlink(tmp_path / "private" / "key", Path(folder.uri, "tokenizer.json"))
+    os.symlink("../private", Path(folder.uri, "more"))
+    for action in (folder.get, folder.head):
+        for key in ("tokenizer.json", "more/key"):
+            with pytest.raises(AccessDenied, match=r"leads out of .*put a copy there"):
+                action(key)
+    # The one file is told when it is read, so that it spoils only its own model.
+    assert [(info.key, info.etag != "") for info in folder.list()] == [("tokenizer.json", False), ("x", True)]
+    assert "more is left out: it is a link that leads out of" in caplog.text
+
+
+def test_what_killed_writers_left_is_listed_and_discarded(folder: FolderStore) -> None:
+    folder.put("a/x", b"1")
+    upload = folder.create_upload("a/big")
+    folder.upload_part("a/big", upload, number=1, offset=0, data=b"p" * 5000)
+    Path(folder.uri, "a", ".fleetpress-tmp-0123").write_bytes(b"torn")
+    torn, begun = sorted(folder.list_unfinished(), key=lambda item: item.upload)
+    assert (torn.upload, torn.place, begun.upload) == ("", "a/.fleetpress-tmp-0123", upload)
+    assert begun.size_bytes >= 5000
+    for item in (torn, begun, begun):
+        folder.discard(item)
+    assert folder.list_unfinished() == []
+    assert not folder.upload_exists("a/big", upload)
+    assert [info.key for info in folder.list()] == ["a/x"]
+
+
+@pytest.mark.parametrize("place", ["a/x", "../x", "/etc/passwd", "a/.fleetpress-tmp-1/../x", ""])
+def test_nothing_else_can_be_discarded(folder: FolderStore, place: str) -> None:
+    folder.put("a/x", b"1")
+    with pytest.raises(InvalidUri):
+        folder.discard(Unfinished(key="a/x", upload="", place=place))
+    assert folder.get("a/x") == b"1"
 
 
 def test_a_write_replaces_the_link_and_not_its_target(folder: FolderStore, tmp_path: Path) -> None:

@@ -58,21 +58,13 @@ def test_gone_after_412(server: FakeS3, fake_store: S3Store) -> None:
     assert not fake_store.put_if_absent("claim", b"mine")
 
 
-@pytest.mark.parametrize(("conflicts", "accepted"), [(2, True), (3, False)])
-def test_conflicts_are_tried_again(
-    server: FakeS3, fake_store: S3Store, conflicts: int, accepted: bool
+def test_a_conflict_with_another_write_is_for_the_scheduler_to_try_again(
+    server: FakeS3, fake_store: S3Store
 ) -> None:
-    server.answer = lambda _: (
-        refusal(409, "ConditionalRequestConflict")
-        if len(server.requests) <= conflicts
-        else Reply(200, headers={"ETag": '"x"'})
-    )
-    if accepted:
-        assert fake_store.put_if_absent("claim", b"mine")
-    else:
-        with pytest.raises(StoreUnreachable, match="409"):
-            fake_store.put_if_absent("claim", b"mine")
-    assert len(server.requests) == 3
+    server.answer = lambda _: refusal(409, "ConditionalRequestConflict")
+    with pytest.raises(StoreUnreachable, match="another write of the same name is under way"):
+        fake_store.put_if_absent("claim", b"mine")
+    assert len(server.requests) == 1
 
 
 _RANGE = {"ETag": '"e"', "Content-Range": "bytes 2-5/10"}

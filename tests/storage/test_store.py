@@ -220,3 +220,21 @@ def test_one_store_per_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path / "sub")
     assert open_store("x").uri == str(tmp_path / "sub" / "x")
     assert open_store("s3://bucket/a/") is open_store("s3://bucket/a")
+
+
+def test_a_whole_object_can_be_pinned(any_store: ObjectStore) -> None:
+    first = any_store.put("k", b"first")
+    assert any_store.get("k", etag=first.etag) == b"first"
+    any_store.put("k", b"second")
+    with pytest.raises(SourceChanged, match="changed"):
+        any_store.get("k", etag=first.etag)
+    with pytest.raises(SourceChanged, match="changed"):
+        any_store.stored_crc32("k", etag=first.etag)
+
+
+def test_sizes_are_those_of_the_list(any_store: ObjectStore) -> None:
+    for key in ("a/x", "a-b", "c"):
+        any_store.put(key, key.encode())
+    for prefix in ("", "a", "a/", "nothing"):
+        expected = {info.key: info.size_bytes for info in any_store.list(prefix)}
+        assert list(any_store.sizes(prefix).items()) == list(expected.items())

@@ -232,3 +232,15 @@ def test_no_memory_but_the_callers(real_store: ObjectStore) -> None:
     finally:
         tracemalloc.stop()
     assert bytes(buffer[:1000]) == expected
+
+
+def test_what_was_begun_and_not_ended_is_listed_and_discarded(real_store: ObjectStore) -> None:
+    assert list(real_store.list_unfinished()) == []
+    begun = {key: real_store.create_upload(key) for key in ("a/k", "b")}
+    real_store.upload_part("a/k", begun["a/k"], number=1, offset=0, data=_PARTS[0])
+    found = list(real_store.list_unfinished())
+    assert {item.upload for item in found} == set(begun.values())
+    for item in (*found, found[0]):  # one that is gone is no error
+        real_store.discard(item)
+    assert list(real_store.list_unfinished()) == []
+    assert not any(real_store.upload_exists(key, upload) for key, upload in begun.items())

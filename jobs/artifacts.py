@@ -1,6 +1,7 @@
 """Published artifacts from outside: list them, load them, prove them, give plain weights back."""
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fleetpress.storage.artifact import LATEST, MANIFEST, read_manifest, resolve, verify_files
@@ -9,6 +10,7 @@ from fleetpress.storage.sources import CONFIG, INDEX
 from fleetpress.storage.store import ObjectStore, open_store
 
 from .errors import UsageError
+from .threads import side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,25 +25,26 @@ _OURS = (MANIFEST, "metrics.json", "recipe.yaml")
 def published(output: str) -> list[dict[str, Any]]:
     """The latest artifact of every model in an output: name, digest, run, kind, format and numbers."""
     store = open_store(output)
-    found = []
-    for info in store.list("models/"):
-        parts = info.key.split("/")
-        if len(parts) != 3 or parts[2] != LATEST:
-            continue
-        try:
-            found.append(_entry(store, parts[1], info.key))
-        except ObjectNotFound:
-            continue
-        except (ValueError, LookupError, TypeError):
-            raise ArtifactCorrupt(
-                f"{store.uri}/models/{parts[1]}: {LATEST}, or the {MANIFEST} or metrics.json that it leads to, "
-                "is damaged; delete it and run again"
-            ) from None
-    return found
+    pointers = [key.split("/") for key in store.sizes("models/") if key.endswith(f"/{LATEST}")]
+    names = [parts[1] for parts in pointers if len(parts) == 3]
+    found = side_by_side(partial(_entry, store), names)
+    return [entry for entry in found if entry is not None]
 
 
-def _entry(store: ObjectStore, name: str, pointer_key: str) -> dict[str, Any]:
-    pointer = json.loads(store.get(pointer_key))
+def _entry(store: ObjectStore, name: str) -> dict[str, Any] | None:
+    try:
+        return _told(store, name)
+    except ObjectNotFound:
+        return None
+    except (ValueError, LookupError, TypeError):
+        raise ArtifactCorrupt(
+            f"{store.uri}/models/{name}: {LATEST}, or the {MANIFEST} or metrics.json that it leads to, "
+            "is damaged; delete it and run again"
+        ) from None
+
+
+def _told(store: ObjectStore, name: str) -> dict[str, Any]:
+    pointer = json.loads(store.get(f"models/{name}/{LATEST}"))
     place = f"models/{name}/{pointer['digest']}"
     manifest = json.loads(store.get(f"{place}/{MANIFEST}"))
     metrics = json.loads(store.get(f"{place}/metrics.json"))

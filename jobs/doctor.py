@@ -13,7 +13,7 @@ from pathlib import Path
 from fleetpress.compression import kernels
 from fleetpress.storage.errors import ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore, StoreProbe, open_store
-from fleetpress.storage.uri import is_s3
+from fleetpress.storage.uri import is_s3, without_userinfo
 
 from .errors import ClusterUnreachable
 from .figures import sized
@@ -141,7 +141,7 @@ def _place(place: str) -> Finding:
         probe = store.probe()
         as_source = probe.reachable and not probe.writable and _is_readable(store)
     except StorageError as error:
-        return Finding(name=place, ok=False, detail=str(error))
+        return Finding(name=without_userinfo(place), ok=False, detail=str(error))
     return Finding(name=place, ok=not probe.problem, detail=_meaning(probe, as_source))
 
 

@@ -57,7 +57,7 @@ class Journal:
         self.progress.set(model)
         if not quiet:
             self.tell(Event(kind=model.state, model=model.name, text=model.reason or ""))
-        self._summary.refresh(time.monotonic(), self.result)
+        self._summary.refresh(self.result)
 
     def tell(self, event: Event) -> None:
         """Note an event, and pass it on."""
@@ -87,7 +87,7 @@ class Journal:
 
     def begin(self) -> None:
         """The first summary: from here on the run can be seen."""
-        self._summary.write(self.result())
+        self._summary.write(self.result)
 
     def finish(self, state: RunState) -> FleetResult:
         """Events, page and the last summary."""
@@ -98,7 +98,7 @@ class Journal:
         self._store.put(f"{RUNS}{result.run}/{EVENTS}", lines)
         page = render_html(result, layers_of(self._store, result))
         self._store.put(f"{RUNS}{result.run}/{REPORT}", page.encode())
-        self._summary.write(result)
+        self._summary.write(lambda: result)
         return result
 
     def abandon(self) -> None:

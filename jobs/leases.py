@@ -9,12 +9,13 @@ gives equal bytes. Where the server ignores conditions no lease is taken.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 from dataclasses import dataclass
 
 from fleetpress.storage import canonical_json
-from fleetpress.storage.errors import ObjectNotFound
+from fleetpress.storage.errors import ObjectNotFound, StorageError, WriteConflict
 from fleetpress.storage.store import ObjectStore
 
 from .heartbeat import DEAD_SECONDS, Heartbeat, Watch
@@ -22,6 +23,8 @@ from .heartbeat import DEAD_SECONDS, Heartbeat, Watch
 LEASES = "leases/"
 _TOKEN = re.compile(r"\d{6}")
 _SAFE_GAP_SECONDS = DEAD_SECONDS / 2
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +51,26 @@ class Leases:
         """The lease of an artifact, or None while another living run holds it. Held ones are simply given again."""
         if digest in self._held:
             return self._held[digest]
-        token, tokens = 1, [0]
-        while not self._create(digest, token):
-            tokens = self._tokens(digest)
-            if tokens[-1] and not self._is_free(digest, tokens[-1]):
-                self._refused.add(digest)
-                return None
-            token = tokens[-1] + 1
+        try:
+            token = self._claim(digest)
+        except WriteConflict:  # another run asks for it at this very moment: see later who has it
+            token = 0
+        if not token:
+            self._refused.add(digest)
+            return None
         lease = Lease(digest=digest, token=token, is_first=token == 1 and digest not in self._refused)
         self._held[digest] = lease
         return lease
+
+    def _claim(self, digest: str) -> int:
+        """The token that was created for us; 0 if another living run holds the lease."""
+        token = 1
+        while not self._create(digest, token):
+            last = self._tokens(digest)[-1]
+            if last and not self._is_free(digest, last):
+                return 0
+            token = last + 1
+        return token
 
     def check(self, digest: str) -> None:
         """Let a held lease go if another run has taken it over; asks the store only if we may have seemed dead."""
@@ -68,17 +81,22 @@ class Leases:
             del self._held[digest]
             self._refused.add(digest)
 
-    def release(self, digest: str) -> None:
-        """Give the lease back, if it is ours."""
+    def release(self, digest: str) -> bool:
+        """Give the lease back, if it is ours; False if it stays behind, which harms nobody."""
         lease = self._held.pop(digest, None)
-        if lease is not None:
-            for token in range(1, lease.token + 1):
+        try:
+            for token in range(1, lease.token + 1 if lease is not None else 1):
                 self._store.delete(_key(digest, token))
+        except StorageError as error:
+            _log.warning("a lease stays behind (%s); gc removes it", error)
+            return False
+        return True
 
     def release_all(self) -> None:
         """Give everything back."""
         for digest in list(self._held):
-            self.release(digest)
+            if not self.release(digest):  # each of the others would take as long to fail
+                break
 
     def _create(self, digest: str, token: int) -> bool:
         # No two claims are alike: an old one of ours, long overtaken, is not taken for a new one.

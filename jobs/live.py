@@ -65,14 +65,16 @@ class Live:
             return
         with self._lock:
             self._progress = progress
-            running = self._tasks.setdefault(event.model, {})
             if event.task is None:
                 if event.kind in _OVER:
-                    running.clear()
+                    self._tasks.pop(event.model, None)
             elif event.kind == "started":
-                running[_label(event)] = time.monotonic()
+                self._tasks.setdefault(event.model, {})[_label(event)] = time.monotonic()
             else:
+                running = self._tasks.get(event.model, {})
                 running.pop(_label(event), None)
+                if not running:
+                    self._tasks.pop(event.model, None)
 
     def _drawn(self, console: Console) -> RenderableType:
         from rich.console import Group
@@ -83,7 +85,7 @@ class Live:
         now = time.monotonic()
         with self._lock:
             counts = dict(self._progress.counts) if self._progress else {}
-            running = {model: dict(tasks) for model, tasks in self._tasks.items() if tasks}
+            running = {model: dict(tasks) for model, tasks in self._tasks.items()}
         over, models = sum(counts.get(state, 0) for state in _OVER), sum(counts.values())
         head = Table.grid(padding=(0, 1))
         head.add_row(

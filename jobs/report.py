@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from heapq import nlargest
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,12 @@ _BARS = 24  # more bars than that are a texture, not a picture
 
 
 def render_html(result: FleetResult, metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page of a run; `metrics` holds the content of metrics.json by model, for those that have one.
+    """The page of a run; `metrics` holds the content of metrics.json by model, for those whose layers are shown.
 
     Every value is escaped: names and reasons come from files and servers.
     """
     before, after = published_bytes(result.models)
+    left = {model.name: part for model in result.models if (part := _left(model)) is not None}
     good = sum(model.state in ("published", "unchanged") for model in result.models)
     return _template().render(
         result=result,
@@ -43,9 +45,10 @@ def render_html(result: FleetResult, metrics: Mapping[str, Mapping[str, Any]]) -
         ratio=before / after if after else None,
         problems=[model for model in result.models if model.reason],
         rows=[_row(model) for model in result.models],
-        bars=_bars(result.models),
-        bars_of=len([model for model in result.models if _left(model) is not None]),
+        bars=_bars(result.models, left),
+        bars_of=len(left),
         details=[_detail(model, metrics[model.name]) for model in result.models if model.name in metrics],
+        details_of=sum(model.digest is not None for model in result.models),
     )
 
 
@@ -88,11 +91,13 @@ def _row(model: ModelResult) -> dict[str, Any]:
     }
 
 
-def _bars(models: Sequence[ModelResult]) -> list[dict[str, Any]]:
+def _bars(models: Sequence[ModelResult], left: Mapping[str, float]) -> list[dict[str, Any]]:
     """What is left of the largest models, in the order of the fleet; 1 is the original's size."""
-    known = [model for model in models if _left(model) is not None]
-    largest = sorted(known, key=lambda model: -(number(model.before, "bytes") or 0))[:_BARS]
-    return [{**_row(model), "left": _left(model)} for model in known if model in largest]
+    known = [model for model in models if model.name in left]
+    largest = {
+        model.name for model in nlargest(_BARS, known, key=lambda model: number(model.before, "bytes") or 0)
+    }
+    return [{**_row(model), "left": left[model.name]} for model in known if model.name in largest]
 
 
 def _left(model: ModelResult) -> float | None:

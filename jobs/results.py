@@ -3,13 +3,16 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import partial
+from heapq import nlargest
 from typing import Any, Literal
 
-from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import artifact_key
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore
+
+from .threads import side_by_side
 
 ModelState = Literal["pending", "running", "published", "unchanged", "rejected", "failed"]
 RunState = Literal["running", "done", "interrupted"]
@@ -17,9 +20,11 @@ RUNS = "runs/"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 EVENTS = "events.jsonl"
+DETAILED = 50  # models of a page that show their layers; each costs a request
 
 _SUMMARY_SECONDS = 2.0
 _SUMMARY_SHARE = 0.05
+_NAMED_RUNS = 10  # in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +68,6 @@ class FleetResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The documented form of `status --json`."""
-        models = [
-            {key: value for key, value in asdict(model).items() if key != "unreachable"}
-            for model in self.models
-        ]
         return {
             "run": self.run,
             "state": self.state,
@@ -74,8 +75,11 @@ class FleetResult:
             "output": self.output,
             "seconds": self.seconds,
             "warnings": list(self.warnings),
-            "models": models,
+            "models": [{name: getattr(model, name) for name in _TOLD} for model in self.models],
         }
+
+
+_TOLD = tuple(field.name for field in fields(ModelResult) if field.name != "unreachable")
 
 
 class Progress:
@@ -102,49 +106,70 @@ class Progress:
 
 
 class SummaryWriter:
-    """Keeps `runs/<run>/summary.json` fresh: at most every two seconds, and for a small share of the time spent."""
+    """Keeps `runs/<run>/summary.json` fresh: at most every two seconds, and for a twentieth of the time at most.
 
-    def __init__(self, store: ObjectStore) -> None:
+    A summary tells of every model, so that of a large fleet costs much; it is then written less often. `clock` gives
+    seconds and does not go back.
+    """
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self._clock = clock
         self._next_at = 0.0
 
-    def write(self, result: FleetResult) -> None:
+    def write(self, result: Callable[[], FleetResult]) -> None:
         """Write it now."""
-        started = time.monotonic()
-        write_summary(self._store, result)
-        ended = time.monotonic()
-        self._next_at = ended + max(_SUMMARY_SECONDS, (ended - started) / _SUMMARY_SHARE)
+        started = self._clock()
+        write_summary(self._store, result())
+        ended = self._clock()
+        cost = ended - started
+        self._next_at = ended + max(_SUMMARY_SECONDS, cost / _SUMMARY_SHARE - cost)
 
-    def refresh(self, now: float, result: Callable[[], FleetResult]) -> None:
+    def refresh(self, result: Callable[[], FleetResult]) -> None:
         """Write it if its time has come."""
-        if now >= self._next_at:
-            self.write(result())
+        if self._clock() >= self._next_at:
+            self.write(result)
 
 
 def write_summary(store: ObjectStore, result: FleetResult) -> None:
-    """Replace `runs/<run>/summary.json`."""
-    store.put(f"{RUNS}{result.run}/{SUMMARY}", canonical_json.dumps(result.as_dict()))
+    """Replace `runs/<run>/summary.json`: a line for each model."""
+    told = result.as_dict()
+    rows = ",\n".join(map(_compact, told.pop("models")))
+    text = f'{{"models":[\n{rows}\n],{_compact(told)[1:]}\n'
+    store.put(summary_key(result.run), text.encode())
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def summary_key(run: str) -> str:
+    """Where the summary of a run lies."""
+    return f"{RUNS}{run}/{SUMMARY}"
 
 
 def run_ids(store: ObjectStore) -> list[str]:
-    """Ids of the runs in an output, oldest first: they begin with the time they were started at."""
+    """Ids of the runs in an output, oldest first: they begin with the time they were started at. One listing."""
     suffix = f"/{SUMMARY}"
-    keys = [info.key for info in store.list(RUNS) if info.key.endswith(suffix)]
+    keys = [key for key in store.sizes(RUNS) if key.endswith(suffix)]
     return sorted(key.removeprefix(RUNS).removesuffix(suffix) for key in keys)
 
 
 def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     """The summary of a run, the latest without `run`. Raises ObjectNotFound with the runs that exist."""
-    known = run_ids(store)
-    if run is None and not known:
-        raise ObjectNotFound(f"{store.uri} holds no runs; give the `output` of a spec that was run")
-    if run is not None and run not in known:
-        raise ObjectNotFound(f"{store.uri} holds no run {run!r}; it holds {', '.join(known) or 'none'}")
-    key = f"{RUNS}{run or known[-1]}/{SUMMARY}"
+    if run is None:
+        known = run_ids(store)
+        if not known:
+            raise ObjectNotFound(f"{store.uri} holds no runs; give the `output` of a spec that was run")
+        run = known[-1]
+    key = summary_key(run)
     try:
-        fields = json.loads(store.get(key))
-        models = tuple(ModelResult(**model) for model in fields["models"])
-        return FleetResult(**{**fields, "models": models, "warnings": tuple(fields.get("warnings", ()))})
+        told = json.loads(store.get(key))
+        models = tuple(ModelResult(**model) for model in told["models"])
+        return FleetResult(**{**told, "models": models, "warnings": tuple(told.get("warnings", ()))})
+    except ObjectNotFound:
+        latest = ", ".join(run_ids(store)[-_NAMED_RUNS:]) or "none"
+        raise ObjectNotFound(f"{store.uri} holds no run {run!r}; the latest are: {latest}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactCorrupt(f"{store.uri}/{key} is no run summary ({error}); delete it") from None
 
@@ -185,15 +210,28 @@ def counts(models: Sequence[ModelResult]) -> dict[str, int]:
     return found
 
 
+def detailed(result: FleetResult) -> list[ModelResult]:
+    """The models whose layers a page shows, in the order of the fleet: of many, the largest published ones."""
+    known = [model for model in result.models if model.digest is not None]
+    chosen = {model.name for model in nlargest(DETAILED, known, key=_bytes_before)}
+    return [model for model in known if model.name in chosen]
+
+
 def layers_of(store: ObjectStore, result: FleetResult) -> dict[str, Mapping[str, Any]]:
-    """The full metrics of every published model of a run, for the report."""
-    found = {}
-    for model in result.models:
-        if model.digest is not None:
-            try:
-                found[model.name] = json.loads(
-                    store.get(artifact_key(model.name, model.digest, "metrics.json"))
-                )
-            except (ObjectNotFound, ValueError):
-                continue
-    return found
+    """The content of metrics.json of the models that a page shows in full; DETAILED requests at most."""
+    models = detailed(result)
+    found = side_by_side(partial(_metrics, store), models)
+    return {model.name: metrics for model, metrics in zip(models, found, strict=True) if metrics}
+
+
+def _metrics(store: ObjectStore, model: ModelResult) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(store.get(artifact_key(model.name, str(model.digest), "metrics.json")))
+    except (ObjectNotFound, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _bytes_before(model: ModelResult) -> float:
+    size = (model.before or {}).get("bytes")
+    return size if isinstance(size, (int, float)) else 0.0

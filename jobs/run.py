@@ -94,6 +94,7 @@ class _Run:
             run_rank=run_rank,
             address=self._address,
             memory_bytes=self.spec.resources.memory_per_task_bytes,
+            task_seconds=self.spec.resources.time_per_task_seconds,
         )
         stop.arm()
         try:

@@ -9,9 +9,24 @@ from fleetpress.storage.store import open_store
 from fleetpress.storage.uri import is_s3, split
 
 from .errors import SpecError
+from .executors import TASK_SECONDS
 from .recipe import CollectStep, Recipe, Strict
 from .spec_checks import check, needs_gradients
-from .spec_fields import Count, Factory, Key, Loss, Metric, Output, Place, Places, Shape, Size, Word, tuple_of
+from .spec_fields import (
+    Count,
+    Duration,
+    Factory,
+    Key,
+    Loss,
+    Metric,
+    Output,
+    Place,
+    Places,
+    Shape,
+    Size,
+    Word,
+    tuple_of,
+)
 from .spec_lines import read_yaml
 from .spec_messages import explain
 
@@ -44,10 +59,11 @@ class DataSpec(Strict):
 
 
 class Resources(Strict):
-    """What one task may use: data-parallel training workers, and bytes of memory."""
+    """What one task may use: data-parallel training workers, bytes of memory, and (on Ray) time."""
 
     workers: Count = 1
     memory_per_task_bytes: Size = Field(default=2 * 2**30, alias="memory_per_task")
+    time_per_task_seconds: Duration = Field(default=TASK_SECONDS, alias="time_per_task")
 
 
 class Spec(Strict):

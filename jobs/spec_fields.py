@@ -20,6 +20,8 @@ _SIZE_UNITS = {"B": 1} | {
     for power, prefix in enumerate("KMGT", start=1)
     for end, base in (("iB", 1024), ("B", 1000))
 }
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]+)")
+_DURATION_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 _LEAST_MEMORY_BYTES = 2**20
 
 
@@ -115,6 +117,13 @@ def _size(value: Any) -> int:
     if size_bytes < _LEAST_MEMORY_BYTES:
         raise mistake(f"{size_bytes} bytes is too little to work with; at least 1MiB, such as 2GiB")
     return size_bytes
+
+
+def _duration(value: Any) -> float:
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None or match[2] not in _DURATION_UNITS or float(match[1]) <= 0:
+        raise mistake(f"should be a time such as 6h, 90min or 45s, not {value!r}")
+    return float(match[1]) * _DURATION_UNITS[match[2]]
 
 
 def _drop(value: Any) -> float | str:
@@ -214,6 +223,7 @@ Output = Annotated[Place, AfterValidator(_output)]
 Factory = Annotated[str, AfterValidator(_factory)]
 Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], BeforeValidator(tuple_of)]
 Size = Annotated[int, BeforeValidator(_size)]
+Duration = Annotated[float, BeforeValidator(_duration)]
 Drop = Annotated[float | str, BeforeValidator(_drop)]
 Shape = Annotated[tuple[Annotated[int | str, BeforeValidator(_dimension)], ...], BeforeValidator(tuple_of)]
 Share = Annotated[float, Field(gt=0, lt=1)]

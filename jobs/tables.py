@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .figures import (
@@ -21,9 +21,10 @@ from .results import FleetResult, ModelResult, counts
 
 if TYPE_CHECKING:
     from .doctor import Finding
+    from .gc import Leftover, Leftovers
     from .methods import Described
 
-_PIPED_WIDTH = 10_000  # no terminal: nobody's lines are too long
+_DRAWN_ROWS = 500  # more of them are nobody's to look at, and fitting them to a terminal takes seconds
 _STATE_STYLES = {
     "published": "green",
     "unchanged": "cyan",
@@ -138,6 +139,28 @@ def print_findings(findings: Sequence[Finding]) -> None:
         _line(f"{mark} {finding.name}: {finding.detail}", style)
 
 
+def print_leftovers(leftovers: Leftovers, *, deleted: bool) -> None:
+    """What is left over, one thing a line; below it what was done with it."""
+    found = leftovers.found
+    for run in leftovers.busy:
+        _line(f"run {run} is under way: what it may be working on is kept")
+    if not found:
+        _line("nothing is left over")
+        return
+    rows = [
+        (item.what, _leftover_state(item), _or_dash(sized(item.bytes)), item.key, item.why) for item in found
+    ]
+    _table(("what", "", "bytes", "key", "why"), rows, right=(2,))
+    gone = [item for item in found if (item.deleted if deleted else not item.kept)]
+    size = sized(sum(item.bytes or 0 for item in gone))
+    what = f"{len(gone)} of {len(found)} leftovers, {size}"
+    _line(f"{what}: deleted" if deleted else f"{what}: would be deleted with --delete")
+
+
+def _leftover_state(item: Leftover) -> str:
+    return "kept" if item.kept else "deleted" if item.deleted else "unneeded"
+
+
 def _result_row(model: ModelResult, common: str | None) -> tuple[str, ...]:
     before, after = model.before, model.after
     return (
@@ -228,15 +251,39 @@ def _table(
     headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), indent: int = 0
 ) -> None:
     """Columns in spaces; on a terminal cells that do not fit are folded, elsewhere nothing ever is."""
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    numeric = set(right)
+    if sys.stdout.isatty() and len(cells) <= _DRAWN_ROWS:
+        _drawn_table(headers, cells, numeric, indent)
+    else:
+        _plain_table(headers, cells, numeric, indent)
+
+
+def _plain_table(
+    headers: Sequence[str], cells: Sequence[Sequence[str]], numeric: Set[int], indent: int
+) -> None:
+    from rich.cells import cell_len
+
+    lines = [headers, *cells]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for row in lines:
+        padded = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            padded.append(space + cell if index in numeric else cell + space)
+        print((" " * indent + _GAP.join(padded)).rstrip())
+
+
+def _drawn_table(
+    headers: Sequence[str], cells: Sequence[Sequence[str]], numeric: Set[int], indent: int
+) -> None:
     from rich.console import Console
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else _PIPED_WIDTH, color_system="auto" if terminal else None)
+    console = Console()
     table = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
-    numeric, cells = set(right), [[one_line(cell) for cell in row] for row in rows]
     for index, header in enumerate(headers):
         table.add_column(header, justify="right" if index in numeric else "left", overflow="fold")
     for row in cells:

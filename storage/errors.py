@@ -6,6 +6,7 @@
     ├── AccessDenied          no credentials, wrong credentials, forbidden, unreadable
     ├── BucketNotFound        the endpoint answers, the bucket is not there
     ├── StoreUnreachable      endpoint down, time-outs, server errors that outlived the retries
+    │   └── WriteConflict     a conditional write met another one of the same key; nobody knows yet who wins
     ├── SourceChanged         the object is not the one that was pinned (etag, length)
     ├── UploadGone            an upload in parts that was completed or aborted, or whose parts are not those recorded
     ├── NotWritable           read-only, full, or without the means of an atomic write
@@ -40,6 +41,10 @@ class BucketNotFound(StorageError):
 
 class StoreUnreachable(StorageError):
     """The store does not answer, or answers with errors that outlived the retries."""
+
+
+class WriteConflict(StoreUnreachable):
+    """Another write of the same key is under way: what came of it can be seen a little later."""
 
 
 class SourceChanged(StorageError):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from .errors import InvalidUri
-from .uri import is_s3, normalize
+from .uri import is_s3, normalize, without_userinfo
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -22,10 +22,14 @@ def split_pattern(uri: str) -> tuple[str, list[str]]:
     """
     segments = uri.rstrip("/").split("/")
     if "**" in segments:
-        raise InvalidUri(f"{uri!r}: ** is not supported; write one * for every folder level")
+        raise InvalidUri(
+            f"{without_userinfo(uri)!r}: ** is not supported; write one * for every folder level"
+        )
     first = next((i for i, segment in enumerate(segments) if has_glob(segment)), len(segments) - 1)
     if is_s3(uri) and first < 3:
-        raise InvalidUri(f"{uri!r}: a bucket's name cannot be a pattern; write s3://bucket/pattern")
+        raise InvalidUri(
+            f"{without_userinfo(uri)!r}: a bucket's name cannot be a pattern; write s3://bucket/pattern"
+        )
     place = "/".join(segments[:first])
     if not place:
         place = "/" if first and uri.startswith("/") else "."

@@ -306,11 +306,11 @@ class FolderStore:
     @contextlib.contextmanager
     def _reading(self, path: str) -> Iterator[BufferedReader]:
         try:
-            check_inside(path, self.uri)
             if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
                 raise ObjectNotFound(
                     f"{path} is a device or pipe, not a file"
                 )  # opening a pipe would wait for ever
+            check_inside(path, self.uri)
             with open(path, "rb") as file:
                 yield file
         except OSError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from botocore.exceptions import ClientError
 
 from .errors import (
+    AccessDenied,
     BucketNotFound,
     ObjectNotFound,
     SourceChanged,
@@ -263,6 +264,8 @@ class S3Store:
         try:
             with self._errors("look up", ""):
                 self._client.head_bucket(Bucket=self._bucket)
+        except AccessDenied:
+            return  # who may list a prefix only may not ask for the bucket; it is the object that is missing
         except ObjectNotFound as error:
             endpoint = without_userinfo(self._client.meta.endpoint_url)
             raise BucketNotFound(
@@ -310,9 +313,13 @@ class S3Store:
         sent = _CONTENT_RANGE.fullmatch(reply.get("ContentRange", ""))
         if sent is None:
             raise StoreUnreachable(f"{place}: the server does not serve ranges of bytes; use another one")
-        if (int(sent[1]), int(sent[2])) != (start, start + length - 1) or reply["ContentLength"] != length:
+        if sent[3] != "*" and int(sent[3]) < start + length:
             raise SourceChanged(
                 f"{place} ends before byte {start + length}: it was truncated, or its index is wrong"
+            )
+        if (int(sent[1]), int(sent[2])) != (start, start + length - 1) or reply["ContentLength"] != length:
+            raise StoreUnreachable(
+                f"{place}: the answer does not hold the bytes that were asked for: damaged on the way; try again"
             )
 
     def _check_etag(

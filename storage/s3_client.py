@@ -53,6 +53,8 @@ def new_client(
             plain = session.client("s3", endpoint_url=endpoint, config=_config())
             chosen = getattr(plain.meta.config, "s3", None) or {}  # by a profile, which has the last word
             settings: Any = {**_settings(plain.meta.endpoint_url), **chosen}
+            if "@" in urlsplit(plain.meta.endpoint_url).netloc:  # nothing uses it, and errors would repeat it
+                endpoint = without_userinfo(plain.meta.endpoint_url)
             return session.client("s3", endpoint_url=endpoint, config=_config().merge(Config(s3=settings)))
     except ValueError as error:  # botocore's word for a malformed endpoint
         raise StoreUnreachable(

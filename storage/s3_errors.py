@@ -21,6 +21,7 @@ from .errors import (
     StorageError,
     StoreUnreachable,
     UploadGone,
+    WriteConflict,
 )
 
 _Meaning = tuple[type[StorageError], str]
@@ -70,7 +71,7 @@ _BUSY: _Meaning = (
     StoreUnreachable,
     "the server asked for fewer requests until the retries ran out: try again later",
 )
-_RACE: _Meaning = (StoreUnreachable, "another write of the same name is under way: try again")
+_RACE: _Meaning = (WriteConflict, "another write of the same name is under way: try again")
 _FAILED: _Meaning = (
     StoreUnreachable,
     "the server had an error of its own until the retries ran out: try again later",
@@ -158,6 +159,10 @@ _BY_TYPE: tuple[tuple[tuple[type[Exception], ...], _Meaning], ...] = (
             botocore_errors.SSOError,
         ),
         (AccessDenied, "the credentials could not be fetched: sign in again, or check AWS_PROFILE"),
+    ),
+    (
+        (botocore_errors.EndpointProviderError,),
+        (StoreUnreachable, "AWS_ENDPOINT_URL is no valid address: expected http(s)://host:port"),
     ),
     ((botocore_errors.ParamValidationError,), _BAD_NAME),
     ((botocore_errors.FlexibleChecksumError,), _CHECKSUM),

@@ -15,11 +15,17 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\\]")
 _LONGEST_KEY_BYTES = 1024  # S3's own limit
+_USERINFO = re.compile(r"(?<=://)[^/]*@")
 
 
 def is_s3(uri: str) -> bool:
     """Whether `uri` names a place in an object store (and not a folder)."""
     return uri.startswith(_S3)
+
+
+def without_userinfo(uri: str) -> str:
+    """The uri as a message may repeat it: without the `user:password@` that does not belong into it."""
+    return _USERINFO.sub("", uri)
 
 
 def normalize(uri: str) -> str:
@@ -33,7 +39,7 @@ def normalize(uri: str) -> str:
     path = _path_of_file_uri(uri) if uri.startswith(_FILE) else uri
     if not path or _SCHEME.match(path) or "\0" in path:
         raise InvalidUri(
-            f"{uri!r} is no place to read or write: use s3://bucket/prefix, file:///folder or a path"
+            f"{without_userinfo(uri)!r} is no place to read or write: use s3://bucket/prefix, file:///folder or a path"
         )
     # POSIX gives exactly two leading slashes a meaning of their own; here they name the same folder.
     return re.sub(r"^//(?!/)", "/", posixpath.normpath(path))
@@ -44,7 +50,7 @@ def bucket_and_prefix(uri: str) -> tuple[str, str]:
     bucket, _, prefix = uri.removeprefix(_S3).partition("/")
     prefix = prefix.removesuffix("/")
     if not _BUCKET.fullmatch(bucket):
-        raise InvalidUri(f"{uri!r} has no valid bucket name: expected s3://bucket/prefix")
+        raise InvalidUri(f"{without_userinfo(uri)!r} has no valid bucket name: expected s3://bucket/prefix")
     if prefix:
         validate_key(prefix)
     return bucket, prefix
@@ -106,5 +112,7 @@ def is_valid_key(key: str) -> bool:
 def _path_of_file_uri(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise InvalidUri(f"{uri!r} names no folder of this machine: expected file:///folder")
+        raise InvalidUri(
+            f"{without_userinfo(uri)!r} names no folder of this machine: expected file:///folder"
+        )
     return unquote(parts.path)

@@ -13,7 +13,7 @@ from typing import Any
 from fleetpress.storage.artifact import ArtifactFile, artifact_key, write_artifact
 from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint
 from fleetpress.storage.errors import SourceChanged, StorageError, StoreUnreachable
-from fleetpress.storage.safetensors_header import read_header
+from fleetpress.storage.safetensors_header import TensorInfo, read_header
 from fleetpress.storage.safetensors_layout import framed
 from fleetpress.storage.sources import CONFIG, INDEX
 from fleetpress.storage.store import ObjectStore, open_store
@@ -24,14 +24,17 @@ from ..handover import Payload, beside, read_file, record
 from ..manifest import companions, complete
 from ..tasks import Output, StepResult
 from ..threads import use_one_thread
-from .choice import check_plain, choose, config_of
+from .choice import Choice, check_plain, choose, config_of
 from .inbound import Ranges, Received, is_proved, merged
+from .layout import plan_shards
 from .metrics import add_up, index_of, metrics_of
 from .shard import Crumbling, Run, Shard
 from .stream import Block, Sums, stream
 from .tasks import pieces_of
 
 CRUMBS = ".crumbs"
+
+Tensors = Mapping[str, TensorInfo]
 
 
 def open_uploads(payload: Payload) -> StepResult:
@@ -128,6 +131,7 @@ def assemble(payload: Payload) -> StepResult:
     shards = {
         file.path: read_header(store, artifact_key(name, digest, file.path)).tensors for file in written
     }
+    _prove_headers(payload, made, choice, shards)
     sums: Sums = {}
     for one in made.values():
         add_up(sums, one["sums"])
@@ -167,20 +171,42 @@ def _prove_received(payload: Payload, made: Mapping[str, Mapping[str, Any]]) -> 
 
     Raises ModelError, once everything made of damaged bytes is gone: running again then reads them anew.
     """
-    source, store = open_store(payload["model"]["root"]), open_store(payload["output"])
+    source = open_store(payload["model"]["root"])
     etags = {file["path"]: file["etag"] for file in payload["model"]["files"]}
     for path, ranges in merged(one["received"] for one in made.values()).items():
         try:
             is_proved(source, path, ranges, source.stored_crc32(path, etag=etags[path]))
         except StoreUnreachable as error:
-            for own, one in made.items():
-                if path in one["received"]:
-                    store.delete(
-                        artifact_key(payload["model"]["name"], payload["digest"], one["file"]["path"])
-                    )
-                    for digest in (own, *one.get("made_of", ())):
-                        store.delete(beside(digest, ".json"))
+            _drop(payload, {own: one for own, one in made.items() if path in one["received"]})
             raise ModelError(f"{error}; nothing was published, run again to read them anew") from None
+
+
+def _prove_headers(
+    payload: Payload, made: Mapping[str, Mapping[str, Any]], choice: Choice, shards: Mapping[str, Tensors]
+) -> None:
+    """Compare the shards with what the source's headers say now: the plan's own look at them was a range, too.
+
+    Raises ModelError, once everything made of a damaged header is gone.
+    """
+    planned = {shard.path: shard.tensors for shard in plan_shards(choice.items)}
+    for own, one in made.items():
+        path = one["file"]["path"]
+        wanted = {(tensor.name, tensor.dtype, tensor.shape) for tensor in planned.get(path, ())}
+        if wanted != {(info.name, info.dtype, info.shape) for info in shards[path].values()}:
+            _drop(payload, {own: one})
+            raise ModelError(
+                f"{payload['model']['uri']}: the header of a file was damaged on its way here (it is another one "
+                "now than when the run began); nothing was published, run again to read it anew"
+            )
+
+
+def _drop(payload: Payload, made: Mapping[str, Mapping[str, Any]]) -> None:
+    """Remove shards, and the records of the tasks that made them: they are done again by the next run."""
+    store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
+    for own, one in made.items():
+        store.delete(artifact_key(name, digest, one["file"]["path"]))
+        for record_of in (own, *one.get("made_of", ())):
+            store.delete(beside(record_of, ".json"))
 
 
 def _whole_shard(

@@ -10,6 +10,8 @@ from ..worker import RunRank, RunStep
 
 ExecutorName = Literal["inline", "ray"]
 
+TASK_SECONDS = 6 * 3600.0  # how long one task may take, unless the spec says otherwise
+
 
 class Executor(Protocol):
     """Where tasks run. The driver keeps at most `slots` tasks submitted that were not handed back."""
@@ -40,6 +42,7 @@ def open_executor(
     run_rank: RunRank | None = None,
     address: str | None = None,
     memory_bytes: int = 0,
+    task_seconds: float = TASK_SECONDS,
 ) -> Executor:
     """The executor called `name`, whose workers write records to the ledger at `ledger_uri`.
 
@@ -47,7 +50,8 @@ def open_executor(
     which replaces it on each worker of a training task with `workers` > 1, where the executor has several.
     `address` is a Ray cluster's (`host:port`, `ray://host:port`, `auto`); without one, RAY_ADDRESS counts, then
     a cluster is started on this machine, for this process. Raises ClusterUnreachable. `memory_bytes` is the ceiling of
-    a process; tasks run side by side in this one only as far as it allows.
+    a process; tasks run side by side in this one only as far as it allows. A task that takes longer than `task_seconds`
+    is given up, where it runs in a process of its own.
     """
     if name == "inline":
         from .inline import InlineExecutor
@@ -59,4 +63,4 @@ def open_executor(
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from .ray import RayExecutor
 
-    return RayExecutor(run_step, ledger_uri, run_rank=run_rank, address=address)
+    return RayExecutor(run_step, ledger_uri, run_rank=run_rank, address=address, task_seconds=task_seconds)

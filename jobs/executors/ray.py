@@ -3,12 +3,18 @@
 Credentials. On a cluster whose nodes are all this machine, tasks get this process' AWS_* variables as they are
 now. They are never sent to another machine: there, each node brings its own (an instance role, a mounted
 profile, the variables of its pod).
+
+Nothing is waited for without an end. Ray itself would wait for ever for a node that was cut off, or for room that no
+node has any more; so a task first says where it runs, and the driver looks after nodes, deadlines and the head.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +31,7 @@ from ..tasks import (
     to_json,
 )
 from ..worker import RunRank, RunStep, execute
-from . import ray_cluster
+from . import TASK_SECONDS, ray_cluster
 
 _TRAINING_KINDS = ("train", "finetune")
 
@@ -39,8 +45,26 @@ _RAY_ERRORS: tuple[tuple[type[BaseException], ErrorClass, str], ...] = (
 )
 
 
+_LOOK_SECONDS = 1.0  # how often nodes and deadlines are looked after
+_GRACE_SECONDS = 120.0  # for a node to come that has room: an autoscaler may be about to bring one
+
+
+@dataclass
+class _Flight:
+    """A task on its way. `node` is where it runs, once it has said so."""
+
+    task: Task
+    since: float
+    node: str = ""
+    hopeless_since: float | None = None
+
+
 class RayExecutor:
-    """Tasks as Ray tasks. Raises ClusterUnreachable when there is no cluster to join."""
+    """Tasks as Ray tasks. Raises ClusterUnreachable when there is no cluster to join, or none any more.
+
+    A task is given up as transient when its node is lost or it takes longer than `task_seconds`, and for good when no
+    node has had room for it for `grace_seconds`.
+    """
 
     def __init__(
         self,
@@ -49,23 +73,31 @@ class RayExecutor:
         *,
         run_rank: RunRank | None = None,
         address: str | None = None,
+        task_seconds: float = TASK_SECONDS,
+        grace_seconds: float = _GRACE_SECONDS,
     ) -> None:
         self._owns_cluster = ray_cluster.connect(address)
         self._run_step = run_step
         self._run_rank = run_rank
         self._ledger_uri = ledger_uri
         self._variables = ray_cluster.aws_variables() if ray_cluster.is_on_this_machine() else None
+        self._task_seconds = task_seconds
+        self._grace_seconds = grace_seconds
+        self._head = ray_cluster.Head()
+        self._looked = 0.0
         self._attempts: Counter[str] = Counter()
-        self._in_flight: dict[ray.ObjectRef[dict[str, Any]], Task] = {}
+        self._in_flight: dict[Any, _Flight] = {}
         self._refused: list[tuple[str, Failure]] = []
 
     @property
     def slots(self) -> int:
-        """CPUs of the cluster as it is now, at least 1."""
+        """CPUs of the cluster as it was a moment ago, at least 1."""
+        self._head.check()
         return max(1, sum(room.cpus for room in ray_cluster.rooms()))
 
     def submit(self, task: Task) -> None:
         """Start the task as soon as a node has room; one that no node can ever hold fails at the next `wait`."""
+        self._head.check()
         train_apart = self._run_rank is not None and task.workers > 1 and task.kind in _TRAINING_KINDS
         problem = ray_cluster.problem_of(task, task.workers if train_apart else 1, ray_cluster.rooms())
         if problem:
@@ -82,43 +114,102 @@ class RayExecutor:
         function = self._run_rank if train_apart else self._run_step
         name = f"{task.kind} {task.model}"
         if train_apart:
-            reference = _train_remote.options(name=name).remote(request, function)
+            handle: Any = _train_remote.options(name=name).remote(request, function)
         else:
-            reference = _run_remote.options(name=name, memory=task.memory_bytes or None).remote(
+            handle = _run_remote.options(name=name, memory=task.memory_bytes or None).remote(
                 request, function
             )
-        self._in_flight[reference] = task
+        self._in_flight[handle] = _Flight(task=task, since=time.monotonic())
 
     def wait(self, timeout_seconds: float) -> list[tuple[str, TaskRecord | Failure]]:
         """Ends of tasks: every one that is there once there is one; none after `timeout_seconds`."""
         ends: list[tuple[str, TaskRecord | Failure]] = list(self._refused)
         self._refused.clear()
-        references = list(self._in_flight)
-        if not references:
-            return ends
-        ray.wait(references, num_returns=1, timeout=0 if ends else timeout_seconds)
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        for reference in ready:
-            task = self._in_flight.pop(reference)
-            ends.append((task.id, _end(task, reference)))
+        deadline = time.monotonic() + timeout_seconds
+        while self._in_flight and not ends:
+            self._head.check()
+            left = max(0.0, deadline - time.monotonic())
+            ends += self._news(min(_LOOK_SECONDS, left))
+            ends += self._overdue()
+            if not left:
+                break
         return ends
 
     def close(self) -> None:
-        """Cancel what runs; end the cluster if it was started here."""
-        for reference in self._in_flight:
-            ray.cancel(reference, force=True)
+        """Cancel what runs; end the cluster if it was started here. A cluster that is gone is let go."""
+        if not self._head.is_gone:
+            for handle in self._in_flight:
+                ray.cancel(handle, force=True)
+            if self._owns_cluster:
+                ray.shutdown()
         self._in_flight.clear()
-        if self._owns_cluster:
-            ray.shutdown()
+
+    def _news(self, timeout_seconds: float) -> Iterator[tuple[str, TaskRecord | Failure]]:
+        """What tasks have to say within the time: where they run, or how they ended; all that is there at once."""
+        handles = list(self._in_flight)
+        if not ray.wait(handles, num_returns=1, timeout=timeout_seconds, fetch_local=False)[0]:
+            return
+        ready, _ = ray.wait(handles, num_returns=len(handles), timeout=0, fetch_local=False)
+        for handle in ready:
+            flight = self._in_flight[handle]
+            said = _said(flight.task, handle)
+            if isinstance(said, str):
+                flight.node, flight.since = said, time.monotonic()
+            else:
+                del self._in_flight[handle]
+                yield flight.task.id, said
+
+    def _overdue(self) -> Iterator[tuple[str, Failure]]:
+        """Tasks that will not end by themselves, or not in time."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS or not self._in_flight:
+            return
+        self._looked = now
+        nodes, rooms = ray_cluster.living_node_ids(), ray_cluster.rooms()
+        for handle, flight in list(self._in_flight.items()):
+            failure = self._lost(flight, nodes, now) or self._without_room(flight, rooms, now)
+            if failure is not None:
+                with suppress(ray.exceptions.RayError):
+                    ray.cancel(handle, force=True)
+                del self._in_flight[handle]
+                yield flight.task.id, failure
+
+    def _lost(self, flight: _Flight, nodes: set[str], now: float) -> Failure | None:
+        task = flight.task
+        if flight.node and flight.node not in nodes:
+            return _failure(task, f"{task.kind} did not end: its node was lost", "transient")
+        if now - flight.since > self._task_seconds:
+            where = "run" if flight.node else "begin"
+            reason = (
+                f"{task.kind} did not {where} within {self._task_seconds:g} seconds (resources.time_per_task)"
+            )
+            return _failure(task, reason, "transient")
+        return None
+
+    def _without_room(self, flight: _Flight, rooms: list[ray_cluster.Room], now: float) -> Failure | None:
+        problem = "" if flight.node else ray_cluster.problem_of(flight.task, 1, rooms)
+        if not problem:
+            flight.hopeless_since = None
+            return None
+        if flight.hopeless_since is None:
+            flight.hopeless_since = now
+        if now - flight.hopeless_since < self._grace_seconds:
+            return None
+        return _failure(flight.task, problem, "input")
 
 
-def _end(task: Task, reference: ray.ObjectRef[dict[str, Any]]) -> TaskRecord | Failure:
+def _said(task: Task, handle: Any) -> str | TaskRecord | Failure:
+    """The node that a task begins on, or its end."""
     try:
-        answer = ray.get(reference)
+        answer = ray.get(next(handle))
+    except StopIteration:
+        return _failure(task, f"{task.kind} did not end: Ray lost it", "transient")
     except ray.exceptions.RayError as error:
         error_class, what = next((row[1], row[2]) for row in _RAY_ERRORS if isinstance(error, row[0]))
         details = str(error) if error_class == "bug" else ""
         return _failure(task, f"{task.kind} did not end: {what}", error_class, details)
+    if "node" in answer:
+        return str(answer["node"])
     return failure_from_json(answer["failure"]) if "failure" in answer else record_from_json(answer["record"])
 
 
@@ -126,8 +217,9 @@ def _failure(task: Task, reason: str, error_class: ErrorClass, details: str = ""
     return Failure(task=task.id, model=task.model, reason=reason, error_class=error_class, details=details)
 
 
-def _run(request: Mapping[str, Any], function: Any) -> dict[str, Any]:
+def _run(request: Mapping[str, Any], function: Any) -> Iterator[dict[str, Any]]:
     """What a Ray worker does: `function` is a RunStep, or a RunRank when the training has workers of its own."""
+    yield {"node": ray.get_runtime_context().get_node_id()}
     task, variables = task_from_json(request["task"]), request["variables"]
     if variables is not None:
         ray_cluster.adopt_aws_variables(variables)
@@ -136,10 +228,10 @@ def _run(request: Mapping[str, Any], function: Any) -> dict[str, Any]:
 
         function = partial(run_on_workers, run_rank=function, workers=task.workers, variables=variables)
     end = execute(task, function, request["ledger_uri"], attempts=request["attempts"])
-    return {"failure" if isinstance(end, Failure) else "record": to_json(end)}
+    yield {"failure" if isinstance(end, Failure) else "record": to_json(end)}
 
 
-_run_remote = ray.remote(num_cpus=1, max_retries=0)(_run)
+_run_remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_run)
 # The process that starts training workers only waits for them, so it holds no CPU; and it ends with its task,
 # because Ray Train's controller would otherwise live on for as long as it does.
-_train_remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(_run)
+_train_remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1, num_returns="streaming")(_run)

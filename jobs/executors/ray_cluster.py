@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from ..errors import ClusterUnreachable
 from ..tasks import Task
 
 _DEFAULT_CLIENT_PORT = 10001
+_HEAD_LOOK_SECONDS = 1.0
+_HEAD_SECONDS = 8.0  # the head may be busy, or come back after a short fault of the network
 _OBJECT_STORE_BYTES = 128 * 2**20  # tensors never travel through Ray
 
 
@@ -63,6 +66,46 @@ def is_on_this_machine() -> bool:
     """True if every node of the cluster is this machine, so that nothing given to a worker leaves it."""
     here = {"127.0.0.1", ray.util.get_node_ip_address()}  # type: ignore[no-untyped-call]
     return all(node["NodeManagerAddress"] in here for node in _living_nodes())
+
+
+class Head:
+    """The head of the cluster: looked after by a connection of our own, because calls to a dead one hang."""
+
+    def __init__(self) -> None:
+        self.is_gone = False
+        is_client = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
+        address = "" if is_client else ray.get_runtime_context().gcs_address
+        self._place = _host_and_port(address) if address else None
+        self._seen = self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Raises ClusterUnreachable once the head has not answered for some seconds."""
+        now = time.monotonic()
+        if self._place is None or (now - self._looked < _HEAD_LOOK_SECONDS and not self.is_gone):
+            return
+        self._looked = now
+        while not self.is_gone and not self._answers():
+            if time.monotonic() - self._seen > _HEAD_SECONDS:
+                self.is_gone = True
+            time.sleep(_HEAD_LOOK_SECONDS / 4)
+        if self.is_gone:
+            raise ClusterUnreachable(
+                "the head of the Ray cluster is gone: what was finished is kept; run again when there is a cluster"
+            )
+        self._seen = time.monotonic()
+
+    def _answers(self) -> bool:
+        assert self._place is not None
+        try:
+            socket.create_connection(self._place, timeout=_HEAD_LOOK_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+
+def living_node_ids() -> set[str]:
+    """Ids of the nodes that Ray believes to be alive."""
+    return {str(node["NodeID"]) for node in _living_nodes()}
 
 
 def rooms() -> list[Room]:

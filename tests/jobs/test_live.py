@@ -4,27 +4,24 @@ import contextlib
 import io
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from fleetpress.jobs.live import Live
-from fleetpress.jobs.results import FleetResult, ModelResult
+from fleetpress.jobs.results import ModelResult, Progress
 from fleetpress.jobs.run import Event
 
-RESULT = FleetResult(
-    run="r",
-    state="running",
-    name="nightly",
-    output="out",
-    models=(
-        ModelResult(name="lenet5", state="running"),
-        ModelResult(name="mlp", state="running"),
-        ModelResult(name="gpt", state="pending"),
-        ModelResult(name="old", state="unchanged"),
-    ),
-    seconds=12.34,
-)
+STATES = {"lenet5": "running", "mlp": "running", "gpt": "pending", "old": "unchanged"}
+
+
+@pytest.fixture
+def progress(monkeypatch: pytest.MonkeyPatch) -> Progress:
+    """Four models, 12.34 seconds after the start."""
+    made = Progress(run="r", started=time.monotonic())
+    monkeypatch.setattr(Progress, "seconds", 12.34)
+    for name, state in STATES.items():
+        made.set(ModelResult(name=name, state=state))  # type: ignore[arg-type]
+    return made
 
 
 class Terminal(io.StringIO):
@@ -78,25 +75,27 @@ def shown_within(terminal: Terminal, text: str, seconds: float = 5.0) -> bool:
     ],
     ids=lambda value: value.kind if isinstance(value, Event) else "",
 )
-def test_lines_in_a_log(event: Event, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_in_a_log(
+    event: Event, line: str, progress: Progress, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Live(title="nightly") as live:
-        live.update(event, RESULT)
+        live.update(event, progress)
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", line + "\n")
 
 
-def test_a_terminal_shows_what_runs(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_shows_what_runs(
+    terminal: Terminal, progress: Progress, capsys: pytest.CaptureFixture[str]
+) -> None:
     tasks = (("lenet5", "train"), ("lenet5", "collect[0]"), ("lenet5", "collect[1]"), ("mlp", "prune"))
-    over = replace(
-        RESULT, models=(*RESULT.models[:1], ModelResult(name="mlp", state="failed"), *RESULT.models[2:])
-    )
     with live_on(terminal) as live:
         for model, task in tasks:
-            live.update(Event(kind="started", model=model, task=f"{model}/{task}"), RESULT)
-        live.update(Event(kind="finished", model="lenet5", task="lenet5/train", seconds=1.0), RESULT)
+            live.update(Event(kind="started", model=model, task=f"{model}/{task}"), progress)
+        live.update(Event(kind="finished", model="lenet5", task="lenet5/train", seconds=1.0), progress)
         assert shown_within(terminal, "1 of 4 models")
         shown_first = terminal.getvalue()
-        live.update(Event(kind="failed", model="mlp", text="why"), over)
+        progress.set(ModelResult(name="mlp", state="failed"))
+        live.update(Event(kind="failed", model="mlp", text="why"), progress)
         assert shown_within(terminal, "2 of 4 models")
     assert "2 running, 1 pending, 1 unchanged" in shown_first
     assert "collect[0] 0." in shown_first
@@ -104,16 +103,18 @@ def test_a_terminal_shows_what_runs(terminal: Terminal, capsys: pytest.CaptureFi
     assert "prune 0." in shown_first
     assert "train" not in shown_first
     later = terminal.getvalue().removeprefix(shown_first)
-    assert "1 running, 1 failed, 1 pending, 1 unchanged" in later
+    assert "1 running, 1 pending, 1 unchanged, 1 failed" in later
     assert "prune" not in later
     assert capsys.readouterr() == ("", "")
 
 
-def test_more_models_than_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_models_than_lines(
+    terminal: Terminal, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LINES", "10")
     with live_on(terminal) as live:
         for index in range(20):
-            live.update(Event(kind="started", model=f"m{index}", task=f"m{index}/train"), RESULT)
+            live.update(Event(kind="started", model=f"m{index}", task=f"m{index}/train"), progress)
         assert shown_within(terminal, "and 14 more")
     shown = terminal.getvalue()
     assert "  m5 " in shown
@@ -126,11 +127,11 @@ def test_the_cursor_is_back_after_an_error(terminal: Terminal) -> None:
     assert terminal.getvalue().rfind("\x1b[?25h") > terminal.getvalue().rfind("\x1b[?25l") >= 0
 
 
-def test_events_are_cheap(terminal: Terminal) -> None:
+def test_events_are_cheap(terminal: Terminal, progress: Progress) -> None:
     event = Event(kind="started", model="lenet5", task="lenet5/train")
     with live_on(terminal) as live:
         begin = time.perf_counter()
         for _ in range(2000):
-            live.update(event, RESULT)
+            live.update(event, progress)
         seconds = time.perf_counter() - begin
     assert seconds / 2000 < 0.001

@@ -230,6 +230,23 @@ def test_the_largest_models_get_bars() -> None:
     assert re.findall(r'class="who">(\w+)<', html) == [f"m{i}" for i in range(6, 30)]
 
 
+def test_a_page_of_a_thousand_models_stays_light() -> None:
+    models = tuple(
+        replace(LENET, name=f"customer-{index:04}/segmentation-model-of-{index:04}") for index in range(1000)
+    )
+    shown = {model.name: METRICS["lenet5"] for model in models[:50]}
+    html = render_html(replace(RESULT, models=models), shown)
+    assert len(html.encode()) < 1_000_000
+    page = Page(html)
+    assert {len(row) for row in page.rows if row[0].startswith("customer-")} == {17}
+    assert "Layers of the 50 largest of 1000 models" in " ".join(page.text.split())
+
+
+def test_a_run_that_still_works_says_so() -> None:
+    assert "so far: it is still running" in Page(render_html(replace(RESULT, state="running"), METRICS)).text
+    assert "still running" not in render_html(RESULT, METRICS)
+
+
 @pytest.mark.parametrize("state", ["running", "interrupted"])
 def test_a_run_that_has_only_begun(state: str) -> None:
     begun = FleetResult(run="r", state=state, name="n", output="o", models=())  # type: ignore[arg-type]

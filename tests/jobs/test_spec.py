@@ -315,3 +315,11 @@ def test_whatever_stands_in_a_spec_it_is_taken_or_refused_in_words(
     except SpecError as error:
         lines = str(error).splitlines()
         assert all(re.match(r"fleet\.yaml(:\d+)?: \S", line) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("6h", 21_600), ("90min", 5400), ("1.5 h", 5400), ("2d", 172_800)]
+)
+def test_times(text: str, seconds: float) -> None:
+    spec = parse_spec(f"{SMALLEST}resources: {{time_per_task: {text}}}\n", "spec.yaml")
+    assert spec.resources.time_per_task_seconds == seconds

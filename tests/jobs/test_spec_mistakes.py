@@ -305,6 +305,14 @@ MISTAKES = [
         "lots",
         "23: resources.memory_per_task: should be a size such as 2GiB, 512MiB or 1.5GB, not 'lots'",
     ),
+    *(
+        (
+            "memory_per_task: 2GiB",
+            f"time_per_task: {text}",
+            f"23: resources.time_per_task: should be a time such as 6h, 90min or 45s, not {told}",
+        )
+        for text, told in (("6", "6"), ("6 parsecs", "'6 parsecs'"), ("0h", "'0h'"), ("-1h", "'-1h'"))
+    ),
     ("memory_per_task: 2GiB", "worker: 2", "23: resources.worker: unknown key; did you mean `workers`?"),
     (
         "seed: 0",

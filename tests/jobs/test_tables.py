@@ -95,6 +95,24 @@ def test_a_terminal_of_100_columns_folds_names_not_numbers(monkeypatch: pytest.M
     assert any(REASON in line for line in lines), "reasons stay on one line"
 
 
+def test_a_table_too_long_to_look_at_is_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "40")
+    models = tuple(_model(f"model-{index:04}") for index in range(501))
+    print_result(FleetResult(run="r", state="done", name="n", output="o", models=models))
+    lines = [line for line in screen.getvalue().splitlines() if line.startswith("model-")]
+    assert len(lines) == 501
+    assert lines[0].endswith("252 -> 20.7 kB  12.2x")
+
+
+def test_wide_characters_take_two_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    models = (_model("模型"), _model("abcd"))
+    print_result(FleetResult(run="r", state="done", name="n", output="o", models=models))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].index("published") + 2 == lines[3].index("published")
+
+
 def test_states_have_colours_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = _on_terminal(monkeypatch, 200)
     assert "\x1b[32mpublished" in text

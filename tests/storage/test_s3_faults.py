@@ -75,8 +75,8 @@ _RANGE = {"ETag": '"e"', "Content-Range": "bytes 2-5/10"}
     [
         (Reply(206, b"2345", _RANGE), None, ""),
         (Reply(206, b"234", {**_RANGE, "Content-Range": "bytes 2-4/5"}), SourceChanged, "ends before byte 6"),
-        (Reply(206, b"234", _RANGE), SourceChanged, "ends before byte 6"),
-        (Reply(206, b"3456", {**_RANGE, "Content-Range": "bytes 3-6/10"}), SourceChanged, "ends before"),
+        (Reply(206, b"234", _RANGE), StoreUnreachable, "does not hold the bytes"),
+        (Reply(206, b"3456", {**_RANGE, "Content-Range": "bytes 3-6/10"}), StoreUnreachable, "does not hold"),
         (Reply(206, b"2345", {**_RANGE, "ETag": '"other"'}), SourceChanged, "changed"),
         (Reply(200, b"0123456789", {"ETag": '"e"'}), StoreUnreachable, "does not serve ranges"),
         (Reply(206, b"23", _RANGE, announced_bytes=4), StoreUnreachable, "broke"),

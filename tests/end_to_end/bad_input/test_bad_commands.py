@@ -44,7 +44,7 @@ def output(place: Path, write_fleet: Any, cli: Any) -> str:
         (["status", "{absent}"], "holds no runs"),
         (["status", "ftp://x/y"], "no place to read or write"),
         (["report", "{empty}"], "holds no runs"),
-        (["status", "{output}", "20200101"], "holds no run '20200101'; it holds 2"),
+        (["status", "{output}", "20200101"], "holds no run '20200101'; the latest are: 2"),
         (["report", "{output}", "nothing"], "holds no run 'nothing'"),
         (["report", "{output}", "--html", "{absent}/page.html"], "page.html: cannot be written"),
         (["verify", "{empty}"], "is no artifact"),

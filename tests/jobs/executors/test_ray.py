@@ -35,6 +35,7 @@ def step(task: Task) -> StepResult:
         case "raise":
             raise ModelError("m: no layer called fc")
         case "sleep":
+            Path(task.payload.get("mark", os.devnull)).touch()
             time.sleep(60)
         case "variables":
             return StepResult(result={"endpoint": os.environ.get("AWS_ENDPOINT_URL", "")})
@@ -252,3 +253,67 @@ def test_no_cluster_on_this_machine_to_join(not_connected: None, monkeypatch: py
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ClusterUnreachable, match="cannot join the Ray cluster at auto: Could not find any"):
         connect("auto")
+
+
+def test_a_task_over_its_time_is_ended_and_may_be_tried_again(ray_cluster: None, tmp_path: Path) -> None:
+    executor = RayExecutor(step, str(tmp_path / "ray"), task_seconds=1.5)
+    end = drain(executor, [task("slow", do="sleep"), task("quick", number=2)])["slow"]
+    assert isinstance(end, Failure)
+    assert end.error_class == "transient"
+    assert end.reason == "quantize did not run within 1.5 seconds (resources.time_per_task)"
+    assert isinstance(drain(executor, [task("next", number=3), task("other", number=4)])["next"], TaskRecord)
+    executor.close()
+
+
+def test_a_task_whose_node_is_not_among_the_living_is_lost(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens when a node is cut off: Ray marks it dead, and goes on waiting for its tasks."""
+    executor = RayExecutor(step, str(tmp_path / "ray"))
+    mark = tmp_path / "began"
+    executor.submit(task("cut off", do="sleep", mark=str(mark)))
+    while not mark.exists():
+        assert executor.wait(0.2) == []
+    assert executor.wait(1.5) == []
+    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster.living_node_ids", set)
+    [(name, end)] = executor.wait(20)
+    assert isinstance(end, Failure)
+    assert (name, end.error_class, end.reason) == (
+        "cut off",
+        "transient",
+        "quantize did not end: its node was lost",
+    )
+    executor.close()
+
+
+def test_a_task_that_no_node_has_room_for_any_more_is_given_up_after_a_while(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = RayExecutor(step, str(tmp_path / "ray"), grace_seconds=1.0)
+    for name in ("one", "other", "waits"):
+        executor.submit(task(name, do="sleep"))
+    assert executor.wait(2.5) == []
+    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster.rooms", lambda: [Room(cpus=0, memory_bytes=0)])
+    [(name, end)] = executor.wait(20)
+    assert isinstance(end, Failure)
+    assert (name, end.error_class) == ("waits", "input")
+    assert "which the cluster can never give" in end.reason
+    executor.close()
+
+
+def test_a_head_that_does_not_answer_ends_the_run(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster._HEAD_SECONDS", 0.5)
+    executor = RayExecutor(step, str(tmp_path / "ray"))
+    executor.submit(task("a", do="sleep"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = server.getsockname()
+    monkeypatch.setattr(executor._head, "_place", nobody)
+    with pytest.raises(ClusterUnreachable, match="the head of the Ray cluster is gone"):
+        executor.wait(30)
+    executor.close()  # asks nothing of a cluster that is gone
+    monkeypatch.undo()
+    again = RayExecutor(step, str(tmp_path / "ray"))
+    drain(again, [task("b", number=1)])
+    again.close()

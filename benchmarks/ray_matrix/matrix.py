@@ -1,0 +1,235 @@
+"""The Ray matrix: a fleet on real clusters of several nodes while processes, nodes and networks die.
+
+    python benchmarks/ray_matrix/matrix.py [--only PATTERN] [--json]
+
+Every fault has a cluster of its own. A run that the fault ended is given again. In the end the artifacts must be those
+of a quiet run in one process, byte for byte. The columns: exit codes of the runs; models missing (lost); artifacts
+beyond one per model (doubled); tasks that began more than once (again), at most those that were under way; and what the
+run said. Exit code 1 if anything is lost, doubled or wrong, or the reason was not named.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from matrix_fleet import HUNGRY, Driver, Ended, write_fleet, write_spec
+from ray_hosts import Hosts
+
+sys.path.append(str(Path(__file__).parents[1] / "faults"))
+from fault_fleet import published
+
+MODELS = 4
+EPOCHS = 150  # a second or two
+CPUS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a fault did."""
+
+    fault: str
+    codes: tuple[int, ...]
+    lost: int
+    doubled: int
+    wrong: tuple[str, ...]
+    again: int
+    seconds: float
+    reason: str
+    problem: str
+
+
+class Matrix:
+    """The fleet in a folder, and what a quiet run of it publishes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.source = str(folder / "in")
+        write_fleet(self.source, MODELS)
+        end = Driver(self.spec("quiet"), ["--executor", "inline"], {}).ended()
+        self.quiet = published(str(folder / "quiet"))
+        if end.code or len(self.quiet.artifacts) != MODELS:
+            raise RuntimeError(f"the quiet run went wrong:\n{end.said}")
+
+    def spec(self, name: str, *, memory: str = "2GiB", more: str = "") -> Path:
+        """A spec whose output has this name."""
+        path = self.folder / f"{name}.yaml"
+        return write_spec(path, self.source, str(self.folder / name), epochs=EPOCHS, memory=memory, more=more)
+
+    def row(self, name: str, fault: "Fault") -> Row:
+        """One fault, the runs that it takes, and the comparison."""
+        started = time.monotonic()
+        ends, problem = fault(self, name)
+        found = published(str(self.folder / name))
+        wrong = tuple(found.wrong(self.quiet))
+        total: Counter[str] = sum((end.started for end in ends), Counter())
+        again = sum(count - 1 for count in total.values())
+        lost, doubled = found.lost(self.quiet), found.doubled()
+        if not problem and (lost or doubled or wrong):
+            problem = f"lost {lost}, doubled {doubled}, wrong {', '.join(wrong) or 'none'}"
+        if not problem and again > CPUS:
+            problem = f"{again} tasks began again, and at most {CPUS} were under way"
+        words = ("died", "lost", "gone", "interrupted", "memory", "never give", "another run")
+        said = [line for end in ends for line in end.lines(*words)]
+        if not problem and not said and ends[0].code not in (-signal.SIGKILL,):
+            problem = "no reason was named"
+        return Row(
+            fault=name,
+            codes=tuple(end.code for end in ends),
+            lost=lost,
+            doubled=doubled,
+            wrong=wrong,
+            again=again,
+            seconds=round(time.monotonic() - started, 1),
+            reason=said[0] if said else "",
+            problem=problem,
+        )
+
+
+Fault = Callable[[Matrix, str], tuple[list[Ended], str]]
+
+
+@contextmanager
+def _driven(matrix: Matrix, spec: Path) -> Iterator[tuple[Hosts, Driver]]:
+    with Hosts(nodes=2, cpus=1) as hosts:
+        yield hosts, Driver(spec, ["--address", hosts.address], hosts.environment)
+
+
+def _expect(ends: Sequence[Ended], *codes: int) -> str:
+    found = tuple(end.code for end in ends)
+    return "" if found == codes else f"exit codes {found} instead of {codes}:\n{ends[-1].said[-2000:]}"
+
+
+def _again(spec: Path) -> Ended:
+    with Hosts(nodes=2, cpus=1) as hosts:
+        return Driver(spec, ["--address", hosts.address], hosts.environment).ended()
+
+
+def worker_killed(matrix: Matrix, name: str) -> tuple[list[Ended], str]:
+    """SIGKILL of a worker while it trains."""
+    with _driven(matrix, matrix.spec(name)) as (hosts, driver):
+        hosts.kill_worker("train")
+        ends = [driver.ended()]
+    return ends, _expect(ends, 0)
+
+
+def node_killed(matrix: Matrix, name: str) -> tuple[list[Ended], str]:
+    """SIGKILL of a node while its worker trains; one node is left."""
+    with _driven(matrix, matrix.spec(name)) as (hosts, driver):
+        hosts.kill_node("train")
+        ends = [driver.ended()]
+    return ends, _expect(ends, 0)
+
+
+def driver_killed(matrix: Matrix, name: str) -> tuple[list[Ended], str]:
+    """SIGKILL of the driver; the same cluster is used again."""
+    spec = matrix.spec(name)
+    with _driven(matrix, spec) as (hosts, driver):
+        hosts.kill_worker("train")  # and its task is never told
+        driver.process.kill()
+        ends = [driver.ended()]
+        ends.append(Driver(spec, ["--address", hosts.address], hosts.environment).ended())
+    return ends, _expect(ends, -signal.SIGKILL, 0)
+
+
+def driver_terminated(matrix: Matrix, name: str) -> tuple[list[Ended], str]:
+    """SIGTERM of the driver: it ends in a consistent state and says how to go on."""
+    spec = matrix.spec(name)
+    with _driven(matrix, spec) as (hosts, driver):
+        hosts.kill_worker("train")
+        driver.process.send_signal(signal.SIGTERM)
+        ends = [driver.ended()]
+        ends.append(Driver(spec, ["--address", hosts.address], hosts.environment).ended())
+    problem = _expect(ends, 130, 0)
+    return ends, problem or ("" if ends[0].lines("Resume with") else "nothing was said about the resume")
+
+
+def head_killed(matrix: Matrix, name: str) -> tuple[list[Ended], str]:
+    """SIGKILL of everything of the head; then another cluster."""
+    spec = matrix.spec(name)
+    with _driven(matrix, spec) as (hosts, driver):
+        hosts.kill_worker("train")
+        hosts.kill_head()
+        ends = [driver.ended()]
+    ends.append(_again(spec))
+    return ends, _expect(ends, 5, 0)
+
+
+def over_its_memory(matrix: Matrix, name: str) -> tuple[list[Ended], str]:
+    """A model whose data unpacks to more than a task may use; the others are published."""
+    spec = matrix.spec(name, memory="512MiB", more=HUNGRY)
+    with _driven(matrix, spec) as (_, driver):
+        ends = [driver.ended()]
+    told = ends[0].lines("hungry failed: ")
+    problem = _expect(ends, 3)
+    return ends, problem or ("" if told and "bytes" in told[0] else f"the memory was not named: {told}")
+
+
+def without_room(matrix: Matrix, name: str) -> tuple[list[Ended], str]:
+    """Tasks that ask for what no node has; then for less."""
+    spec = matrix.spec(name, memory="100TB")
+    with _driven(matrix, spec) as (hosts, driver):
+        ends = [driver.ended()]
+        spec = matrix.spec(name)
+        ends.append(Driver(spec, ["--address", hosts.address], hosts.environment).ended())
+    return ends, _expect(ends, 4, 0)
+
+
+FAULTS: dict[str, Fault] = {
+    "a worker is killed": worker_killed,
+    "a node is killed": node_killed,
+    "the driver is killed": driver_killed,
+    "the driver gets SIGTERM": driver_terminated,
+    "the head is killed": head_killed,
+    "a task over its memory": over_its_memory,
+    "a task no node has room for": without_room,
+}
+
+
+def run_matrix(only: str = "") -> Iterator[Row]:
+    """Rows as they come."""
+    with tempfile.TemporaryDirectory(prefix="fleetpress-matrix-") as folder:
+        matrix = Matrix(Path(folder))
+        for name, fault in FAULTS.items():
+            if only in name:
+                yield matrix.row(name, fault)
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="faults whose name has this in it")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = []
+    for row in run_matrix(arguments.only):
+        rows.append(row)
+        if not arguments.json:
+            codes = " then ".join(map(str, row.codes))
+            print(
+                f"{row.fault:28} exit {codes:10} lost {row.lost} doubled {row.doubled} again {row.again}"
+                f" {row.seconds:6.1f} s  {row.reason[:100]}{'  PROBLEM: ' + row.problem if row.problem else ''}",
+                flush=True,
+            )
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        bad = sum(bool(row.problem) for row in rows)
+        print(
+            f"{len(rows)} faults, {len(rows) - bad} survived, lost {sum(r.lost for r in rows)}, "
+            f"doubled {sum(r.doubled for r in rows)}"
+        )
+    return int(any(row.problem for row in rows) or not rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

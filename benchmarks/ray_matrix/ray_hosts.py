@@ -1,0 +1,160 @@
+"""A Ray cluster of several nodes on this machine whose processes can be killed one by one.
+
+    with Hosts(nodes=2) as hosts:
+        hosts.kill_node(0)
+
+The cluster runs in a process of its own (this file as a program); whatever it started is found by a mark in its
+environment and ended with the context, however it went.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+MARK = "FLEETPRESS_HOSTS"
+_STORE_BYTES = 100 << 20
+_START_SECONDS = 90
+
+
+class Hosts:
+    """A head without CPUs, and `nodes` nodes of `cpus` CPUs; from entering to leaving the context."""
+
+    def __init__(self, *, nodes: int = 2, cpus: int = 1) -> None:
+        self._nodes, self._cpus = nodes, cpus
+
+    def __enter__(self) -> "Hosts":
+        self._folder = tempfile.TemporaryDirectory(prefix="fleetpress-hosts-")
+        token = Path(self._folder.name, "token")
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        self.mark = secrets.token_hex(8)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(self._nodes), str(self._cpus)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**self.environment, MARK: self.mark},
+        )
+        assert self._process.stdout is not None
+        try:
+            line = next((line for line in self._process.stdout if line.startswith("{")), "")
+            told = json.loads(line)
+        except ValueError:
+            self.__exit__()
+            raise RuntimeError("the cluster did not start") from None
+        self.address: str = told["address"]
+        self._head: list[int] = told["head"]
+        self._raylets: list[int] = told["nodes"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for _ in range(5):  # a process may start another while we look
+            marked = list(_marked(self.mark))
+            for process in marked:
+                _kill(process)
+            if not marked:
+                break
+            time.sleep(0.2)
+        self._folder.cleanup()
+
+    def workers(self) -> dict[int, tuple[int, str]]:
+        """Workers with a task: process id -> index of the node, and the task (`train net-1`)."""
+        found = {}
+        for process in _marked(self.mark):
+            title = _read(process, "cmdline").split(b"\0")[0].decode(errors="replace")
+            parent = _parent(process)
+            if title.startswith("ray::") and " " in title and parent in self._raylets:
+                found[process] = self._raylets.index(parent), title.removeprefix("ray::")
+        return found
+
+    def kill_worker(self, kind: str) -> str:
+        """Kill a worker that does a task of this kind, as soon as there is one; gives the task."""
+        process, (_, task) = self._busy(kind)
+        _kill(process)
+        return task
+
+    def kill_node(self, kind: str) -> str:
+        """Kill a node with such a worker."""
+        _, (node, task) = self._busy(kind)
+        _kill(self._raylets[node])
+        return task
+
+    def kill_head(self) -> None:
+        """Kill everything of the head."""
+        for process in self._head:
+            _kill(process)
+
+    def _busy(self, kind: str) -> tuple[int, tuple[int, str]]:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            for process, (node, task) in self.workers().items():
+                if task.startswith(kind):
+                    time.sleep(0.3)  # in the midst of it
+                    return process, (node, task)
+            time.sleep(0.05)
+        raise TimeoutError(f"no worker does a task of the kind {kind}")
+
+
+def _marked(mark: str) -> Iterator[int]:
+    wanted = f"{MARK}={mark}".encode()
+    for name in os.listdir("/proc"):
+        if (
+            name.isdecimal()
+            and int(name) != os.getpid()
+            and wanted in _read(int(name), "environ").split(b"\0")
+        ):
+            yield int(name)
+
+
+def _read(process: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{process}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _parent(process: int) -> int:
+    fields = _read(process, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def _serve() -> None:
+    """Start the cluster, say where it is, end with stdin."""
+    from ray.cluster_utils import Cluster
+
+    nodes, cpus = (int(word) for word in sys.argv[1:])
+    common = {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common})
+    added = [cluster.add_node(num_cpus=cpus, **common) for _ in range(nodes)]
+    head = [one.process.pid for many in cluster.head_node.all_processes.values() for one in many]
+    raylets = [node.all_processes["raylet"][0].process.pid for node in added]
+    print(json.dumps({"address": cluster.address, "head": head, "nodes": raylets}), flush=True)
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    _serve()

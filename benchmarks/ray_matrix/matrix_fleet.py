@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ HUNGRY = '\n  - {{source: "{source}/hungry/model.pt2", data: heavy, recipe: smal
 _FLEETPRESS = "import sys; from fleetpress.jobs.cli import main; sys.exit(main())"
 _LONGEST_RUN_SECONDS = 240
 _STARTED = re.compile(r"^[\d.]+s (\S+) (\S+) started$", re.MULTILINE)
+_FINISHED = re.compile(r"^[\d.]+s (\S+) (\S+) finished ", re.MULTILINE)
 
 
 def write_fleet(place: str, models: int) -> None:
@@ -78,11 +80,12 @@ def write_spec(
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A run that is over: exit code, what it said, and how often each task was started."""
+    """A run that is over: exit code, what it said, and how often each task was started and finished."""
 
     code: int
     said: str
     started: Counter[str]
+    finished: Counter[str]
 
     def lines(self, *words: str) -> list[str]:
         """Lines of its messages with one of these words."""
@@ -92,10 +95,17 @@ class Ended:
 class Driver:
     """`fleetpress run` as a process of its own."""
 
-    def __init__(self, spec: Path, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        spec: Path,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        *,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self._said: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _FLEETPRESS, "run", str(spec), *arguments],
+            [*prefix, sys.executable, "-c", _FLEETPRESS, "run", str(spec), *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -108,6 +118,12 @@ class Driver:
         assert self.process.stderr is not None
         self._said.extend(self.process.stderr)
 
+    def wait_for(self, count: int) -> None:
+        """Until so many tasks were started."""
+        deadline = time.monotonic() + _LONGEST_RUN_SECONDS
+        while "".join(self._said).count(" started\n") < count and time.monotonic() < deadline:
+            time.sleep(0.1)
+
     def ended(self) -> Ended:
         """Wait for its end. Raises subprocess.TimeoutExpired for one that hangs, after it was killed."""
         try:
@@ -116,6 +132,5 @@ class Driver:
             self.process.kill()
         self._reader.join(10)
         said = "".join(self._said)
-        return Ended(
-            code=code, said=said, started=Counter(f"{m}/{task}" for m, task in _STARTED.findall(said))
-        )
+        started, finished = (Counter(map("/".join, found.findall(said))) for found in (_STARTED, _FINISHED))
+        return Ended(code=code, said=said, started=started, finished=finished)

@@ -10,6 +10,7 @@ environment and ended with the context, however it went.
 import contextlib
 import json
 import os
+import random
 import secrets
 import signal
 import subprocess
@@ -31,18 +32,8 @@ class Hosts:
         self._nodes, self._cpus = nodes, cpus
 
     def __enter__(self) -> "Hosts":
-        self._folder = tempfile.TemporaryDirectory(prefix="fleetpress-hosts-")
-        token = Path(self._folder.name, "token")
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
         self.mark = secrets.token_hex(8)
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        }
+        self.environment = self.new_environment()
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(self._nodes), str(self._cpus)],
             stdin=subprocess.PIPE,
@@ -66,14 +57,22 @@ class Hosts:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        for _ in range(5):  # a process may start another while we look
-            marked = list(_marked(self.mark))
-            for process in marked:
-                _kill(process)
-            if not marked:
-                break
-            time.sleep(0.2)
-        self._folder.cleanup()
+        end_marked(self.mark)
+        Path(self.environment["RAY_AUTH_TOKEN_PATH"]).unlink(missing_ok=True)
+
+    @staticmethod
+    def new_environment(*, loopback: bool = True) -> dict[str, str]:
+        """This process' environment, with a new token for a cluster."""
+        number, token = tempfile.mkstemp(prefix="fleetpress-token-")
+        with os.fdopen(number, "w") as file:
+            file.write(secrets.token_hex(32))
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {}),
+        }
 
     def workers(self) -> dict[int, tuple[int, str]]:
         """Workers with a task: process id -> index of the node, and the task (`train net-1`)."""
@@ -92,14 +91,36 @@ class Hosts:
         return task
 
     def kill_node(self, kind: str) -> str:
-        """Kill a node with such a worker."""
+        """Kill a node with such a worker, and everything on it."""
         _, (node, task) = self._busy(kind)
-        _kill(self._raylets[node])
+        self._kill_node(self._raylets[node])
         return task
+
+    def kill_any_worker(self, pick: random.Random) -> bool:
+        """Kill one of the workers that have a task; False if none has."""
+        processes = sorted(self.workers())
+        if processes:
+            _kill(pick.choice(processes))
+        return bool(processes)
+
+    def replace_node(self, pick: random.Random) -> None:
+        """Kill a node, and add another one."""
+        self._kill_node(self._raylets.pop(pick.randrange(len(self._raylets))))
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write("node\n")
+        stdin.flush()
+        self._raylets.append(int(stdout.readline()))
 
     def kill_head(self) -> None:
         """Kill everything of the head."""
         for process in self._head:
+            _kill(process)
+
+    def _kill_node(self, raylet: int) -> None:
+        children = [process for process in _marked(self.mark) if _parent(process) == raylet]
+        for process in (raylet, *children):
             _kill(process)
 
     def _busy(self, kind: str) -> tuple[int, tuple[int, str]]:
@@ -111,6 +132,17 @@ class Hosts:
                     return process, (node, task)
             time.sleep(0.05)
         raise TimeoutError(f"no worker does a task of the kind {kind}")
+
+
+def end_marked(mark: str) -> None:
+    """Kill every process with this mark in its environment."""
+    for _ in range(5):  # a process may start another while we look
+        marked = list(_marked(mark))
+        for process in marked:
+            _kill(process)
+        if not marked:
+            break
+        time.sleep(0.2)
 
 
 def _marked(mark: str) -> Iterator[int]:
@@ -152,7 +184,9 @@ def _serve() -> None:
     head = [one.process.pid for many in cluster.head_node.all_processes.values() for one in many]
     raylets = [node.all_processes["raylet"][0].process.pid for node in added]
     print(json.dumps({"address": cluster.address, "head": head, "nodes": raylets}), flush=True)
-    sys.stdin.read()
+    for _ in sys.stdin:  # a line asks for another node
+        node = cluster.add_node(num_cpus=cpus, wait=False, **common)
+        print(node.all_processes["raylet"][0].process.pid, flush=True)
     cluster.shutdown()
 
 

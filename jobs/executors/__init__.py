@@ -61,6 +61,8 @@ def open_executor(
     if address is None:
         # Ray's own switch for "every port on 127.0.0.1 only", despite its name; read when ray is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # What a dropped task still had to say is no news for the user.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     from .ray import RayExecutor
 
     return RayExecutor(run_step, ledger_uri, run_rank=run_rank, address=address, task_seconds=task_seconds)

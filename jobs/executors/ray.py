@@ -83,7 +83,7 @@ class RayExecutor:
         self._variables = ray_cluster.aws_variables() if ray_cluster.is_on_this_machine() else None
         self._task_seconds = task_seconds
         self._grace_seconds = grace_seconds
-        self._head = ray_cluster.Head()
+        self._lookout = ray_cluster.Lookout()
         self._looked = 0.0
         self._attempts: Counter[str] = Counter()
         self._in_flight: dict[Any, _Flight] = {}
@@ -92,14 +92,14 @@ class RayExecutor:
     @property
     def slots(self) -> int:
         """CPUs of the cluster as it was a moment ago, at least 1."""
-        self._head.check()
-        return max(1, sum(room.cpus for room in ray_cluster.rooms()))
+        self._lookout.check()
+        return max(1, sum(room.cpus for room in self._lookout.rooms()))
 
     def submit(self, task: Task) -> None:
         """Start the task as soon as a node has room; one that no node can ever hold fails at the next `wait`."""
-        self._head.check()
+        self._lookout.check()
         train_apart = self._run_rank is not None and task.workers > 1 and task.kind in _TRAINING_KINDS
-        problem = ray_cluster.problem_of(task, task.workers if train_apart else 1, ray_cluster.rooms())
+        problem = ray_cluster.problem_of(task, task.workers if train_apart else 1, self._lookout.rooms())
         if problem:
             self._refused.append((task.id, _failure(task, problem, "input")))
             return
@@ -127,7 +127,7 @@ class RayExecutor:
         self._refused.clear()
         deadline = time.monotonic() + timeout_seconds
         while self._in_flight and not ends:
-            self._head.check()
+            self._lookout.check()
             left = max(0.0, deadline - time.monotonic())
             ends += self._news(min(_LOOK_SECONDS, left))
             ends += self._overdue()
@@ -137,7 +137,8 @@ class RayExecutor:
 
     def close(self) -> None:
         """Cancel what runs; end the cluster if it was started here. A cluster that is gone is let go."""
-        if not self._head.is_gone:
+        self._lookout.end()
+        if not self._lookout.is_gone:
             for handle in self._in_flight:
                 ray.cancel(handle, force=True)
             if self._owns_cluster:
@@ -165,7 +166,7 @@ class RayExecutor:
         if now - self._looked < _LOOK_SECONDS or not self._in_flight:
             return
         self._looked = now
-        nodes, rooms = ray_cluster.living_node_ids(), ray_cluster.rooms()
+        nodes, rooms = self._lookout.node_ids(), self._lookout.rooms()
         for handle, flight in list(self._in_flight.items()):
             failure = self._lost(flight, nodes, now) or self._without_room(flight, rooms, now)
             if failure is not None:

@@ -9,8 +9,9 @@ import secrets
 import shutil
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ import ray
 from ..errors import ClusterUnreachable
 from ..tasks import Task
 
+_log = logging.getLogger(__name__)
+
 _DEFAULT_CLIENT_PORT = 10001
-_HEAD_LOOK_SECONDS = 1.0
-_HEAD_SECONDS = 8.0  # the head may be busy, or come back after a short fault of the network
+_LOOK_SECONDS = 0.5
+_HEAD_SECONDS = 12.0  # the head may be busy, or come back after a short fault of the network
 _OBJECT_STORE_BYTES = 128 * 2**20  # tensors never travel through Ray
 
 
@@ -68,49 +71,52 @@ def is_on_this_machine() -> bool:
     return all(node["NodeManagerAddress"] in here for node in _living_nodes())
 
 
-class Head:
-    """The head of the cluster: looked after by a connection of our own, because calls to a dead one hang."""
+class Lookout:
+    """The nodes of the cluster as they were a moment ago, looked at by a thread: calls to a dead head hang."""
 
     def __init__(self) -> None:
-        self.is_gone = False
-        is_client = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
-        address = "" if is_client else ray.get_runtime_context().gcs_address
-        self._place = _host_and_port(address) if address else None
-        self._seen = self._looked = time.monotonic()
+        self.nodes = _living_nodes()
+        self._seen = time.monotonic()
+        self._end = threading.Event()
+        threading.Thread(target=self._look_on, name="lookout", daemon=True).start()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the head has not answered for some time."""
+        return time.monotonic() - self._seen > _HEAD_SECONDS
 
     def check(self) -> None:
-        """Raises ClusterUnreachable once the head has not answered for some seconds."""
-        now = time.monotonic()
-        if self._place is None or (now - self._looked < _HEAD_LOOK_SECONDS and not self.is_gone):
-            return
-        self._looked = now
-        while not self.is_gone and not self._answers():
-            if time.monotonic() - self._seen > _HEAD_SECONDS:
-                self.is_gone = True
-            time.sleep(_HEAD_LOOK_SECONDS / 4)
+        """Raises ClusterUnreachable for a head that is gone."""
         if self.is_gone:
             raise ClusterUnreachable(
                 "the head of the Ray cluster is gone: what was finished is kept; run again when there is a cluster"
             )
-        self._seen = time.monotonic()
 
-    def _answers(self) -> bool:
-        assert self._place is not None
-        try:
-            socket.create_connection(self._place, timeout=_HEAD_LOOK_SECONDS).close()
-        except OSError:
-            return False
-        return True
+    def node_ids(self) -> set[str]:
+        """Ids of the living nodes."""
+        return {str(node["NodeID"]) for node in self.nodes}
+
+    def rooms(self) -> list[Room]:
+        """What each living node offers, the largest memory first."""
+        return rooms(self.nodes)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._end.set()
+
+    def _look_on(self) -> None:
+        while not self._end.wait(_LOOK_SECONDS):
+            try:
+                self.nodes = _living_nodes()
+            except Exception as error:  # noqa: BLE001 - Ray has many ways to say that it is shutting down
+                _log.debug("no look at the nodes: %s", error)
+                continue
+            self._seen = time.monotonic()
 
 
-def living_node_ids() -> set[str]:
-    """Ids of the nodes that Ray believes to be alive."""
-    return {str(node["NodeID"]) for node in _living_nodes()}
-
-
-def rooms() -> list[Room]:
-    """What each living node offers, the largest memory first."""
-    resources = (node["Resources"] for node in _living_nodes())
+def rooms(nodes: Sequence[Mapping[str, Any]] | None = None) -> list[Room]:
+    """What each living node offers, the largest memory first; without `nodes`, as it is now."""
+    resources = (node["Resources"] for node in (_living_nodes() if nodes is None else nodes))
     found = [Room(cpus=int(one.get("CPU", 0)), memory_bytes=int(one.get("memory", 0))) for one in resources]
     return sorted((room for room in found if room.cpus), key=lambda room: (-room.memory_bytes, -room.cpus))
 

@@ -148,7 +148,7 @@ def test_variables_never_leave_the_machine(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://secret")
-    node = {"Alive": True, "NodeManagerAddress": "10.0.0.7", "Resources": {"CPU": 2.0, "memory": 1.0 * GIB}}
+    node = {**ray.nodes()[0], "NodeManagerAddress": "10.0.0.7"}
     with monkeypatch.context() as patch:
         patch.setattr(ray, "nodes", lambda: [node])
         executor = RayExecutor(step, str(tmp_path))
@@ -275,7 +275,7 @@ def test_a_task_whose_node_is_not_among_the_living_is_lost(
     while not mark.exists():
         assert executor.wait(0.2) == []
     assert executor.wait(1.5) == []
-    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster.living_node_ids", set)
+    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster._living_nodes", list)
     [(name, end)] = executor.wait(20)
     assert isinstance(end, Failure)
     assert (name, end.error_class, end.reason) == (
@@ -291,9 +291,11 @@ def test_a_task_that_no_node_has_room_for_any_more_is_given_up_after_a_while(
 ) -> None:
     executor = RayExecutor(step, str(tmp_path / "ray"), grace_seconds=1.0)
     for name in ("one", "other", "waits"):
-        executor.submit(task(name, do="sleep"))
+        executor.submit(replace(task(name, do="sleep"), memory_bytes=2**20))
     assert executor.wait(2.5) == []
-    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster.rooms", lambda: [Room(cpus=0, memory_bytes=0)])
+    [node] = ray.nodes()
+    small = {**node, "Resources": {"CPU": 1.0, "memory": 1.0}}
+    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster._living_nodes", lambda: [small])
     [(name, end)] = executor.wait(20)
     assert isinstance(end, Failure)
     assert (name, end.error_class) == ("waits", "input")
@@ -304,16 +306,24 @@ def test_a_task_that_no_node_has_room_for_any_more_is_given_up_after_a_while(
 def test_a_head_that_does_not_answer_ends_the_run(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster._HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster._HEAD_SECONDS", 2.0)
     executor = RayExecutor(step, str(tmp_path / "ray"))
     executor.submit(task("a", do="sleep"))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        nobody = server.getsockname()
-    monkeypatch.setattr(executor._head, "_place", nobody)
+    silent = threading.Event()
+
+    def hang() -> list[dict[str, object]]:
+        silent.wait(60)
+        raise ConnectionError
+
+    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster._living_nodes", hang)
     with pytest.raises(ClusterUnreachable, match="the head of the Ray cluster is gone"):
         executor.wait(30)
+    handles = list(executor._in_flight)
     executor.close()  # asks nothing of a cluster that is gone
+    silent.set()
     monkeypatch.undo()
+    for handle in handles:
+        ray.cancel(handle, force=True)
     again = RayExecutor(step, str(tmp_path / "ray"))
     drain(again, [task("b", number=1)])
     again.close()

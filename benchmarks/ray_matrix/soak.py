@@ -1,0 +1,138 @@
+"""A fleet of 200 models while workers and nodes die at random and the store throttles and breaks off.
+
+    python benchmarks/ray_matrix/soak.py [--models 200] [--seed 0] [--json]
+
+A real S3 server behind a relay that refuses and resets requests, a Ray cluster of three nodes. Every few seconds a
+worker is killed, from time to time a node, which another one replaces. A run that ends early is given again. In the end
+all artifacts must be those of a quiet run in one process, byte for byte. Exit code 1 if not.
+"""
+
+import argparse
+import json
+import random
+import secrets
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+from matrix_fleet import Driver, write_fleet, write_spec
+from ray_hosts import Hosts
+
+sys.path.append(str(Path(__file__).parents[1] / "faults"))
+from fault_fleet import published
+from fault_relay import FaultRelay, Refuse, Reset, Rule
+
+from fleetpress.jobs.seaweed import SeaweedFS, start_seaweedfs
+
+WORKER_SECONDS = 3.0
+NODE_SECONDS = 25.0
+EPOCHS = 2
+_MOST_RUNS = 5
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """What happened, and what came of it."""
+
+    models: int
+    runs: int = 0
+    workers_killed: int = 0
+    nodes_killed: int = 0
+    requests_refused: int = 0
+    requests_reset: int = 0
+    tries_again: int = 0
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    seconds: float = 0.0
+    seconds_quiet: float = 0.0
+
+
+def soak(models: int, seed: int) -> Counts:
+    """The quiet run and the other one, compared."""
+    pick, counts = random.Random(seed), Counts(models=models)
+    with (
+        tempfile.TemporaryDirectory(prefix="fleetpress-soak-") as folder,
+        start_seaweedfs(Path(folder, "server")) as server,
+        patch.dict("os.environ", server.environment),
+    ):
+        place = f"{server.create_bucket(f'soak-{secrets.token_hex(4)}')}/soak"
+        write_fleet(f"{place}/in", models)
+        started = time.monotonic()
+        quiet_spec = write_spec(Path(folder, "quiet.yaml"), f"{place}/in", f"{place}/quiet", epochs=EPOCHS)
+        quiet = Driver(quiet_spec, ["--executor", "inline"], server.environment).ended()
+        counts.seconds_quiet = round(time.monotonic() - started, 1)
+        if quiet.code:
+            raise RuntimeError(f"the quiet run went wrong:\n{quiet.said[-2000:]}")
+        spec = write_spec(Path(folder, "soak.yaml"), f"{place}/in", f"{place}/out", epochs=EPOCHS)
+        started = time.monotonic()
+        _disturbed(spec, server, pick, counts)
+        counts.seconds = round(time.monotonic() - started, 1)
+        wanted, found = published(f"{place}/quiet"), published(f"{place}/out")
+    counts.lost, counts.doubled = found.lost(wanted), found.doubled()
+    counts.wrong = len(found.wrong(wanted))
+    return counts
+
+
+def _disturbed(spec: Path, server: SeaweedFS, pick: random.Random, counts: Counts) -> None:
+    """Runs until one ends well."""
+    with FaultRelay(server.endpoint) as relay:
+        slow = Rule(name="SlowDown", fault=Refuse(503, "SlowDown"), every=19, times=0)
+        lost = Rule(name="reset", fault=Reset(after=True), every=97, times=0)
+        relay.rules = (slow, lost)
+        environment = server.environment | {"AWS_ENDPOINT_URL": relay.endpoint}
+        for _ in range(_MOST_RUNS):
+            counts.runs += 1
+            with Hosts(nodes=3, cpus=1) as hosts:
+                if not _run(spec, hosts, environment, pick, counts):
+                    break
+        counts.requests_refused, counts.requests_reset = slow.hits, lost.hits
+
+
+def _run(
+    spec: Path, hosts: Hosts, environment: Mapping[str, str], pick: random.Random, counts: Counts
+) -> int:
+    driver = Driver(spec, ["--address", hosts.address], hosts.environment | environment)
+    worker_at = node_at = time.monotonic()
+    while driver.process.poll() is None:
+        time.sleep(0.2)
+        now = time.monotonic()
+        if now - worker_at > WORKER_SECONDS * pick.uniform(0.5, 1.5) and hosts.kill_any_worker(pick):
+            counts.workers_killed += 1
+            worker_at = now
+        if now - node_at > NODE_SECONDS * pick.uniform(0.5, 1.5):
+            hosts.replace_node(pick)
+            counts.nodes_killed += 1
+            node_at = time.monotonic()
+    ended = driver.ended()
+    counts.tries_again += sum(Counter(ended.started).values()) - len(ended.started)
+    if ended.code:
+        print(f"run {counts.runs} ended with {ended.code}: {ended.said[-1500:]}", file=sys.stderr)
+    return ended.code
+
+
+def main() -> int:
+    """Print the counts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    counts = soak(arguments.models, arguments.seed)
+    if arguments.json:
+        print(json.dumps(asdict(counts), indent=2))
+    else:
+        for name, value in asdict(counts).items():
+            print(f"{name.replace('_', ' '):18} {value}")
+    return int(bool(counts.lost or counts.doubled or counts.wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -79,6 +79,9 @@ def open_checkpoint(uri: str) -> Checkpoint:
     present = {info.key: source_file(info) for info in store.list() if belongs_to_checkpoint(info.key)}
     if not is_checkpoint_folder(present):
         raise ObjectNotFound(f"{uri} is no checkpoint: it needs {CONFIG} and {WEIGHTS} or {INDEX}")
+    for file in present.values():
+        if not file.etag:  # a file that may not be read: better told now than once all weights are done
+            store.head(file.path)
     config = _read_json(store, present[CONFIG])
     if INDEX in present and WEIGHTS not in present:
         tensors = _sharded(store, present)

@@ -5,7 +5,7 @@ of the whole is that product plus the remainder of what was appended.
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 
 _POLYNOMIAL = 0xEDB88320  # bit 31 is the coefficient of x^0
 _ONE = 1 << 31
@@ -22,12 +22,20 @@ def combined_crc32(parts: Iterable[tuple[int, int]]) -> int:
 @lru_cache(maxsize=256)  # most parts are of the same few sizes
 def _power(size_bytes: int) -> int:
     """x^(8 size_bytes)."""
-    result, square, exponent = _ONE, _ONE >> 1, 8 * size_bytes
-    while exponent:
-        if exponent & 1:
-            result = _product(square, result)
-        square, exponent = _product(square, square), exponent >> 1
+    result = _ONE
+    for place in range(size_bytes.bit_length()):
+        if size_bytes >> place & 1:
+            result = _product(_doubled(place), result)
     return result
+
+
+@cache
+def _doubled(place: int) -> int:
+    """x^(8 2^place)."""
+    if not place:
+        return _ONE >> 8
+    half = _doubled(place - 1)
+    return _product(half, half)
 
 
 def _product(one: int, other: int) -> int:

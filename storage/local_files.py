@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import logging
 import os
 import uuid
 import zlib
@@ -11,8 +10,6 @@ from io import BufferedReader
 
 from .errors import AccessDenied, InvalidUri, NotWritable, ObjectNotFound, StorageError, StoreUnreachable
 from .local_links import is_inside
-
-_log = logging.getLogger(__name__)
 
 TEMPORARY = ".fleetpress-tmp-"
 _PIECE_BYTES = 1 << 20
@@ -57,8 +54,8 @@ def files(
 ) -> Iterator[str]:
     """Paths of the files at any depth whose first name below `folder` starts with `name_prefix`.
 
-    Either those that hold objects or, with `temporary`, those of unfinished writes. Folders that lie outside of `root`,
-    linked from within, are left out with a warning.
+    Either those that hold objects or, with `temporary`, those of unfinished writes. Of a link to a folder that lies
+    outside of `root` the link alone: whoever reads that is told, and so does not miss what is behind it.
     """
     try:
         status = os.stat(folder)
@@ -75,8 +72,8 @@ def files(
         if os.path.isdir(path):
             if is_inside(path, root):
                 yield from files(root, path, "", temporary=temporary, above=above | {here})
-            else:
-                _log.warning("%s is left out: it is a link that leads out of %s", path, root)
+            elif not temporary:
+                yield path
         elif is_temporary(os.path.basename(path)) == temporary and os.path.isfile(path):
             yield path
 

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from ray_hosts import MARK, Hosts, end_marked
+from ray_hosts import MARK, Hosts, end_marked, titled_workers
 
 _HEAD, _NODE = "10.231.0.1", "10.231.0.2"
 _PORT = 6379
@@ -64,6 +64,16 @@ class CutOff:
     def inside(self) -> list[str]:
         """What a command of the driver begins with."""
         return ["ip", "netns", "exec", f"{self._name}a"]
+
+    def wait_for_work(self) -> None:
+        """Until the other node trains something."""
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            for _, title, parent in titled_workers(self.mark):
+                if title.startswith("train") and _NODE.encode() in parent:
+                    return
+            time.sleep(0.02)
+        raise TimeoutError("the other node trains nothing")
 
     def unplug(self) -> None:
         """Cut the node off."""

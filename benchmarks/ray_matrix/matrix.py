@@ -190,8 +190,7 @@ def node_cut_off(matrix: Matrix, name: str) -> tuple[list[Ended], str]:
     spec = matrix.spec(name)
     with CutOff() as cable:
         driver = Driver(spec, ["--address", cable.address], cable.environment, prefix=cable.inside())
-        driver.wait_for(2)
-        time.sleep(0.5)
+        cable.wait_for_work()
         cable.unplug()
         ends = [driver.ended()]
         cable.plug()

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,11 +54,15 @@ def write_fleet(place: str, models: int) -> None:
             store.put("hungry/model.pt2", data)
     store.put("train.npz", _points(256, 1))
     store.put("eval.npz", _points(64, 2))
-    heavy = io.BytesIO()  # a megabyte that unpacks to a thousand
-    np.savez_compressed(
-        heavy, inputs=np.zeros((40 << 20, 6), np.float32), targets=np.zeros(40 << 20, np.int64)
-    )
-    store.put("heavy.npz", heavy.getvalue())
+    store.put("heavy.npz", _heavy(12 << 20))
+
+
+def _heavy(rows: int) -> bytes:
+    """Some megabytes that unpack to four hundred."""
+    bits = np.random.default_rng(0).integers(0, 2, (rows, 6), dtype=np.int8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, inputs=bits.astype(np.float32), targets=np.zeros(rows, np.int64))
+    return buffer.getvalue()
 
 
 def _points(rows: int, seed: int) -> bytes:
@@ -117,12 +120,6 @@ class Driver:
     def _read(self) -> None:
         assert self.process.stderr is not None
         self._said.extend(self.process.stderr)
-
-    def wait_for(self, count: int) -> None:
-        """Until so many tasks were started."""
-        deadline = time.monotonic() + _LONGEST_RUN_SECONDS
-        while "".join(self._said).count(" started\n") < count and time.monotonic() < deadline:
-            time.sleep(0.1)
 
     def ended(self) -> Ended:
         """Wait for its end. Raises subprocess.TimeoutExpired for one that hangs, after it was killed."""

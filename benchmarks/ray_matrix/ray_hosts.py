@@ -76,13 +76,11 @@ class Hosts:
 
     def workers(self) -> dict[int, tuple[int, str]]:
         """Workers with a task: process id -> index of the node, and the task (`train net-1`)."""
-        found = {}
-        for process in _marked(self.mark):
-            title = _read(process, "cmdline").split(b"\0")[0].decode(errors="replace")
-            parent = _parent(process)
-            if title.startswith("ray::") and " " in title and parent in self._raylets:
-                found[process] = self._raylets.index(parent), title.removeprefix("ray::")
-        return found
+        return {
+            process: (self._raylets.index(_parent(process)), task)
+            for process, task, _ in titled_workers(self.mark)
+            if _parent(process) in self._raylets
+        }
 
     def kill_worker(self, kind: str) -> str:
         """Kill a worker that does a task of this kind, as soon as there is one; gives the task."""
@@ -143,6 +141,14 @@ def end_marked(mark: str) -> None:
         if not marked:
             break
         time.sleep(0.2)
+
+
+def titled_workers(mark: str) -> Iterator[tuple[int, str, bytes]]:
+    """Workers with a task: process id, the task (`train net-1`), and the command line of their node."""
+    for process in _marked(mark):
+        title = _read(process, "cmdline").split(b"\0")[0].decode(errors="replace")
+        if title.startswith("ray::") and " " in title:
+            yield process, title.removeprefix("ray::"), _read(_parent(process), "cmdline")
 
 
 def _marked(mark: str) -> Iterator[int]:

@@ -111,16 +111,15 @@ class Crumbling:
 
     def __init__(self, write: Callable[[memoryview], None]) -> None:
         self.body = write
-        self._crumbs: dict[int, list[bytes]] = {}
+        self._crumbs: dict[int, bytearray] = {}
 
     def crumb(self, kind: int, data: memoryview) -> None:
-        self._crumbs.setdefault(kind, []).append(bytes(data))
+        self._crumbs.setdefault(kind, bytearray()).extend(data)
 
     def joined(self) -> bytes:
         """All crumbs, class after class."""
-        return b"".join(part for kind in sorted(self._crumbs) for part in self._crumbs[kind])
+        return b"".join(data for _, data in sorted(self._crumbs.items()))
 
     def checksums(self) -> list[tuple[int, int, int]]:
         """Of each class that is there: class, bytes and CRC-32."""
-        classes = [(kind, b"".join(self._crumbs[kind])) for kind in sorted(self._crumbs)]
-        return [(kind, len(data), zlib.crc32(data)) for kind, data in classes if data]
+        return [(kind, len(data), zlib.crc32(data)) for kind, data in sorted(self._crumbs.items()) if data]

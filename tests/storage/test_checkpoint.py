@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetpress.storage.checkpoint import open_checkpoint, read_tensor
-from fleetpress.storage.errors import InvalidModelFile, ObjectNotFound, SourceChanged
+from fleetpress.storage.errors import AccessDenied, InvalidModelFile, ObjectNotFound, SourceChanged
 from fleetpress.storage.safetensors_header import header_of, read_header
 from fleetpress.storage.store import ObjectInfo, ObjectStore, open_store
 from fleetpress.storage.uri import join
@@ -45,6 +45,18 @@ def test_a_file_tensor_by_tensor(store: ObjectStore) -> None:
         assert same(read_tensor(checkpoint, name), tensor)
     with pytest.raises(InvalidModelFile, match="no tensor 'z'"):
         read_tensor(checkpoint, "z")
+
+
+@pytest.mark.parametrize("target", ["private", "private/key"])
+def test_a_link_out_of_the_folder_is_refused_before_any_weight_is_read(tmp_path: Path, target: str) -> None:
+    folder = open_store(str(tmp_path / "net"))
+    folder.put("config.json", b'{"model_type": "net"}')
+    folder.put("model.safetensors", safetensors.torch.save(TENSORS))
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_bytes(b"secret")
+    (tmp_path / "net" / "extra").symlink_to(tmp_path / target)
+    with pytest.raises(AccessDenied, match="extra is a link that leads out of"):
+        open_checkpoint(folder.uri)
 
 
 def test_a_file_that_changes_while_it_is_read(store: ObjectStore) -> None:

@@ -14,11 +14,16 @@ PINS     := pyproject.toml constraints.txt setup.py compression/kernels/quantize
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # two pips in one environment would trip over each other
-.PHONY: help demo test check lint format types contracts wheel bench clean
+.PHONY: help demo test check lint format types contracts wheel clean faults ray-matrix soak scale fuzz
 
 help:
 	@echo "make demo       train, prune, quantize and publish a small fleet on this machine"
 	@echo "make test       run all tests                  (PYTEST_ARGS='tests/storage -x')"
+	@echo "make faults     every fault of the store, one run each          (3 min)"
+	@echo "make ray-matrix workers, nodes, drivers and heads die           (6 min)"
+	@echo "make soak       200 models while everything dies and throttles  (5 min)"
+	@echo "make fuzz       guided by coverage, everything that is parsed  (35 min)"
+	@echo "make scale      100, 1,000 and 10,000 models, no-op steps       (4 min)"
 	@echo "make check      lint + types + contracts"
 	@echo "make format     let ruff rewrite the sources"
 	@echo "make wheel      build dist/fleetpress-*.whl"
@@ -29,6 +34,23 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# The long proofs; make test runs a selection of the first.
+faults: $(VENV)/.test
+	$(BIN)/python benchmarks/faults/faults.py
+
+ray-matrix: $(VENV)/.test
+	$(BIN)/python benchmarks/ray_matrix/matrix.py
+
+soak: $(VENV)/.test
+	$(BIN)/python benchmarks/ray_matrix/soak.py
+
+fuzz: $(VENV)/.test
+	$(PIP) -e '.[fuzz]'
+	$(BIN)/python benchmarks/fuzz/fuzz.py
+
+scale: $(VENV)/.test
+	$(BIN)/python benchmarks/fleet/scale.py
 
 check: lint types contracts
 

@@ -4,6 +4,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import LATEST, MANIFEST, read_manifest, resolve, verify_files
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
 from fleetpress.storage.sources import CONFIG, INDEX
@@ -44,10 +45,10 @@ def _entry(store: ObjectStore, name: str) -> dict[str, Any] | None:
 
 
 def _told(store: ObjectStore, name: str) -> dict[str, Any]:
-    pointer = json.loads(store.get(f"models/{name}/{LATEST}"))
+    pointer = canonical_json.loads(store.get(f"models/{name}/{LATEST}"))
     place = f"models/{name}/{pointer['digest']}"
-    manifest = json.loads(store.get(f"{place}/{MANIFEST}"))
-    metrics = json.loads(store.get(f"{place}/metrics.json"))
+    manifest = canonical_json.loads(store.get(f"{place}/{MANIFEST}"))
+    metrics = canonical_json.loads(store.get(f"{place}/metrics.json"))
     return {
         "name": name,
         **{key: pointer[key] for key in ("digest", "run")},

@@ -67,6 +67,10 @@ def parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "status", _status, "models and states of a run, from the output alone")
     _output_and_run(verb)
 
+    verb = _verb(verbs, "cancel", _cancel, "end a run that is under way; what is done is kept")
+    verb.add_argument("output", metavar="OUTPUT", help="the `output` of a spec")
+    verb.add_argument("run", metavar="RUN", nargs="?", help="a run's id (default: the one that is under way)")
+
     verb = _verb(verbs, "list", _list, "published models of an output")
     verb.add_argument("output", metavar="OUTPUT")
 
@@ -87,6 +91,15 @@ def parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "dequantize", _dequantize, "plain weights back from an artifact")
     verb.add_argument("artifact", metavar="ARTIFACT")
     verb.add_argument("destination", metavar="DEST", help="folder or s3:// prefix to write to")
+
+    verb = _verb(verbs, "gc", _gc, "what is left over in an output; deletes it only when told")
+    verb.add_argument("output", metavar="OUTPUT", help="the `output` of a spec")
+    verb.add_argument(
+        "--delete", action="store_true", help="delete what is listed; start no run at the same time"
+    )
+    verb.add_argument(
+        "--superseded", action="store_true", help="also artifacts that a newer one of the model has replaced"
+    )
 
     verb = _verb(verbs, "methods", _methods, "methods, schemes, losses, metrics; one of them in full")
     verb.add_argument("name", metavar="NAME", nargs="?")
@@ -170,16 +183,62 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from fleetpress.storage.artifact import exists
     from fleetpress.storage.store import open_store
 
+    from .heartbeat import alive_key
     from .results import read_result
     from .tables import print_result
 
-    result = read_result(open_store(arguments.output), arguments.run)
+    store = open_store(arguments.output)
+    result = read_result(store, arguments.run)
     if arguments.json:
         _print_json(result.as_dict())
     else:
         print_result(result)
+    if result.state == "running" and not exists(store, alive_key(result.run)):
+        _message(
+            f"run {result.run} shows no sign of life: it is just ending, or its driver is dead; "
+            "if it stays so, run the spec again to go on"
+        )
+    return 0
+
+
+_ENDS = {
+    "over": "had ended before",
+    "cancelled": "what is done is kept; `fleetpress run SPEC` goes on with it",
+    "dead": "its driver is dead; what is done is kept; `fleetpress run SPEC` goes on with it",
+    "asked": "its driver has been asked to end and is still busy; look again with `fleetpress status`",
+}
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from fleetpress.storage.store import open_store
+
+    from .cancel import cancel
+
+    ended = cancel(open_store(arguments.output), arguments.run)
+    if arguments.json:
+        _print_json(ended.as_dict())
+    else:
+        print(f"run {ended.run}: {ended.state}; {_ENDS[ended.outcome]}")
+    return 4 if ended.outcome == "asked" else 0
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from fleetpress.storage.store import open_store
+
+    from .gc import delete_leftovers, find_leftovers
+    from .tables import print_leftovers
+
+    store = open_store(arguments.output)
+    found = find_leftovers(store, superseded=arguments.superseded)
+    if arguments.delete:
+        found = delete_leftovers(store, found)
+    if arguments.json:
+        _print_json(found.as_dict())
+    else:
+        print_leftovers(found, deleted=arguments.delete)
     return 0
 
 
@@ -217,7 +276,10 @@ def _report(arguments: argparse.Namespace) -> int:
         _print_json(result.as_dict())
     else:
         print_result(result)
-        _message(f"report: {arguments.html or join(arguments.output, RUNS + result.run, REPORT)}")
+        if result.state == "running" and not arguments.html:
+            _message("the run goes on: its page comes at its end, or as it stands with --html FILE")
+        else:
+            _message(f"report: {arguments.html or join(arguments.output, RUNS + result.run, REPORT)}")
     return 0
 
 

@@ -16,6 +16,7 @@ from fleetpress.storage.uri import is_s3, join, normalize, validate_key
 
 from .recipe import QuantizeStep, Recipe
 from .spec import DataSpec, ModelSpec, Spec
+from .threads import side_by_side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,9 @@ def resolve(spec: Spec, *, allow_code: bool = False) -> Fleet:
     data = {name: _listed(_find_data, name, item) for name, item in spec.data.items()}
     models: list[Model] = []
     problems: list[Problem] = []
-    for entry in spec.models:
-        found = _listed(_find_sources, entry.source, absolute(spec.output))
+    output = absolute(spec.output)
+    sources = side_by_side(lambda entry: _listed(_find_sources, entry.source, output), spec.models)
+    for entry, found in zip(spec.models, sources, strict=True):
         if isinstance(found, Problem):
             label = entry.name or _label(entry.source)
             problems.append(Problem(model=label, reason=found.reason, unreachable=found.unreachable))

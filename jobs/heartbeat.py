@@ -7,7 +7,6 @@ process will do.) `runs/<run>/cancel.json` asks a run to end.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -117,7 +116,7 @@ class Watch:
 def _has_died_here(sign: bytes) -> bool:
     """Whether the driver ran on this machine and does not any more."""
     try:
-        fields = json.loads(sign)
+        fields = canonical_json.loads(sign)
         if fields["host"] != socket.gethostname():
             return False
         os.kill(int(fields["process"]), 0)

@@ -8,7 +8,6 @@ gives equal bytes. Where the server ignores conditions no lease is taken.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
@@ -111,7 +110,7 @@ class Leases:
     def _is_free(self, digest: str, token: int) -> bool:
         """Whether nobody alive holds the token; a claim that cannot be read was made by nobody we know."""
         try:
-            run = json.loads(self._store.get(_key(digest, token)))["run"]
+            run = canonical_json.loads(self._store.get(_key(digest, token)))["run"]
         except ObjectNotFound:
             return True  # given back since the listing
         except (ValueError, LookupError, TypeError):

@@ -6,11 +6,10 @@ whose objects are there proves the task; anything less is as good as no record.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Set
 
-from fleetpress.storage.canonical_json import dumps
+from fleetpress.storage.canonical_json import dumps, loads
 from fleetpress.storage.errors import ObjectNotFound
 from fleetpress.storage.store import ObjectStore
 
@@ -62,7 +61,7 @@ class Ledger:
         """The record of a finished task, its objects not looked for; None if there is no valid one."""
         key = _key(digest)
         try:
-            record = record_from_json(json.loads(self._store.get(key)))
+            record = record_from_json(loads(self._store.get(key)))
         except ObjectNotFound:
             return None
         except ValueError as error:  # torn, not UTF-8, not JSON, or not a record

@@ -5,7 +5,15 @@ from importlib.metadata import version
 from typing import Any
 
 from fleetpress.storage import canonical_json
-from fleetpress.storage.artifact import ArtifactFile, artifact_key, point_latest, publish_manifest
+from fleetpress.storage.artifact import (
+    METRICS,
+    METRICS_SHA256,
+    ArtifactFile,
+    artifact_key,
+    metrics_sha256,
+    point_latest,
+    publish_manifest,
+)
 from fleetpress.storage.store import open_store
 
 from .recipe import Recipe, recipe_yaml
@@ -15,9 +23,14 @@ SCHEMA_VERSION = 1
 
 
 def manifest_of(
-    payload: Mapping[str, Any], *, kind: str, form: str, files: Sequence[ArtifactFile]
+    payload: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    *,
+    kind: str,
+    form: str,
+    files: Sequence[ArtifactFile],
 ) -> dict[str, Any]:
-    """The manifest of an artifact; no clock times, so equal input gives equal bytes."""
+    """The manifest of an artifact; no clock or measured times, so equal input gives equal bytes."""
     model = payload["model"]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -25,6 +38,7 @@ def manifest_of(
         "kind": kind,
         "format": form,
         "files": [file.as_dict() for file in files],
+        METRICS_SHA256: metrics_sha256(_metrics_file(metrics)),
         "source": {"uri": model["uri"], "files": model["files"]},
         "recipe": payload["recipe"],
         "data": payload["data"],
@@ -37,7 +51,7 @@ def manifest_of(
 def companions(payload: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, bytes]:
     """What lies beside every model: `metrics.json` (before, after, ratio, every layer) and `recipe.yaml`."""
     return {
-        "metrics.json": canonical_json.dumps({"schema_version": SCHEMA_VERSION, **metrics}),
+        METRICS: _metrics_file(metrics),
         "recipe.yaml": recipe_yaml(Recipe.model_validate(payload["recipe"])).encode(),
     }
 
@@ -52,12 +66,18 @@ def complete(
 ) -> StepResult:
     """Publish an artifact whose files are written and read back: the manifest, then the pointer."""
     store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
-    publish_manifest(store, name, digest, manifest_of(payload, kind=kind, form=form, files=files))
+    fixed = [file for file in files if file.path != METRICS]
+    manifest = manifest_of(payload, metrics, kind=kind, form=form, files=fixed)
+    publish_manifest(store, name, digest, manifest)
     point_latest(store, name, digest, payload["run"])
     return StepResult(
         result={"state": "published", "reason": None, "metrics": metrics},
         outputs=tuple(
             Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256)
-            for file in files
+            for file in fixed
         ),
     )
+
+
+def _metrics_file(metrics: Mapping[str, Any]) -> bytes:
+    return canonical_json.dumps({"schema_version": SCHEMA_VERSION, **metrics})

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetpress.compression.errors import CompressionError
-from fleetpress.storage.artifact import manifest_exists
 from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.errors import StorageError
 from fleetpress.storage.store import open_store
@@ -17,6 +16,8 @@ from .errors import FleetpressError
 from .fleet import Model, absolute, resolve
 from .ledger import Ledger
 from .plan import artifact_digest
+from .published import find_published
+from .request_count import unchanged_requests
 from .run import plan_model
 from .schemes import scheme_label
 from .spec import Spec
@@ -46,12 +47,16 @@ class PlannedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """The plan of a fleet, and what stands in its way."""
+    """The plan of a fleet, and what stands in its way.
+
+    `requests` are those of a run, by kind, if it has nothing to do (`request_count.unchanged_requests`); else None.
+    """
 
     name: str
     output: str
     models: tuple[PlannedModel, ...]
     problems: tuple[Mapping[str, str], ...] = field(default=())
+    requests: Mapping[str, int] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -69,6 +74,7 @@ class Preview:
                 {**vars(model), "layers": [dict(layer) for layer in model.layers]} for model in self.models
             ],
             "problems": [dict(problem) for problem in self.problems],
+            "requests": None if self.requests is None else dict(self.requests),
         }
 
 
@@ -76,27 +82,45 @@ def preview(spec: Spec, *, allow_code: bool = False) -> Preview:
     """Plan every model of the spec. Problems are collected, never raised, except those of the output itself."""
     fleet = resolve(spec, allow_code=allow_code)
     problems = [{"model": problem.model, "reason": problem.reason} for problem in fleet.problems]
-    done = Ledger(open_store(absolute(spec.output))).known()
+    store = open_store(absolute(spec.output))
+    digests = {
+        model.name: artifact_digest(model, seed=spec.seed, workers=spec.resources.workers)
+        for model in fleet.models
+    }
+    there = find_published(store, digests)
+    done = Ledger(store).known() if len(there) < len(digests) else set()
     planned = []
     for model in fleet.models:
         try:
-            planned.append(_planned(model, spec, done))
+            planned.append(_unchanged(model) if model.name in there else _planned(model, spec, done))
         except (CompressionError, StorageError, FleetpressError) as error:
             problems.append({"model": model.name, "reason": str(error)})
-    return Preview(name=spec.name, output=spec.output, models=tuple(planned), problems=tuple(problems))
+    nothing_to_do = bool(digests) and len(there) == len(digests) and not problems
+    return Preview(
+        name=spec.name,
+        output=spec.output,
+        models=tuple(planned),
+        problems=tuple(problems),
+        requests=unchanged_requests(spec, store, digests) if nothing_to_do else None,
+    )
+
+
+def _shared(model: Model) -> dict[str, Any]:
+    source_bytes = sum(file.bytes for file in model.source.files)
+    return {"name": model.name, "kind": model.source.kind, "source_bytes": source_bytes}
+
+
+def _unchanged(model: Model) -> PlannedModel:
+    return PlannedModel(**_shared(model), state="unchanged", tasks=0, read_bytes=0)
 
 
 def _planned(model: Model, spec: Spec, done: Set[str]) -> PlannedModel:
-    digest = artifact_digest(model, seed=spec.seed, workers=spec.resources.workers)
-    source_bytes = sum(file.bytes for file in model.source.files)
-    shared: dict[str, Any] = {"name": model.name, "kind": model.source.kind, "source_bytes": source_bytes}
-    if manifest_exists(open_store(absolute(spec.output)), model.name, digest):
-        return PlannedModel(**shared, state="unchanged", tasks=0, read_bytes=0)
     plan = plan_model(model, spec, run="plan")
+    shared = _shared(model)
     shared |= {
         "state": "planned",
         "tasks": sum(task.digest not in done for task in plan.tasks),
-        "read_bytes": source_bytes + _data_bytes(model),
+        "read_bytes": shared["source_bytes"] + _data_bytes(model),
     }
     recipe = model.recipe.canonical()
     if model.source.kind == "checkpoint":

@@ -1,10 +1,10 @@
 """What an output holds already: found with few requests, whatever the number of models."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import LATEST, MANIFEST, artifact_key, manifest_exists, point_latest
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore
@@ -13,12 +13,12 @@ from .results import ModelResult, latest_rows, measured_result
 from .threads import side_by_side
 
 _MODELS = "models/"
-_ONE_BY_ONE = 8  # so few models are asked for; more of them are found in a listing of everything
+ONE_BY_ONE = 8  # so few models are asked for; more of them are found in a listing of everything
 
 
 def find_published(store: ObjectStore, digests: Mapping[str, str]) -> set[str]:
     """Names of the models whose artifact is published; `digests` are the artifacts' by name."""
-    if len(digests) <= _ONE_BY_ONE:
+    if len(digests) <= ONE_BY_ONE:
         return {name for name, digest in digests.items() if manifest_exists(store, name, digest)}
     keys = store.sizes(_MODELS)
     return {name for name, digest in digests.items() if artifact_key(name, digest, MANIFEST) in keys}
@@ -31,7 +31,7 @@ def unchanged(
 
     Numbers come from the summary of an earlier run where it tells of the same artifact, else from metrics.json.
     """
-    known = latest_rows(store) if len(digests) > _ONE_BY_ONE else {}
+    known = latest_rows(store) if len(digests) > ONE_BY_ONE else {}
     found = side_by_side(partial(_unchanged, store, run, known), digests.items())
     return list(zip(digests, found, strict=True))
 
@@ -43,7 +43,7 @@ def _unchanged(
     try:
         row = known.get(name)
         found = _measured(store, name, digest) if row is None or row.digest != digest else row
-        if _pointed_to(store, name) != digest:
+        if pointed_to(store, name) != digest:
             point_latest(store, name, digest, run)
     except StorageError as error:
         return error
@@ -53,14 +53,15 @@ def _unchanged(
 def _measured(store: ObjectStore, name: str, digest: str) -> ModelResult:
     key = artifact_key(name, digest, "metrics.json")
     try:
-        return measured_result(name, "unchanged", digest, json.loads(store.get(key)))
+        return measured_result(name, "unchanged", digest, canonical_json.loads(store.get(key)))
     except (ValueError, LookupError, TypeError):
         folder = f"{store.uri}/{_MODELS}{name}/{digest}"
         raise ArtifactCorrupt(f"{store.uri}/{key} is damaged; delete {folder} and run again") from None
 
 
-def _pointed_to(store: ObjectStore, name: str) -> str | None:
+def pointed_to(store: ObjectStore, name: str) -> str | None:
+    """The digest that a model's pointer shows; None if there is no pointer that can be read."""
     try:
-        return str(json.loads(store.get(f"{_MODELS}{name}/{LATEST}"))["digest"])
+        return str(canonical_json.loads(store.get(f"{_MODELS}{name}/{LATEST}"))["digest"])
     except (ObjectNotFound, ValueError, LookupError, TypeError):
         return None

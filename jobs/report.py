@@ -1,10 +1,12 @@
 """A run as one self-contained HTML page: the same input gives the same page, and nothing is fetched to show it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from heapq import nlargest
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
 
 from .figures import (
     LOWER_IS_BETTER,
@@ -24,6 +26,7 @@ from .results import FleetResult, ModelResult, counts
 if TYPE_CHECKING:
     from jinja2 import Template
 
+_TIMES = "\N{MULTIPLICATION SIGN}"
 _BARS = 24  # more bars than that are a texture, not a picture
 
 
@@ -63,32 +66,54 @@ def _template() -> "Template":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(
-        counted=counted, sized=sized, measured=measured, digits=three_digits, share=share, or_dash=_or_dash
-    )
+    environment.filters.update(sized=sized, digits=three_digits, share=share, or_dash=_or_dash)
     return environment.from_string(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
 
 
 def _row(model: ModelResult) -> dict[str, Any]:
-    before, after = model.before or {}, model.after or {}
-    metric = before.get("metric")
+    metric = (model.before or {}).get("metric")
     return {
         "name": model.name,
-        "state": model.state,
-        "metric": metric,
         "lower": metric in LOWER_IS_BETTER,
-        "retrained": before.get("stage") == "trained",
-        "before": {
-            key: number(before, key) for key in ("value", "parameters", "macs", "latency_ms", "bytes")
-        },
-        "after": {
-            key: number(after, key)
-            for key in ("value", "parameters", "macs", "latency_ms", "latency_packed_ms", "bytes")
-        },
-        "drop": lost(model),
-        "ratio": model.compression_ratio,
-        "bits_per_weight": model.bits_per_weight,
+        "retrained": (model.before or {}).get("stage") == "trained",
+        "cells": _cells(model),
     }
+
+
+def _cells(model: ModelResult) -> Markup:
+    """The row of a model behind its name, in the order of the page's columns. Made here: there are thousands."""
+    before, after = model.before or {}, model.after or {}
+    state, metric = escape(model.state), before.get("metric")
+    lower = ' <span class="soft" title="lower is better">↓</span>' if metric in LOWER_IS_BETTER else ""
+    ratio = model.compression_ratio
+    trained = '<sup title="after training">t</sup>' if before.get("stage") == "trained" else ""
+    cells = [
+        f'<td><span class="badge {state}">{state}</span></td>',
+        f"<td>{escape(_or_dash(metric))}{lower}</td>",
+        f"<td>{measured(number(before, 'value'))}{trained}</td>",
+        f"<td>{measured(number(after, 'value'))}</td>",
+        f"<td>{_drop(lost(model))}</td>",
+        *(_titled(number(side, "bytes"), sized, " bytes") for side in (before, after)),
+        f"<td>{MISSING if ratio is None else three_digits(ratio) + _TIMES}</td>",
+        f"<td>{three_digits(model.bits_per_weight)}</td>",
+        *(_titled(number(side, key), counted) for key in ("parameters", "macs") for side in (before, after)),
+        f"<td>{three_digits(number(before, 'latency_ms'))}</td>",
+        *(f"<td>{three_digits(number(after, key))}</td>" for key in ("latency_ms", "latency_packed_ms")),
+    ]
+    return Markup("".join(cells))
+
+
+def _titled(value: float | None, write: Callable[[float | None], str], unit: str = "") -> str:
+    """A rounded number whose exact one is a hover away."""
+    return f"<td>{MISSING}</td>" if value is None else f'<td title="{value:,.0f}{unit}">{write(value)}</td>'
+
+
+def _drop(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    if value < 0:
+        return f'<span class="better">\N{MINUS SIGN}{measured(-value)}</span>'
+    return measured(value) if value else "0"
 
 
 def _bars(models: Sequence[ModelResult], left: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -97,7 +122,16 @@ def _bars(models: Sequence[ModelResult], left: Mapping[str, float]) -> list[dict
     largest = {
         model.name for model in nlargest(_BARS, known, key=lambda model: number(model.before, "bytes") or 0)
     }
-    return [{**_row(model), "left": left[model.name]} for model in known if model.name in largest]
+    return [
+        {
+            "name": model.name,
+            "state": model.state,
+            "bytes": number(model.before, "bytes"),
+            "left": left[model.name],
+        }
+        for model in known
+        if model.name in largest
+    ]
 
 
 def _left(model: ModelResult) -> float | None:
@@ -108,7 +142,7 @@ def _left(model: ModelResult) -> float | None:
 def _detail(model: ModelResult, metrics: Mapping[str, Any]) -> dict[str, Any]:
     layers = [_layer(layer) for layer in metrics.get("layers", ())]
     return {
-        "row": _row(model),
+        "name": model.name,
         "digest": model.digest,
         "layers": layers,
         "pruned": sum(bool(layer["removed"] or layer["sparsity"]) for layer in layers),

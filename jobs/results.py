@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from heapq import nlargest
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import artifact_key
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore
@@ -22,6 +23,13 @@ REPORT = "report.html"
 EVENTS = "events.jsonl"
 DETAILED = 50  # models of a page that show their layers; each costs a request
 
+_KINDS = {
+    "name": str,
+    "state": str,
+    "digest": str | None,
+    "before": Mapping | None,
+    "after": Mapping | None,
+}
 _SUMMARY_SECONDS = 2.0
 _SUMMARY_SHARE = 0.05
 _NAMED_RUNS = 10  # in a message
@@ -164,14 +172,24 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
         run = known[-1]
     key = summary_key(run)
     try:
-        told = json.loads(store.get(key))
-        models = tuple(ModelResult(**model) for model in told["models"])
+        told = canonical_json.loads(store.get(key))
+        models = tuple(map(_row, told["models"]))
         return FleetResult(**{**told, "models": models, "warnings": tuple(told.get("warnings", ()))})
     except ObjectNotFound:
         latest = ", ".join(run_ids(store)[-_NAMED_RUNS:]) or "none"
         raise ObjectNotFound(f"{store.uri} holds no run {run!r}; the latest are: {latest}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactCorrupt(f"{store.uri}/{key} is no run summary ({error}); delete it") from None
+
+
+def _row(told: Mapping[str, Any]) -> ModelResult:
+    row = ModelResult(**told)
+    for name, kinds in _KINDS.items():
+        if not isinstance(getattr(row, name), kinds):
+            raise ValueError(f"{name} of a model is of the wrong type")
+    if row.state not in get_args(ModelState):
+        raise ValueError(f"{row.state!r} is no state of a model")
+    return row
 
 
 def measured_result(
@@ -190,16 +208,28 @@ def measured_result(
     )
 
 
-def latest_rows(store: ObjectStore) -> dict[str, ModelResult]:
-    """Published and unchanged models of the latest run that has ended, by name; empty if there is none to be read."""
-    for run in reversed(run_ids(store)):
+def latest_ended(store: ObjectStore) -> tuple[int, FleetResult | None]:
+    """The latest run that has ended and can be read, and how many summaries were read to find it."""
+    runs = run_ids(store)
+    for reads, run in enumerate(reversed(runs), start=1):
         try:
             result = read_result(store, run)
         except StorageError:
             continue
         if result.state != "running":
-            return {row.name: row for row in result.models if row.state in ("published", "unchanged")}
-    return {}
+            return reads, result
+    return len(runs), None
+
+
+def rows_of(result: FleetResult | None) -> dict[str, ModelResult]:
+    """Published and unchanged models of a run, by name."""
+    rows = result.models if result else ()
+    return {row.name: row for row in rows if row.state in ("published", "unchanged")}
+
+
+def latest_rows(store: ObjectStore) -> dict[str, ModelResult]:
+    """Published and unchanged models of the latest run that has ended, by name; empty if there is none to be read."""
+    return rows_of(latest_ended(store)[1])
 
 
 def counts(models: Sequence[ModelResult]) -> dict[str, int]:
@@ -226,7 +256,7 @@ def layers_of(store: ObjectStore, result: FleetResult) -> dict[str, Mapping[str,
 
 def _metrics(store: ObjectStore, model: ModelResult) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(store.get(artifact_key(model.name, str(model.digest), "metrics.json")))
+        found = canonical_json.loads(store.get(artifact_key(model.name, str(model.digest), "metrics.json")))
     except (ObjectNotFound, ValueError):
         return None
     return found if isinstance(found, dict) else None

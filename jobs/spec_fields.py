@@ -11,6 +11,8 @@ from pydantic_core import PydanticCustomError
 from fleetpress.storage.errors import InvalidUri
 from fleetpress.storage.uri import normalize
 
+from .spec_lines import shortened
+
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)")
@@ -22,6 +24,7 @@ _SIZE_UNITS = {"B": 1} | {
 }
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]+)")
 _DURATION_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+_LONGEST_DURATION = 1e9  # of any unit; infinity would never end
 _LEAST_MEMORY_BYTES = 2**20
 
 
@@ -86,8 +89,8 @@ def _pattern(value: str) -> str:
     if value.startswith("re:"):
         try:
             re.compile(value[3:])
-        except re.error as error:
-            raise mistake(f"`{value}` is not a regular expression: {error}") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise mistake(f"`{shortened(value)}` is not a regular expression: {error}") from None
     elif set(value) & set("*?^$|+\\"):
         glob = re.fullmatch(r"[\w.*?-]+", value)
         regex = value.replace(".", r"\.").replace("*", ".*").replace("?", ".") if glob else value
@@ -106,14 +109,17 @@ def _size(value: Any) -> int:
         value = str(value)
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise mistake(f"should be a size such as 2GiB, 512MiB or 1.5GB, not {value!r}")
+        raise mistake(f"should be a size such as 2GiB, 512MiB or 1.5GB, not {shortened(repr(value))}")
     number, unit = match[1], match[2] or "B"
     units = {name.upper(): factor for name, factor in _SIZE_UNITS.items()}
     if unit.upper() not in units:
         sign = next((name for name in ("K", "M", "G", "T") if unit.upper().startswith(name)), "")
         remedy = f"did you mean {number}{sign}iB?" if sign else f"valid units: {', '.join(_SIZE_UNITS)}"
         raise mistake(f"unknown unit `{unit}`; {remedy}")
-    size_bytes = int(float(number) * units[unit.upper()])
+    exact = float(number) * units[unit.upper()]
+    if exact >= 2**63:
+        raise mistake(f"{shortened(str(value))} is more than any machine has; such as 2GiB")
+    size_bytes = int(exact)
     if size_bytes < _LEAST_MEMORY_BYTES:
         raise mistake(f"{size_bytes} bytes is too little to work with; at least 1MiB, such as 2GiB")
     return size_bytes
@@ -121,8 +127,8 @@ def _size(value: Any) -> int:
 
 def _duration(value: Any) -> float:
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None or match[2] not in _DURATION_UNITS or float(match[1]) <= 0:
-        raise mistake(f"should be a time such as 6h, 90min or 45s, not {value!r}")
+    if match is None or match[2] not in _DURATION_UNITS or not 0 < float(match[1]) < _LONGEST_DURATION:
+        raise mistake(f"should be a time such as 6h, 90min or 45s, not {shortened(repr(value))}")
     return float(match[1]) * _DURATION_UNITS[match[2]]
 
 

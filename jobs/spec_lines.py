@@ -16,6 +16,7 @@ from .errors import SpecError
 Path = tuple[str | int, ...]
 
 _MOST_VALUES = 1_000_000  # aliases can multiply a small file into billions of values
+_MOST_MERGES = 100_000  # so can `<<`, without a single new value
 _LONGEST_SHOWN = 100
 _PLAIN = "tag:yaml.org,2002:"
 _MERGE = f"{_PLAIN}merge"
@@ -108,7 +109,11 @@ def read_yaml(text: str, name: str) -> Document:
     if node is None:
         raise SpecError(f"{name}: the spec is empty; it needs version, name, output, models and recipes")
     reader = _Reader(name)
-    return Document(data=reader.read(node, ()), lines=reader.lines, problems=reader.problems)
+    try:
+        data = reader.read(node, ())
+    except RecursionError:  # aliases nest what is flat in the file
+        raise SpecError(f"{name}: aliases are nested too deeply; a spec needs five levels") from None
+    return Document(data=data, lines=reader.lines, problems=reader.problems)
 
 
 def write_yaml(value: object) -> str:
@@ -149,14 +154,13 @@ class _Reader:
         self.name = name
         self.lines: dict[Path, int] = {}
         self.problems: list[Problem] = []
+        self._merges = 0
         self._open: set[int] = set()  # nodes being read: meeting one again means an alias to its own parent
 
     def read(self, node: yaml.Node, path: Path, line: int | None = None) -> Any:
         self.lines[path] = line or node.start_mark.line + 1
         if len(self.lines) > _MOST_VALUES:
-            raise SpecError(
-                f"{self.name}: more than {_MOST_VALUES} values; use source patterns, or fewer aliases"
-            )
+            raise self._endless()
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         self._check_tag(node, path, ("map", "seq"))
@@ -171,6 +175,11 @@ class _Reader:
             value = self._mapping(node, path)
         self._open.remove(id(node))
         return value
+
+    def _endless(self) -> SpecError:
+        return SpecError(
+            f"{self.name}: more than {_MOST_VALUES} values; use source patterns, or fewer aliases"
+        )
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         value: dict[str, Any] = {}
@@ -194,6 +203,9 @@ class _Reader:
         """Keys and values that `<<` brings into a mapping, the nearest first."""
         for item in [item for key, item in node.value if key.tag == _MERGE]:
             for part in item.value if isinstance(item, yaml.SequenceNode) else [item]:
+                self._merges += 1
+                if self._merges > _MOST_MERGES:
+                    raise self._endless()
                 if not isinstance(part, yaml.MappingNode) or id(part) in seen:
                     line = item.start_mark.line + 1
                     self._problem(path, "`<<` takes another mapping, as in `<<: *name`", line)

@@ -115,6 +115,9 @@ def print_preview(preview: _Preview | Mapping[str, Any]) -> None:
         _line(f"problem {problem['model']}: {problem['reason']}", "red")
     if not plan["models"] and not plan["problems"]:
         _line("no models")
+    if plan.get("requests"):
+        told = ", ".join(f"{number} {kind}" for kind, number in plan["requests"].items())
+        _line(f"nothing to do: a run asks the storage {sum(plan['requests'].values())} times: {told}")
 
 
 def print_methods(found: Described) -> None:

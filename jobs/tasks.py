@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from fleetpress.storage.errors import InvalidUri
+from fleetpress.storage.uri import validate_key
+
 ErrorClass = Literal["input", "transient", "memory", "bug"]
 
 _LEAST_BLOCK_BYTES = 1 << 20
@@ -146,12 +149,12 @@ def _outputs(items: list[Any]) -> tuple[Output, ...]:
     try:
         return tuple(
             Output(
-                key=str(item["key"]),
+                key=validate_key(str(item["key"])),
                 bytes=int(item["bytes"]),
                 sha256=str(item["sha256"]),
                 upload=str(item.get("upload", "")),
             )
             for item in items
         )
-    except (TypeError, KeyError) as error:
-        raise ValueError("an output needs key, bytes and sha256") from error
+    except (TypeError, KeyError, OverflowError, InvalidUri) as error:
+        raise ValueError("an output needs key, bytes and sha256, and the key must be a valid one") from error

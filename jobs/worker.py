@@ -109,8 +109,13 @@ def _out_of_memory(task: Task, error: BaseException, text: str) -> str:
     """How much it needed, as far as that is known: an allocation that failed names its size, not what would follow."""
     needed = needed_bytes(error)
     remedy = "raise resources.memory_per_task or take a larger machine"
-    if needed <= task.memory_bytes:
+    if not needed:
         return f"{task.kind} ran out of memory ({text}): {remedy}"
+    if needed <= task.memory_bytes:
+        return (
+            f"{task.kind} ran out of memory ({text}) with {needed} bytes ({sized(needed)}) in use of the "
+            f"{task.memory_bytes} ({sized(task.memory_bytes)}) it may use: {remedy}"
+        )
     return (
         f"{task.kind} needs at least {needed} bytes ({sized(needed)}) of memory, more than the {task.memory_bytes} "
         f"({sized(task.memory_bytes)}) it may use: {remedy}"

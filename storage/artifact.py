@@ -5,7 +5,6 @@ The order makes it so: data files, each read back and compared; then the manifes
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,11 @@ from .uri import is_valid_key, join, validate_key
 
 MANIFEST = "manifest.json"
 LATEST = "latest.json"
+METRICS = "metrics.json"
+METRICS_SHA256 = "metrics_sha256"
+"""The manifest's field for METRICS, which is none of its `files`: two runs at once may both write their times."""
 
+_MEASURED = ("latency_ms", "latency_packed_ms")  # times within METRICS: every run that writes it has its own
 _PIECE_BYTES = 16 << 20
 
 
@@ -96,9 +99,16 @@ def verify_files(uri: str) -> list[str]:
     Raises ObjectNotFound, ArtifactCorrupt if there is no readable manifest to compare with.
     """
     store = open_store(resolve(uri))
-    listed = _listed_files(store)
+    manifest = _json_object(store, MANIFEST)
+    listed = _listed_files(store, manifest)
     present = {info.key: info.size_bytes for info in store.list() if info.key != MANIFEST}
     problems = []
+    if METRICS_SHA256 in manifest:
+        found = store.get(METRICS) if present.pop(METRICS, 0) else b""
+        if not found:
+            problems.append(f"{METRICS}: missing")
+        elif metrics_sha256(found) != manifest[METRICS_SHA256]:
+            problems.append(f"{METRICS}: its numbers are not those that were published")
     for path, file in listed.items():
         if path not in present:
             problems.append(f"{path}: missing")
@@ -110,10 +120,26 @@ def verify_files(uri: str) -> list[str]:
     return problems
 
 
+def metrics_sha256(data: bytes) -> str:
+    """The hash of metrics.json as canonical JSON without measured times; "" for what is no such file."""
+    try:
+        metrics = canonical_json.loads(data)
+        for side in ("before", "after"):
+            for name in _MEASURED:
+                metrics.get(side, {}).pop(name, None)
+        return hashlib.sha256(canonical_json.dumps(metrics)).hexdigest()
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ""
+
+
 def _write_checked(store: ObjectStore, key: str, path: str, data: bytes) -> ArtifactFile:
     sha256 = hashlib.sha256(data).hexdigest()
     store.put(key, data)
-    if _sha256_in(store, key, len(data)) != sha256:
+    if path == METRICS:
+        is_stored = metrics_sha256(store.get(key)) == metrics_sha256(data)
+    else:
+        is_stored = _sha256_in(store, key, len(data)) == sha256
+    if not is_stored:
         raise ArtifactCorrupt(
             f"{join(store.uri, key)} reads back differently from what was written: check the store"
         )
@@ -125,14 +151,13 @@ def _sha256_in(store: ObjectStore, key: str, size_bytes: int) -> str:
     if size_bytes <= _PIECE_BYTES:
         data = store.get(key)
         return hashlib.sha256(data).hexdigest() if len(data) == size_bytes else ""
-    info = store.head(key)
-    if info.size_bytes != size_bytes:
+    if store.head(key).size_bytes != size_bytes:
         return ""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_PIECE_BYTES))
     for start in range(0, size_bytes, _PIECE_BYTES):
         piece = buffer[: size_bytes - start]
-        store.read_into(key, start, piece, etag=info.etag)
+        store.read_into(key, start, piece)  # equal bytes may replace it meanwhile; others give another hash
         digest.update(piece)
     return digest.hexdigest()
 
@@ -148,16 +173,16 @@ def exists(store: ObjectStore, key: str) -> bool:
 
 def _json_object(store: ObjectStore, key: str) -> dict[str, object]:
     try:
-        value = json.loads(store.get(key))
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or nested beyond reason
+        value = canonical_json.loads(store.get(key))
+    except ValueError as error:
         raise ArtifactCorrupt(f"{join(store.uri, key)} is not JSON: publish the model again") from error
     if not isinstance(value, dict):
         raise ArtifactCorrupt(f"{join(store.uri, key)} is no JSON object: publish the model again")
     return value
 
 
-def _listed_files(store: ObjectStore) -> dict[str, ArtifactFile]:
-    entries = _json_object(store, MANIFEST).get("files")
+def _listed_files(store: ObjectStore, manifest: Mapping[str, object]) -> dict[str, ArtifactFile]:
+    entries = manifest.get("files")
     listed: dict[str, ArtifactFile] = {}
     for entry in entries if isinstance(entries, list) else [None]:
         match entry:

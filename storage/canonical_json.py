@@ -1,6 +1,7 @@
-"""One way to write JSON: equal values give equal bytes."""
+"""One way to write JSON: equal values give equal bytes; and to read it: whatever is wrong is a ValueError."""
 
 import json
+from typing import Any
 
 
 def dumps(value: object) -> bytes:
@@ -10,3 +11,11 @@ def dumps(value: object) -> bytes:
     """
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
+
+
+def loads(data: bytes) -> Any:
+    """The value in JSON from the store. Raises ValueError for what is not UTF-8, not JSON, or nested beyond reason."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -3,13 +3,13 @@
 Folder layout: `config.json`, and `model.safetensors` or `model.safetensors.index.json` (`weight_map`: tensor -> shard).
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidModelFile, ObjectNotFound
+from .json_text import parse_json
 from .safetensors_header import TensorInfo, read_header
 from .sources import (
     CONFIG,
@@ -130,8 +130,8 @@ def _read_json(store: ObjectStore, file: SourceFile) -> dict[str, Any]:
             f"{where} has {file.bytes} bytes, too many for JSON of this kind; upload it again"
         )
     try:
-        value = json.loads(store.get(file.path, etag=file.etag)) if file.bytes else None
-    except (ValueError, RecursionError) as error:
+        value = parse_json(store.get(file.path, etag=file.etag))
+    except ValueError as error:
         raise InvalidModelFile(f"{where} is not valid JSON ({error}); upload it again") from None
     if not isinstance(value, dict):
         raise InvalidModelFile(f"{where} is no JSON object; upload it again")

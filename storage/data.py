@@ -4,22 +4,29 @@ import io
 import math
 import posixpath
 import tokenize
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
 
-from .archive import ZIP_ERRORS
 from .errors import InvalidData, InvalidModelFile, ObjectNotFound
 from .globs import has_glob, matches, split_pattern
 from .safetensors_header import header_of
 from .sources import SourceFile, source_file
 from .store import ObjectStore, open_store
+from .zip_files import ZipError, ZipReader
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 Arrays = dict[str, Array]
 
-_MAX_RATIO = 1000
+_HEADER_ERRORS = (
+    ValueError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,  # what Python's parser says of brackets nested too deeply
+)
 _ALWAYS_ALLOWED_BYTES = 256 << 20
 _NUMPY_DTYPES = {
     "BOOL": np.bool_,
@@ -96,20 +103,17 @@ def _reader(path: str, where: str) -> Callable[[bytes, str], Arrays]:
 
 def _read_npz(data: bytes, where: str) -> Arrays:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            infos = archive.infolist()
-            total = sum(info.file_size for info in infos)
-            if total > max(_ALWAYS_ALLOWED_BYTES, _MAX_RATIO * len(data)):
-                raise InvalidData(
-                    f"{where} unpacks from {len(data)} to {total} bytes, a likely bomb; write it again"
-                )
-            names = [info.filename for info in infos]
-            if len(set(names)) != len(names):
-                raise InvalidData(f"{where} holds an array twice; write it again with numpy.savez")
-            return {name.removesuffix(".npy"): _npy(archive.read(name), name, where) for name in names}
-    except ZIP_ERRORS as error:
+        archive = ZipReader(io.BytesIO(data), len(data), always_allowed_bytes=_ALWAYS_ALLOWED_BYTES)
+        names = [info.filename.removesuffix(".npy") for info in archive.infos]
+        if len(set(names)) != len(names):
+            raise InvalidData(f"{where} holds an array twice; write it again with numpy.savez")
+        return {
+            name: _npy(archive.read(info), name, where)
+            for name, info in zip(names, archive.infos, strict=True)
+        }
+    except ZipError as error:
         raise InvalidData(
-            f"{where} is no intact .npz file ({error}); write it again with numpy.savez"
+            f"{where} is no intact .npz file: it {error}; write it again with numpy.savez"
         ) from None
 
 
@@ -122,18 +126,21 @@ def _npy(data: bytes, name: str, where: str) -> Array:
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         shape, fortran_order, dtype = read(file)
-    except (ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError, RecursionError) as error:
+    except _HEADER_ERRORS as error:
         raise InvalidData(f"{where}: {name!r} is no NumPy array ({error}); write it again") from None
     if dtype.kind not in "biufc":
         what = "Python objects, which would be unpickled" if dtype.hasobject else f"{dtype} values"
-        raise InvalidData(f"{where}: array {name.removesuffix('.npy')!r} holds {what}; write numbers")
+        raise InvalidData(f"{where}: array {name!r} holds {what}; write numbers")
     body = data[file.tell() :]
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(body):
-        raise InvalidData(
-            f"{where}: array {name.removesuffix('.npy')!r} of shape {shape} is cut short; write it again"
-        )
-    flat = np.frombuffer(body, dtype).astype(dtype.newbyteorder("="))
-    array: Array = flat.reshape(shape[::-1]).T.copy() if fortran_order else flat.reshape(shape)
+    if any(type(size) is not int or size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != len(
+        body
+    ):
+        raise InvalidData(f"{where}: array {name!r} of shape {shape} is cut short; write it again")
+    try:
+        flat = np.frombuffer(body, dtype).astype(dtype.newbyteorder("="))
+        array: Array = flat.reshape(shape[::-1]).T.copy() if fortran_order else flat.reshape(shape)
+    except ValueError as error:  # more dimensions, or sizes beside a 0, than NumPy takes
+        raise InvalidData(f"{where}: array {name!r} of shape {shape}: {error}; write it again") from None
     return array
 
 

@@ -18,9 +18,20 @@
 Only `StoreUnreachable` is worth a later try with nothing changed.
 """
 
+_LONGEST_MESSAGE = 2_000
+_END_OF_MESSAGE = 500
+
 
 class StorageError(Exception):
-    """Root of this package's errors; `str(error)` says what is wrong, where, and what to do."""
+    """Root of this package's errors; `str(error)` says what is wrong, where, and what to do, in one line."""
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.splitlines()) if "\n" in message or "\r" in message else message
+        if (
+            len(line) > _LONGEST_MESSAGE
+        ):  # names and shapes in it come from files; what to do stands at the end
+            line = f"{line[: _LONGEST_MESSAGE - _END_OF_MESSAGE]} ... {line[5 - _END_OF_MESSAGE :]}"
+        super().__init__(line)
 
 
 class InvalidUri(StorageError):

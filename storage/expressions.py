@@ -22,6 +22,8 @@ _CONSTANTS = frozenset({"true", "false", "int_oo"})
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.BitOr)
 _COMPARISONS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 _MAX_LENGTH = 4_000
+_EXTREMA = ("Max", "Min")
+_MAX_EXTREMA = 16  # sympy compares every argument of them with every other, a second for forty
 _MAX_EXPONENT = 16  # a power of a symbol is fine; towers of numbers would eat all memory before any check
 
 
@@ -31,7 +33,7 @@ def is_safe_expression(text: str) -> bool:
         return False
     try:
         tree = ast.parse(text, mode="eval")
-        return _safe(tree.body)
+        return _safe(tree.body) and _extrema(tree) <= _MAX_EXTREMA
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
@@ -81,6 +83,12 @@ def _power(base: ast.expr, exponent: ast.expr) -> bool:
         exponent = exponent.args[0]
     is_symbol = isinstance(base, ast.Name) or _call_name(base) == "Symbol"
     return is_symbol and _safe(base) and _small(exponent, _MAX_EXPONENT)
+
+
+def _extrema(tree: ast.AST) -> int:
+    """The arguments of all maxima and minima."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and _call_name(node) in _EXTREMA)
+    return sum(len(call.args) for call in calls)
 
 
 def _call_name(node: ast.expr) -> str:

@@ -6,6 +6,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import InvalidData
+from .parquet_pages import PagesError, file_around, footer_of, pages
+
+_MOST_RATIO = 200
+_ALWAYS_ALLOWED_BYTES = 256 << 20
+_WIDEST_BYTES = 8
+_MOST_DIMENSIONS = 64  # of NumPy
+# Arrow's own notes on the types, for which Arrow calls Python code of extension types (Ray registers some).
+_ARROW_SCHEMA = b"ARROW:schema"
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
@@ -13,21 +21,61 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 def read_parquet(data: bytes, where: str) -> dict[str, Array]:
     """Every column as an array of shape (rows, ...). Raises InvalidData naming the column (text, nulls, ragged)."""
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError, ValueError) as error:
+        footer = footer_of(data).replace(_ARROW_SCHEMA, b"-" * len(_ARROW_SCHEMA))
+        metadata = pq.ParquetFile(pa.BufferReader(file_around(footer))).metadata
+        file = pq.ParquetFile(pa.BufferReader(data), metadata=metadata)
+        _check_kinds(file.schema_arrow, where)
+        _check_pages(data, metadata)
+        table = file.read()
+    except MemoryError:  # also one of Arrow's; the sizes are proved, so it is about this machine
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InvalidData(f"{where} is no intact Parquet file ({str(error)[:200]}); write it again") from None
     return {name: _column(table[name].combine_chunks(), name, where) for name in table.column_names}
 
 
+def _check_kinds(schema: pa.Schema, where: str) -> None:
+    """Texts and binaries, which repeat without limit, are refused before one is read."""
+    names = schema.names
+    if len(set(names)) < len(names):
+        raise InvalidData(f"{where} has a column twice; give each its own name")
+    for field in schema:
+        kind, dimensions = field.type, 1
+        while _is_list(kind):
+            kind, dimensions = kind.value_type, dimensions + 1
+        if not _is_number(kind):
+            raise InvalidData(f"{where}: column {field.name!r} holds {kind}; write numbers")
+        if dimensions > _MOST_DIMENSIONS:
+            raise InvalidData(f"{where}: column {field.name!r} has {dimensions} dimensions; write fewer")
+
+
+def _check_pages(data: bytes, metadata: pq.FileMetaData) -> None:
+    """The columns hold the values that the footer states, and no bomb: repeating a value costs a file nothing."""
+    left_bytes = max(_ALWAYS_ALLOWED_BYTES, _MOST_RATIO * len(data))
+    rows = 0
+    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+        rows += group.num_rows
+        for chunk in (group.column(index) for index in range(group.num_columns)):
+            if group.num_rows == chunk.num_values == 0:  # without a page, it lies nowhere
+                continue
+            start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
+            values = 0
+            for page in pages(data, start, chunk.total_compressed_size):
+                values += 0 if page.is_dictionary else page.values
+                left_bytes -= page.unpacked_bytes + page.values * _WIDEST_BYTES
+                if left_bytes < 0:
+                    raise PagesError("it unpacks to so much more than it has bytes that it is a likely bomb")
+            if values != chunk.num_values or not 0 <= group.num_rows <= values:
+                raise PagesError(f"a column states {chunk.num_values} values, and its pages {values}")
+    if rows != metadata.num_rows:
+        raise PagesError(f"it states {metadata.num_rows} rows, and its parts {rows}")
+
+
 def _column(values: pa.Array, name: str, where: str) -> Array:
     shape = [len(values)]
-    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type):
+    while _is_list(values.type):
         _refuse_nulls(values, name, where)
-        lengths = (
-            {values.type.list_size}
-            if _is_fixed(values.type)
-            else set(pc.unique(pc.list_value_length(values)).to_pylist())
-        )
+        lengths = set(pc.unique(pc.list_value_length(values)).to_pylist())
         if len(lengths) > 1:
             raise InvalidData(
                 f"{where}: column {name!r} is ragged (lengths {sorted(lengths)[:5]}); pad its lists"
@@ -35,15 +83,16 @@ def _column(values: pa.Array, name: str, where: str) -> Array:
         shape.append(lengths.pop() if lengths else 0)
         values = values.flatten()
     _refuse_nulls(values, name, where)
-    kind = values.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise InvalidData(f"{where}: column {name!r} holds {kind}; write numbers")
     array: Array = values.to_numpy(zero_copy_only=False).reshape(shape)
     return array
 
 
-def _is_fixed(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_fixed_size_list(kind))
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _refuse_nulls(values: pa.Array, name: str, where: str) -> None:

@@ -19,6 +19,8 @@ _CODES_BY_BYTES = {
 }
 ITEM_BYTES = {code: size for size, codes in _CODES_BY_BYTES.items() for code in codes}
 _REMEDY = "save the model again"
+_MAX_RATIO = 200  # strides of 0 repeat what is stored; who copies such a tensor pays for it
+_ALWAYS_ALLOWED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,10 @@ def _payload(name: str, entry: dict[str, Any], folder: str, sizes: Mapping[str, 
     if sizes[member] < needed or sizes[member] % item_bytes:
         raise InvalidModelFile(
             f"tensor {name}: member {member} has {sizes[member]} bytes, but shape {shape} needs {needed}; {_REMEDY}"
+        )
+    if math.prod(shape) * item_bytes > max(_ALWAYS_ALLOWED_BYTES, _MAX_RATIO * sizes[member]):
+        raise InvalidModelFile(
+            f"tensor {name}: shape {shape} repeats the {sizes[member]} bytes of member {member} too often; {_REMEDY}"
         )
     return Payload(
         name=name, member=member, dtype=meta["dtype"], item_bytes=item_bytes, size_bytes=sizes[member]

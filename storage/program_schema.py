@@ -7,20 +7,21 @@ field has a type here, every string a grammar, and what is not in the table (sta
 custom metadata) does not survive. The table follows torch/_export/serde/schema.py, schema version 8.
 """
 
-import json
-import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .errors import InvalidModelFile, UnsafeModelFile
 from .expressions import is_safe_expression
+from .json_text import parse_json as parsed
 from .operators import is_safe_target
 from .tree_specs import clean_tree_spec
 
 Json = Any  # a parsed JSON value; its type is what this file is there to find out
 
 SCHEMA_MAJOR = 8
+_MOST_JSON_SIGNS = 16_000_000  # a graph of ten thousand nodes has some two million
 
 
 class Many(NamedTuple):
@@ -221,7 +222,7 @@ def _matches(pattern: re.Pattern[str]) -> Callable[[Json], bool]:
 
 
 def _is_float(value: Json) -> bool:
-    is_number = type(value) in (int, float) and abs(value) <= 1.8e308 and not math.isnan(value)
+    is_number = type(value) in (int, float) and abs(value) <= sys.float_info.max
     return is_number or value in _INFINITE
 
 
@@ -272,8 +273,8 @@ class _Refused(Exception):
 def parse_json(data: bytes, where: str) -> Json:
     """The JSON value in `data`; InvalidModelFile names `where`."""
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return parsed(data, most_signs=_MOST_JSON_SIGNS)
+    except ValueError as error:
         raise InvalidModelFile(f"{where} is not valid JSON ({error}); save the model again") from None
 
 

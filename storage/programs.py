@@ -33,6 +33,7 @@ from .archive import (
     write_archive,
 )
 from .errors import InvalidModelFile, UnsafeModelFile
+from .memory import is_out_of_memory
 from .operators import is_safe_target
 from .program_schema import Json
 from .ranges import RangeFile
@@ -156,6 +157,8 @@ def module_to_program(
     try:
         return export(tensors, None)
     except _TORCH_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise InvalidModelFile(
             f"{type(module).__name__} cannot be exported: {_first_line(error)}; its forward must suit torch.export"
         ) from None
@@ -166,6 +169,8 @@ def _load(clean: bytes) -> ExportedProgram:
         with _torch_lock, _quiet():
             program = torch.export.load(io.BytesIO(clean))
     except _TORCH_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise InvalidModelFile(
             f"torch cannot load the program: {_first_line(error)}; export it again"
         ) from None

@@ -4,16 +4,17 @@ Format: 8 bytes little-endian header length, a JSON object {name: {dtype, shape,
 the tensors cover without gaps or overlaps (https://github.com/huggingface/safetensors, "Format").
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import InvalidModelFile
+from .json_text import parse_json
 from .store import ObjectStore
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+MAX_DIMENSIONS = 64  # NumPy's limit, and torch's for most of what it does
 LENGTH_BYTES = 8
 _FIRST_BYTES = 128 << 10  # holds the headers of most shards
 _REMEDY = "save or upload it again"
@@ -100,8 +101,8 @@ def _header_length(start: bytes, file_bytes: int, where: str) -> int:
 
 def _parse(header: bytes, file_bytes: int, where: str) -> SafetensorsHeader:
     try:
-        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(header)
+    except ValueError as error:
         raise InvalidModelFile(f"{where}: the header is not valid JSON ({error}); {_REMEDY}") from None
     if not isinstance(entries, dict) or not header.startswith(b"{"):
         raise InvalidModelFile(f"{where}: the header is no JSON object; {_REMEDY}")
@@ -115,14 +116,6 @@ def _parse(header: bytes, file_bytes: int, where: str) -> SafetensorsHeader:
     return SafetensorsHeader(tensors={t.name: t for t in tensors}, data_start=data_start, metadata=metadata)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
-    return table
-
-
 def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
     if any(
         "\ud800" <= letter <= "\udfff" for letter in name
@@ -133,7 +126,7 @@ def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS_BY_DTYPE:
         raise InvalidModelFile(f"{where}: tensor {name!r} has the unknown dtype {dtype!r}; {_REMEDY}")
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _is_shape(shape) or not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise InvalidModelFile(f"{where}: tensor {name!r} has a wrong shape or data_offsets; {_REMEDY}")
     size_bytes = offsets[1] - offsets[0]
     bits = math.prod(shape) * BITS_BY_DTYPE[dtype]
@@ -142,6 +135,10 @@ def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
             f"{where}: tensor {name!r} has {size_bytes} bytes, but {dtype} of shape {shape} needs {-(-bits // 8)};"
             f" {_REMEDY}"
         )
+    if (
+        math.prod(size or 1 for size in shape) >= 2**59
+    ):  # torch and NumPy multiply the sizes beside a 0 as well
+        raise InvalidModelFile(f"{where}: tensor {name!r} has a wrong shape or data_offsets; {_REMEDY}")
     return TensorInfo(
         name=name,
         dtype=dtype,
@@ -149,6 +146,10 @@ def _tensor(name: str, entry: Any, data_start: int, where: str) -> TensorInfo:
         offset_bytes=data_start + offsets[0],
         size_bytes=size_bytes,
     )
+
+
+def _is_shape(value: Any) -> bool:
+    return _are_sizes(value) and len(value) <= MAX_DIMENSIONS
 
 
 def _are_sizes(value: Any) -> bool:

@@ -37,7 +37,7 @@ def _clean(node: Any, is_input: bool) -> dict[str, Any] | None:
     if not isinstance(node, dict) or not {"type", "context", "children_spec"} <= node.keys():
         return None
     kind, context, children = node["type"], node["context"], node["children_spec"]
-    if not isinstance(children, list):
+    if not isinstance(children, list) or not isinstance(kind, str | None):
         return None
     cleaned = [_clean(child, is_input) for child in children]
     if any(child is None for child in cleaned):
@@ -50,7 +50,7 @@ def _clean(node: Any, is_input: bool) -> dict[str, Any] | None:
         keys = _keys(context, is_input)
         plain = keys is not None and len(keys) == len(children)
         if kind not in _DICTS:
-            kind, plain = "builtins.dict", plain and not is_input and isinstance(kind, str)
+            kind, plain = "builtins.dict", plain and not is_input
         context = json.dumps(keys)
     return {"type": kind, "context": context, "children_spec": cleaned} if plain else None
 

@@ -110,7 +110,10 @@ def is_valid_key(key: str) -> bool:
 
 
 def _path_of_file_uri(uri: str) -> str:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # brackets that hold no IPv6 address
+        parts = urlsplit("file://")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise InvalidUri(
             f"{without_userinfo(uri)!r} names no folder of this machine: expected file:///folder"

@@ -19,6 +19,12 @@ from ray_hosts import MARK, Hosts, end_marked, titled_workers
 _HEAD, _NODE = "10.231.0.1", "10.231.0.2"
 _PORT = 6379
 _START_SECONDS = 60
+# With Ray's own settings a node that is cut off counts as dead after 50 seconds.
+_HEALTH_CHECKS = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
 _RAY = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; sys.exit(main())"
 
 
@@ -35,7 +41,7 @@ class CutOff:
     def __enter__(self) -> "CutOff":
         self._name = f"fp{secrets.token_hex(3)}"
         self.mark = secrets.token_hex(8)
-        self.environment = Hosts.new_environment(loopback=False)
+        self.environment = Hosts.new_environment(loopback=False) | _HEALTH_CHECKS
         self.address = f"{_HEAD}:{_PORT}"
         try:
             self._lay_cable()
@@ -71,6 +77,7 @@ class CutOff:
         while time.monotonic() < deadline:
             for _, title, parent in titled_workers(self.mark):
                 if title.startswith("train") and _NODE.encode() in parent:
+                    time.sleep(0.5)  # in the midst of it
                     return
             time.sleep(0.02)
         raise TimeoutError("the other node trains nothing")

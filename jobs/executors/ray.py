@@ -47,15 +47,19 @@ _RAY_ERRORS: tuple[tuple[type[BaseException], ErrorClass, str], ...] = (
 
 _LOOK_SECONDS = 1.0  # how often nodes and deadlines are looked after
 _GRACE_SECONDS = 120.0  # for a node to come that has room: an autoscaler may be about to bring one
+_SILENCE_SECONDS = 30.0  # for a task to say where it runs, when there is room and a node was lost meanwhile
 
 
 @dataclass
 class _Flight:
-    """A task on its way. `node` is where it runs, once it has said so."""
+    """A task on its way. `node` is where it runs, once it has said so; `losses` are those of nodes before it."""
 
     task: Task
+    workers: int
+    losses: int
     since: float
     node: str = ""
+    silent_since: float | None = None
     hopeless_since: float | None = None
 
 
@@ -63,7 +67,7 @@ class RayExecutor:
     """Tasks as Ray tasks. Raises ClusterUnreachable when there is no cluster to join, or none any more.
 
     A task is given up as transient when its node is lost or it takes longer than `task_seconds`, and for good when no
-    node has had room for it for `grace_seconds`.
+    node has had room for it for `grace_seconds`. A cluster without any CPU for as long counts as gone.
     """
 
     def __init__(
@@ -92,14 +96,15 @@ class RayExecutor:
     @property
     def slots(self) -> int:
         """CPUs of the cluster as it was a moment ago, at least 1."""
-        self._lookout.check()
+        self._lookout.check(self._grace_seconds)
         return max(1, sum(room.cpus for room in self._lookout.rooms()))
 
     def submit(self, task: Task) -> None:
-        """Start the task as soon as a node has room; one that no node can ever hold fails at the next `wait`."""
-        self._lookout.check()
+        """Start the task as soon as a node has room; one that no node ever had room for fails at the next `wait`."""
+        self._lookout.check(self._grace_seconds)
         train_apart = self._run_rank is not None and task.workers > 1 and task.kind in _TRAINING_KINDS
-        problem = ray_cluster.problem_of(task, task.workers if train_apart else 1, self._lookout.rooms())
+        workers = task.workers if train_apart else 1
+        problem = ray_cluster.problem_of(task, workers, self._lookout.all_rooms())
         if problem:
             self._refused.append((task.id, _failure(task, problem, "input")))
             return
@@ -119,7 +124,7 @@ class RayExecutor:
             handle = _run_remote.options(name=name, memory=task.memory_bytes or None).remote(
                 request, function
             )
-        self._in_flight[handle] = _Flight(task=task, since=time.monotonic())
+        self._in_flight[handle] = _Flight(task, workers, self._lookout.losses, time.monotonic())
 
     def wait(self, timeout_seconds: float) -> list[tuple[str, TaskRecord | Failure]]:
         """Ends of tasks: every one that is there once there is one; none after `timeout_seconds`."""
@@ -127,7 +132,7 @@ class RayExecutor:
         self._refused.clear()
         deadline = time.monotonic() + timeout_seconds
         while self._in_flight and not ends:
-            self._lookout.check()
+            self._lookout.check(self._grace_seconds)
             left = max(0.0, deadline - time.monotonic())
             ends += self._news(min(_LOOK_SECONDS, left))
             ends += self._overdue()
@@ -179,6 +184,9 @@ class RayExecutor:
         task = flight.task
         if flight.node and flight.node not in nodes:
             return _failure(task, f"{task.kind} did not end: its node was lost", "transient")
+        if self._is_silent(flight, now):
+            reason = f"{task.kind} did not begin: a node was lost, and it may have been there"
+            return _failure(task, reason, "transient")
         if now - flight.since > self._task_seconds:
             where = "run" if flight.node else "begin"
             reason = (
@@ -187,8 +195,18 @@ class RayExecutor:
             return _failure(task, reason, "transient")
         return None
 
+    def _is_silent(self, flight: _Flight, now: float) -> bool:
+        """Whether the task was on a node that was lost before word came where it runs."""
+        may_be_lost = not flight.node and self._lookout.losses > flight.losses
+        if not may_be_lost or not self._lookout.would_begin(flight.task):
+            flight.silent_since = None
+            return False
+        flight.silent_since = flight.silent_since or now
+        return now - flight.silent_since >= _SILENCE_SECONDS
+
     def _without_room(self, flight: _Flight, rooms: list[ray_cluster.Room], now: float) -> Failure | None:
-        problem = "" if flight.node else ray_cluster.problem_of(flight.task, 1, rooms)
+        begun = flight.node and flight.workers == 1  # several workers begin only after the task itself
+        problem = "" if begun else ray_cluster.problem_of(flight.task, flight.workers, rooms)
         if not problem:
             flight.hopeless_since = None
             return None

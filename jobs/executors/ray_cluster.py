@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,11 @@ class Lookout:
     """The nodes of the cluster as they were a moment ago, looked at by a thread: calls to a dead head hang."""
 
     def __init__(self) -> None:
-        self.nodes = _living_nodes()
-        self._seen = time.monotonic()
+        self._nodes = _living_nodes()
+        self._free: Mapping[str, float] = {}
+        self.losses = 0  # of nodes, since the beginning
+        self._all_rooms = {str(node["NodeID"]): _room(node) for node in self._nodes}
+        self._seen = self._had_cpus = time.monotonic()
         self._end = threading.Event()
         threading.Thread(target=self._look_on, name="lookout", daemon=True).start()
 
@@ -85,20 +88,30 @@ class Lookout:
         """Whether the head has not answered for some time."""
         return time.monotonic() - self._seen > _HEAD_SECONDS
 
-    def check(self) -> None:
-        """Raises ClusterUnreachable for a head that is gone."""
+    def check(self, grace_seconds: float) -> None:
+        """Raises ClusterUnreachable for a head that is gone, and for nodes that all went `grace_seconds` ago."""
+        remedy = "what was finished is kept; run again when there is a cluster"
         if self.is_gone:
-            raise ClusterUnreachable(
-                "the head of the Ray cluster is gone: what was finished is kept; run again when there is a cluster"
-            )
+            raise ClusterUnreachable(f"the head of the Ray cluster is gone: {remedy}")
+        if self.all_rooms() and self._seen - self._had_cpus > grace_seconds:
+            raise ClusterUnreachable(f"every node of the Ray cluster that had CPUs is gone: {remedy}")
 
     def node_ids(self) -> set[str]:
         """Ids of the living nodes."""
-        return {str(node["NodeID"]) for node in self.nodes}
+        return {str(node["NodeID"]) for node in self._nodes}
 
     def rooms(self) -> list[Room]:
         """What each living node offers, the largest memory first."""
-        return rooms(self.nodes)
+        return rooms(self._nodes)
+
+    def all_rooms(self) -> list[Room]:
+        """The same of every node that was ever seen: another one like it may come."""
+        return _sorted(self._all_rooms.values())
+
+    def would_begin(self, task: Task) -> bool:
+        """Whether so much is free that the task cannot be waiting for room, however the free room is spread."""
+        free, nodes = self._free, len(self.rooms())
+        return free.get("CPU", 0) >= max(1, nodes) and free.get("memory", 0) >= nodes * task.memory_bytes
 
     def end(self) -> None:
         """Look no more."""
@@ -107,17 +120,29 @@ class Lookout:
     def _look_on(self) -> None:
         while not self._end.wait(_LOOK_SECONDS):
             try:
-                self.nodes = _living_nodes()
+                nodes, free = _living_nodes(), ray.available_resources()  # type: ignore[no-untyped-call]
             except Exception as error:  # noqa: BLE001 - Ray has many ways to say that it is shutting down
                 _log.debug("no look at the nodes: %s", error)
                 continue
+            before, self._nodes, self._free = self.node_ids(), nodes, free
+            self.losses += len(before - self.node_ids())
             self._seen = time.monotonic()
+            self._all_rooms |= {str(node["NodeID"]): _room(node) for node in nodes}
+            if self.rooms():
+                self._had_cpus = self._seen
 
 
 def rooms(nodes: Sequence[Mapping[str, Any]] | None = None) -> list[Room]:
     """What each living node offers, the largest memory first; without `nodes`, as it is now."""
-    resources = (node["Resources"] for node in (_living_nodes() if nodes is None else nodes))
-    found = [Room(cpus=int(one.get("CPU", 0)), memory_bytes=int(one.get("memory", 0))) for one in resources]
+    return _sorted(map(_room, _living_nodes() if nodes is None else nodes))
+
+
+def _room(node: Mapping[str, Any]) -> Room:
+    resources = node["Resources"]
+    return Room(cpus=int(resources.get("CPU", 0)), memory_bytes=int(resources.get("memory", 0)))
+
+
+def _sorted(found: Iterable[Room]) -> list[Room]:
     return sorted((room for room in found if room.cpus), key=lambda room: (-room.memory_bytes, -room.cpus))
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,7 @@ def test_a_dead_driver_is_told_and_its_run_is_over(store: ObjectStore) -> None:
     assert DEAD_SECONDS <= world.now < DEAD_SECONDS + 5
     after = read_result(store)
     assert (after.state, after.models) == ("interrupted", MODELS)
+    assert b'class="badge interrupted"' in store.get("runs/r/report.html")
     assert alive_key("r") not in store.sizes("runs/")
 
 
@@ -142,3 +144,29 @@ def test_the_verb(store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["cancel", store.uri, "r", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"run": "r", "state": "done", "outcome": "over"}
     assert main(["cancel", store.uri, "x"]) == 2
+
+
+def test_status_says_when_nobody_works(store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(store, "r", beat=1)
+    assert main(["status", store.uri]) == 0
+    assert capsys.readouterr().err == ""
+    begin(store, "s", beat=None)
+    assert main(["status", store.uri, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["state"] == "running"
+    assert "run s shows no sign of life" in printed.err
+    begin(store, "t", state="done", beat=None)
+    assert main(["status", store.uri]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_report_of_a_run_that_goes_on(
+    store: ObjectStore, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    begin(store, "r")
+    assert main(["report", store.uri]) == 0
+    assert "its page comes at its end" in capsys.readouterr().err
+    page = tmp_path / "page.html"
+    assert main(["report", store.uri, "--html", str(page)]) == 0
+    assert capsys.readouterr().err == f"report: {page}\n"
+    assert "it is still running" in page.read_text()

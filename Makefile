@@ -14,12 +14,13 @@ PINS     := pyproject.toml constraints.txt setup.py compression/kernels/quantize
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # two pips in one environment would trip over each other
-.PHONY: help demo test check lint format types contracts wheel clean faults ray-matrix soak scale fuzz
+.PHONY: help demo test check lint format types contracts wheel clean faults crashes ray-matrix soak scale fuzz
 
 help:
 	@echo "make demo       train, prune, quantize and publish a small fleet on this machine"
 	@echo "make test       run all tests                  (PYTEST_ARGS='tests/storage -x')"
 	@echo "make faults     every fault of the store, one run each          (3 min)"
+	@echo "make crashes    a crash at every operation of the store"
 	@echo "make ray-matrix workers, nodes, drivers and heads die           (6 min)"
 	@echo "make soak       200 models while everything dies and throttles  (5 min)"
 	@echo "make fuzz       guided by coverage, everything that is parsed  (35 min)"
@@ -38,6 +39,9 @@ test: $(VENV)/.test
 # The long proofs; make test runs a selection of the first.
 faults: $(VENV)/.test
 	$(BIN)/python benchmarks/faults/faults.py
+
+crashes: $(VENV)/.test
+	$(BIN)/python benchmarks/crashes/crashes.py
 
 ray-matrix: $(VENV)/.test
 	$(BIN)/python benchmarks/ray_matrix/matrix.py

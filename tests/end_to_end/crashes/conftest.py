@@ -1,0 +1,44 @@
+"""The engine of benchmarks/crashes, and the undisturbed run of each kind of model, done once for all tests here."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[3] / "benchmarks" / "crashes"))
+
+from crash_fleets import KINDS, write_code, write_sources
+from crash_forks import shared_runs
+from crash_trials import Course, Quiet
+from crashes import s3_server
+
+Courses = Callable[[str, str], tuple[Course, Quiet]]
+
+
+@pytest.fixture(scope="package")
+def courses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Courses]:
+    """By kind and store ("folder" or "s3"): the course, and what its undisturbed run published."""
+    folder = tmp_path_factory.mktemp("crashes")
+    write_code(folder)
+    found: dict[tuple[str, str], tuple[Course, Quiet]] = {}
+    with s3_server() as bucket:
+        places = {"folder": str(folder), "s3": bucket}
+        for place in places.values():
+            write_sources(f"{place}/source")
+
+        def course_of(kind: str, store: str) -> tuple[Course, Quiet]:
+            if (kind, store) not in found:
+                course = Course(
+                    shared_runs(),
+                    KINDS[kind],
+                    source=f"{places[store]}/source",
+                    outputs=f"{places[store]}/outputs",
+                    folder=folder,
+                    environment={k: value for k, value in os.environ.items() if k.startswith("AWS_")},
+                )
+                found[kind, store] = course, course.quiet()
+            return found[kind, store]
+
+        yield course_of

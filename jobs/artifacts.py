@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fleetpress.storage import canonical_json
-from fleetpress.storage.artifact import LATEST, MANIFEST, read_manifest, resolve, verify_files
+from fleetpress.storage.artifact import LATEST, MANIFEST, METRICS, read_manifest, resolve, verify_files
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
 from fleetpress.storage.sources import CONFIG, INDEX
 from fleetpress.storage.store import ObjectStore, open_store
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fleetpress.storage.checkpoint import Checkpoint
 
 MODEL = "model.pt2"
-_OURS = (MANIFEST, "metrics.json", "recipe.yaml")
+_OURS = (MANIFEST, METRICS, "recipe.yaml")
 
 
 def published(output: str) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def _told(store: ObjectStore, name: str) -> dict[str, Any]:
     pointer = canonical_json.loads(store.get(f"models/{name}/{LATEST}"))
     place = f"models/{name}/{pointer['digest']}"
     manifest = canonical_json.loads(store.get(f"{place}/{MANIFEST}"))
-    metrics = canonical_json.loads(store.get(f"{place}/metrics.json"))
+    metrics = canonical_json.loads(store.get(f"{place}/{METRICS}"))
     return {
         "name": name,
         **{key: pointer[key] for key in ("digest", "run")},

@@ -14,7 +14,7 @@ from fleetpress.storage.store import ObjectStore
 
 from .errors import UsageError
 from .heartbeat import Watch, alive_key, cancel_key
-from .results import REPORT, RUNS, SUMMARY, FleetResult, RunState, layers_of, read_result, write_summary
+from .results import RUNS, FleetResult, RunState, read_result, runs_among
 
 _LOOK_SECONDS = 0.5
 _PATIENCE_SECONDS = 30.0
@@ -69,7 +69,7 @@ def cancel(
 def _under_way(store: ObjectStore) -> str:
     """The run that has not ended: it shows signs of life, or is the latest."""
     keys = store.sizes(RUNS)
-    runs = sorted({key.removeprefix(RUNS).partition("/")[0] for key in keys if key.endswith(f"/{SUMMARY}")})
+    runs = runs_among(keys)
     likely = [run for run in runs if alive_key(run) in keys or run == runs[-1]]
     if not likely:
         raise ObjectNotFound(f"{store.uri} holds no runs; give the `output` of a spec that is being run")
@@ -81,11 +81,8 @@ def _under_way(store: ObjectStore) -> str:
 
 def _bury(store: ObjectStore, result: FleetResult) -> Cancelled:
     """Write down, as itself would have, that a dead run has ended. The wish stays, in case its driver only slept."""
-    from .report import render_html
+    from .report import write_end
 
-    ended = replace(result, state="interrupted")
-    page = render_html(ended, layers_of(store, ended))
-    store.put(f"{RUNS}{ended.run}/{REPORT}", page.encode())
-    write_summary(store, ended)
+    write_end(store, replace(result, state="interrupted"))
     store.delete(alive_key(result.run))
     return Cancelled(run=result.run, state="interrupted", outcome="dead")

@@ -12,11 +12,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from fleetpress.storage.memory import asked_bytes
+
 _STATUS = "/proc/self/status"
 _DATA = re.compile(rb"VmData:\s+(\d+) kB")
 # Stacks of the threads that read, compute and send: reserved whole, hardly ever touched.
 _STACKS_BYTES = 96 << 20
-_ASKED = re.compile(r"tried to allocate (\d+) bytes")
 
 _lock = threading.Lock()
 _declared: list[int] = []  # by the tasks that run in this process
@@ -52,17 +53,11 @@ def data_bytes() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def grown_bytes() -> int:
-    """What the tasks of this process hold now, beyond what it held before them."""
-    now = data_bytes()
-    return max(0, now - _base_bytes) if now is not None and _declared else 0
-
-
 def needed_bytes(error: BaseException) -> int:
     """What the process would have grown to if `error` had not stopped it, as far as the error tells; 0: unknown."""
-    grown = grown_bytes()
-    asked = _ASKED.search(str(error))
-    return grown + (int(asked[1]) if asked else 0) if grown else 0
+    now = data_bytes()
+    grown = max(0, now - _base_bytes) if now is not None and _declared else 0
+    return grown + asked_bytes(error) if grown else 0
 
 
 def _change(memory_bytes: int, *, enter: bool) -> None:

@@ -258,14 +258,14 @@ def _report(arguments: argparse.Namespace) -> int:
     from fleetpress.storage.store import open_store
     from fleetpress.storage.uri import join
 
-    from .report import render_html
-    from .results import REPORT, RUNS, layers_of, read_result
+    from .report import page_of
+    from .results import REPORT, RUNS, read_result
     from .tables import print_result
 
     store = open_store(arguments.output)
     result = read_result(store, arguments.run)
     if arguments.html:
-        page = render_html(result, layers_of(store, result))
+        page = page_of(store, result)
         try:
             Path(arguments.html).write_text(page, encoding="utf-8")
         except OSError as error:

@@ -5,7 +5,6 @@ Records and what lies beside them for other runs to use stay, and so does everyt
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -15,12 +14,13 @@ from typing import Any
 
 from fleetpress.storage.artifact import LATEST, MANIFEST
 from fleetpress.storage.errors import ObjectNotFound
-from fleetpress.storage.store import ObjectStore, Unfinished
+from fleetpress.storage.store import ObjectStore, Unfinished, text_field
 
 from .checkpoint.steps import CRUMBS
 from .heartbeat import Watch, alive_key, cancel_key
 from .leases import LEASES
 from .ledger import Ledger
+from .published import pointed_to
 from .results import RUNS
 from .threads import side_by_side
 
@@ -149,14 +149,6 @@ def _sign(store: ObjectStore, run: str) -> bytes:
         return b""
 
 
-def _field(store: ObjectStore, name: str, key: str) -> str | None:
-    """A field of a small JSON object; None if there is none to be had."""
-    try:
-        return str(json.loads(store.get(key))[name])
-    except (ObjectNotFound, ValueError, LookupError, TypeError):
-        return None
-
-
 def _run_of(key: str) -> str:
     return key.removeprefix(RUNS).partition("/")[0]
 
@@ -252,8 +244,7 @@ def _superseded(store: ObjectStore, sizes: Mapping[str, int], artifacts: Set[str
     """Published artifacts of models whose pointer shows another one that is there."""
     folders = sorted(artifacts)
     names = sorted({folder.removeprefix(_MODELS).rpartition("/")[0] for folder in folders})
-    places = [f"{_MODELS}{name}/{LATEST}" for name in names]
-    pointers = dict(zip(names, side_by_side(partial(_field, store, "digest"), places), strict=True))
+    pointers = dict(zip(names, side_by_side(partial(pointed_to, store), names), strict=True))
     files: dict[str, list[str]] = {}
     for key in sizes:
         for folder in _candidates(key):
@@ -274,7 +265,7 @@ def _superseded(store: ObjectStore, sizes: Mapping[str, int], artifacts: Set[str
 
 
 def _leases(store: ObjectStore, sizes: Mapping[str, int], busy: Set[str]) -> Iterator[Leftover]:
-    holders = side_by_side(partial(_field, store, "run"), sizes)
+    holders = side_by_side(partial(text_field, store, name="run"), sizes)
     for key, run in zip(sizes, holders, strict=True):
         if run not in busy:
             yield Leftover(

@@ -12,14 +12,12 @@ from fleetpress.storage.store import ObjectStore
 
 from .results import (
     EVENTS,
-    REPORT,
     RUNS,
     FleetResult,
     ModelResult,
     Progress,
     RunState,
     SummaryWriter,
-    layers_of,
 )
 from .spec import Spec
 
@@ -91,14 +89,12 @@ class Journal:
 
     def finish(self, state: RunState) -> FleetResult:
         """Events, page and the last summary."""
-        from .report import render_html
+        from .report import write_end
 
         result = self.result(state)
         lines = b"".join(event + b"\n" for event in self._events)
         self._store.put(f"{RUNS}{result.run}/{EVENTS}", lines)
-        page = render_html(result, layers_of(self._store, result))
-        self._store.put(f"{RUNS}{result.run}/{REPORT}", page.encode())
-        self._summary.write(lambda: result)
+        write_end(self._store, result)
         return result
 
     def abandon(self) -> None:

@@ -14,8 +14,8 @@ import secrets
 from dataclasses import dataclass
 
 from fleetpress.storage import canonical_json
-from fleetpress.storage.errors import ObjectNotFound, StorageError, WriteConflict
-from fleetpress.storage.store import ObjectStore
+from fleetpress.storage.errors import StorageError, WriteConflict
+from fleetpress.storage.store import ObjectStore, text_field
 
 from .heartbeat import DEAD_SECONDS, Heartbeat, Watch
 
@@ -109,13 +109,10 @@ class Leases:
 
     def _is_free(self, digest: str, token: int) -> bool:
         """Whether nobody alive holds the token; a claim that cannot be read was made by nobody we know."""
-        try:
-            run = canonical_json.loads(self._store.get(_key(digest, token)))["run"]
-        except ObjectNotFound:
-            return True  # given back since the listing
-        except (ValueError, LookupError, TypeError):
-            return True
-        return run == self._run or not self.watch.is_alive(str(run))
+        run = text_field(
+            self._store, _key(digest, token), "run"
+        )  # None, too, if it was given back since the listing
+        return run in (None, self._run) or not self.watch.is_alive(str(run))
 
 
 def _key(digest: str, token: int) -> str:

@@ -5,9 +5,16 @@ from dataclasses import replace
 from functools import partial
 
 from fleetpress.storage import canonical_json
-from fleetpress.storage.artifact import LATEST, MANIFEST, artifact_key, manifest_exists, point_latest
-from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
-from fleetpress.storage.store import ObjectStore
+from fleetpress.storage.artifact import (
+    LATEST,
+    MANIFEST,
+    METRICS,
+    artifact_key,
+    manifest_exists,
+    point_latest,
+)
+from fleetpress.storage.errors import ArtifactCorrupt, StorageError
+from fleetpress.storage.store import ObjectStore, text_field
 
 from .results import ModelResult, latest_rows, measured_result
 from .threads import side_by_side
@@ -51,7 +58,7 @@ def _unchanged(
 
 
 def _measured(store: ObjectStore, name: str, digest: str) -> ModelResult:
-    key = artifact_key(name, digest, "metrics.json")
+    key = artifact_key(name, digest, METRICS)
     try:
         return measured_result(name, "unchanged", digest, canonical_json.loads(store.get(key)))
     except (ValueError, LookupError, TypeError):
@@ -61,7 +68,4 @@ def _measured(store: ObjectStore, name: str, digest: str) -> ModelResult:
 
 def pointed_to(store: ObjectStore, name: str) -> str | None:
     """The digest that a model's pointer shows; None if there is no pointer that can be read."""
-    try:
-        return str(canonical_json.loads(store.get(f"{_MODELS}{name}/{LATEST}"))["digest"])
-    except (ObjectNotFound, ValueError, LookupError, TypeError):
-        return None
+    return text_field(store, f"{_MODELS}{name}/{LATEST}", "digest")

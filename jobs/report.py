@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from fleetpress.storage.store import ObjectStore
+
 from .figures import (
     LOWER_IS_BETTER,
     MISSING,
@@ -21,13 +23,24 @@ from .figures import (
     sized,
     three_digits,
 )
-from .results import FleetResult, ModelResult, counts
+from .results import REPORT, RUNS, FleetResult, ModelResult, counts, layers_of, write_summary
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _BARS = 24  # more bars than that are a texture, not a picture
+
+
+def page_of(store: ObjectStore, result: FleetResult) -> str:
+    """The page of a run in the output at `store`, with the layers of its largest models."""
+    return render_html(result, layers_of(store, result))
+
+
+def write_end(store: ObjectStore, result: FleetResult) -> None:
+    """Write down how a run ended: its page, and then the summary, which says that it is over."""
+    store.put(f"{RUNS}{result.run}/{REPORT}", page_of(store, result).encode())
+    write_summary(store, result)
 
 
 def render_html(result: FleetResult, metrics: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,14 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from heapq import nlargest
 from typing import Any, Literal, get_args
 
 from fleetpress.storage import canonical_json
-from fleetpress.storage.artifact import artifact_key
+from fleetpress.storage.artifact import METRICS, artifact_key
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore
 
@@ -158,9 +158,13 @@ def summary_key(run: str) -> str:
 
 def run_ids(store: ObjectStore) -> list[str]:
     """Ids of the runs in an output, oldest first: they begin with the time they were started at. One listing."""
+    return runs_among(store.sizes(RUNS))
+
+
+def runs_among(keys: Iterable[str]) -> list[str]:
+    """The same of a listing of RUNS."""
     suffix = f"/{SUMMARY}"
-    keys = [key for key in store.sizes(RUNS) if key.endswith(suffix)]
-    return sorted(key.removeprefix(RUNS).removesuffix(suffix) for key in keys)
+    return sorted(key.removeprefix(RUNS).removesuffix(suffix) for key in keys if key.endswith(suffix))
 
 
 def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
@@ -256,7 +260,7 @@ def layers_of(store: ObjectStore, result: FleetResult) -> dict[str, Mapping[str,
 
 def _metrics(store: ObjectStore, model: ModelResult) -> Mapping[str, Any] | None:
     try:
-        found = canonical_json.loads(store.get(artifact_key(model.name, str(model.digest), "metrics.json")))
+        found = canonical_json.loads(store.get(artifact_key(model.name, str(model.digest), METRICS)))
     except (ObjectNotFound, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.errors import StorageError, StoreUnreachable
+from fleetpress.storage.memory import is_out_of_memory
 from fleetpress.storage.store import open_store
 
 from .ceiling import ceiling, needed_bytes
@@ -38,11 +39,8 @@ _ERROR_CLASSES: tuple[tuple[type[BaseException], ErrorClass], ...] = (
     (FleetpressError, "input"),
     (CompressionError, "input"),
     (StorageError, "input"),
-    (MemoryError, "memory"),
     (ConnectionError, "transient"),
 )
-# How torch, and threads that find no room for their stack, say it: as a RuntimeError.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate", "not enough memory", "can't start new thread")
 _MATERIALS = f"{__package__}.materials"
 
 
@@ -127,6 +125,4 @@ def classify(error: BaseException) -> ErrorClass:
     for kind, error_class in _ERROR_CLASSES:
         if isinstance(error, kind):
             return error_class
-    if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
-        return "memory"
-    return "bug"
+    return "memory" if is_out_of_memory(error) else "bug"

@@ -9,7 +9,7 @@ _ASKED = re.compile(r"tried to allocate (\d+) bytes")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that memory ran out: then the file may be sound, and less at once or a larger machine helps."""
-    said = isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
+    said = isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _PHRASES)
     return said or isinstance(error, MemoryError)
 
 

@@ -23,9 +23,9 @@ from .errors import (
 from .etags import Part, parse_parts
 from .s3_bodies import Body, body_of, fill
 from .s3_client import shared_client
-from .s3_errors import error_code, s3_errors, without_userinfo
+from .s3_errors import error_code, s3_errors
 from .store import MAX_PARTS, ObjectInfo, StoreProbe, Unfinished, bytes_of, flat_view, probe_store
-from .uri import bucket_and_prefix, is_valid_key, normalize, validate_key
+from .uri import bucket_and_prefix, is_valid_key, normalize, validate_key, without_userinfo
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

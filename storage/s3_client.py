@@ -9,7 +9,8 @@ import boto3
 from botocore.config import Config
 
 from .errors import StoreUnreachable
-from .s3_errors import s3_errors, without_userinfo
+from .s3_errors import s3_errors
+from .uri import without_userinfo
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client

@@ -6,7 +6,6 @@ The server's own text is never repeated: some servers put keys and signatures in
 import contextlib
 import http.client
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import urllib3.exceptions
 from botocore import exceptions as botocore_errors
@@ -23,6 +22,7 @@ from .errors import (
     UploadGone,
     WriteConflict,
 )
+from .uri import without_userinfo
 
 _Meaning = tuple[type[StorageError], str]
 
@@ -202,12 +202,6 @@ def s3_errors(action: str, place: str, endpoint: str) -> Iterator[None]:
 def error_code(error: botocore_errors.ClientError) -> str:
     """The S3 error code of a reply, or its HTTP status where it has no body."""
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def without_userinfo(endpoint: str) -> str:
-    """The endpoint without a `user:password@` in it."""
-    parts = urlsplit(endpoint)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _meaning(error: Exception) -> _Meaning:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .errors import BucketNotFound, StorageError, StoreUnreachable
+from . import canonical_json
+from .errors import BucketNotFound, ObjectNotFound, StorageError, StoreUnreachable
 from .uri import is_s3, normalize
 
 MIN_PART_BYTES = 5 << 20
@@ -195,6 +196,14 @@ def bytes_of(fill: Callable[[memoryview], None], length: int) -> bytes:
     with buffer.getbuffer() as view:
         fill(view)
     return buffer.getvalue()
+
+
+def text_field(store: ObjectStore, key: str, name: str) -> str | None:
+    """A field of a small JSON object as text; None if there is no such object or field, or it cannot be read."""
+    try:
+        return str(canonical_json.loads(store.get(key))[name])
+    except (ObjectNotFound, ValueError, LookupError, TypeError):
+        return None
 
 
 def flat_view(data: memoryview | bytes) -> memoryview:

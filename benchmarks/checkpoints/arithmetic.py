@@ -8,8 +8,14 @@ rest is division: what is assumed stands in the constants below and in the first
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from markdown_table import table
 
 from fleetpress.compression.scheme import SCHEMES
 from fleetpress.compression.treatment import KEPT, PACK, Treatment
@@ -175,15 +181,6 @@ def timing(work: Work, network: str, line_mb: float, connection_mb: float) -> Ti
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A Markdown table, all but the first column to the right."""
-    print(f"| {' | '.join(head)} |")
-    print(f"|---{'|--:' * (len(head) - 1)}|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-    print()
-
-
 def print_plan(work: Work) -> None:
     """What the planner says."""
     cost = work.forecast
@@ -267,8 +264,11 @@ def main() -> None:
         timing(work, "10 Gbit/s, a connection as fast as that", 1250, 1250),
     ]
     print_plan(work)
+    print()
     print_times(work, timings)
+    print()
     print_costs(work, timings)
+    print()
     seconds = min(one.work_seconds for one in timings)
     room = min(GETS_PER_SECOND / work.gets, PUTS_PER_SECOND / work.puts) * seconds
     print(

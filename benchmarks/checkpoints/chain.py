@@ -33,8 +33,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from markdown_table import table
 from processes import Cost, measure
-from runs import HERE, Job, Model, fleetpress, model, peer, peer_python, remove, say, stages, table, upload
+from runs import HERE, Job, Model, fleetpress, model, peer, peer_python, remove, say, stages, upload
 
 from fleetpress.jobs.seaweed import SeaweedFS, start_seaweedfs
 

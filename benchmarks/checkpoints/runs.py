@@ -7,7 +7,7 @@ import subprocess
 import sys
 import venv
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,15 +126,6 @@ def stages(output: str) -> dict[str, dict[str, float]]:
         for stage in (*STAGES, *sorted(found.keys() - set(STAGES)))
         if stage in found
     }
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a Markdown table, all but the first column to the right."""
-    names = list(head)
-    print(f"| {' | '.join(names)} |")
-    print(f"|---{'|--:' * (len(names) - 1)}|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
 
 
 def say(text: str) -> None:

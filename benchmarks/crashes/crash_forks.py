@@ -12,11 +12,8 @@ import atexit
 import functools
 import json
 import os
-import select
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Mapping
@@ -24,7 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))
+
 from crash_store import Fault, Troubled
+from fork_server import ForkServer
 
 LAYOUT = {"SHARD_BYTES": 30_000, "TASK_BYTES": 4_000, "PART_BYTES": 600, "_SMALL_BYTES": 256}
 ONE_PUT_BYTES = 1_000  # larger shards go up in parts
@@ -65,37 +65,21 @@ class Outcome:
         return [note for note in self.notes if note["event"] == event]
 
 
-class Runs:
+class Runs(ForkServer):
     """The process that forks, from entering to leaving the context; used by one thread at a time."""
 
-    def __enter__(self) -> "Runs":
-        self._folder = tempfile.TemporaryDirectory(prefix="fleetpress-crashes-")
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()  # type: ignore[union-attr] # it ends with its input
-        self._process.wait()
-        self._folder.cleanup()
+    def __init__(self) -> None:
+        super().__init__(__file__, 2 * _LONGEST_RUN_SECONDS)
 
     def at_once(self, *orders: Order) -> list[Outcome]:
         """All of them side by side, to their ends. Raises TimeoutError."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
         folders = [Path(self._folder.name, str(index)) for index, _ in enumerate(orders)]
         for folder in folders:
             folder.mkdir(exist_ok=True)
             for file in folder.iterdir():
                 file.unlink()
         told = [{**asdict(order), "folder": str(f)} for order, f in zip(orders, folders, strict=True)]
-        stdin.write(json.dumps(told) + "\n")
-        stdin.flush()
-        if not select.select([stdout], [], [], 2 * _LONGEST_RUN_SECONDS)[0]:
-            raise TimeoutError(f"no end of {orders}")
-        codes = json.loads(stdout.readline())
+        codes = self.ask(told, str(orders))
         if -signal.SIGALRM in codes:
             raise TimeoutError(f"longer than {_LONGEST_RUN_SECONDS} s: {orders}")
         return [_outcome(code, folder) for code, folder in zip(codes, folders, strict=True)]

@@ -12,16 +12,17 @@ import contextlib
 import functools
 import json
 import os
-import select
 import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from fork_server import ForkServer
 
 READ_SECONDS = 1
 TASK_BYTES = 7 << 20
@@ -55,26 +56,14 @@ class Outcome:
         return "; ".join((*reasons, *said)) or (self.err.strip().splitlines() or [""])[-1]
 
 
-class Runner:
+class Runner(ForkServer):
     """The process that forks, from entering to leaving the context."""
 
-    def __enter__(self) -> "Runner":
-        self._folder = tempfile.TemporaryDirectory(prefix="fleetpress-runner-")
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()  # type: ignore[union-attr] # it ends with its input
-        self._process.wait()
-        self._folder.cleanup()
+    def __init__(self) -> None:
+        super().__init__(__file__, 2 * _LONGEST_RUN_SECONDS)
 
     def run(self, arguments: Sequence[str], environment: Mapping[str, str], *, before: str = "") -> Outcome:
         """One command line to its end; `before` is Python that its process runs first. Raises TimeoutError."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
         out, err = (Path(self._folder.name, name) for name in ("out", "err"))
         order = {
             "arguments": arguments,
@@ -83,13 +72,10 @@ class Runner:
             "out": str(out),
             "err": str(err),
         }
-        stdin.write(json.dumps(order) + "\n")
-        stdin.flush()
-        if not select.select([stdout], [], [], 2 * _LONGEST_RUN_SECONDS)[0]:
-            raise TimeoutError(f"no end of fleetpress {' '.join(arguments)}")
-        code = int(stdout.readline())
+        command = f"fleetpress {' '.join(arguments)}"
+        code = self.ask(order, command)
         if code == -signal.SIGALRM:
-            raise TimeoutError(f"fleetpress {' '.join(arguments)} took longer than {_LONGEST_RUN_SECONDS} s")
+            raise TimeoutError(f"{command} took longer than {_LONGEST_RUN_SECONDS} s")
         return Outcome(code=code, out=out.read_text(), err=err.read_text())
 
 

@@ -7,10 +7,15 @@ that compute nothing (noop_fleet.py). Times and bytes of the driver are those th
 multiplication: what is assumed stands in the constants below.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from markdown_table import table
 from memory_store import PAGE_KEYS, Bucket
 from noop_fleet import in_memory, make_fleet
 
@@ -108,15 +113,6 @@ def _per_model(small: Counter[tuple[str, str]], large: Counter[tuple[str, str]])
     return Run(requests=Counter(difference), keys=keys)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A Markdown table, all but the first column to the right."""
-    print(f"| {' | '.join(head)} |")
-    print(f"|---{'|--:' * (len(head) - 1)}|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-    print()
-
-
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
 
@@ -171,6 +167,7 @@ def print_million(first: Run, again: Run) -> None:
             row("report.html, MB", *[f"{PAGE_BYTES * MODELS / 1e6:,.0f}"] * 2),
         ],
     )
+    print()
     rates = (PUTS_PER_SECOND / first.puts, GETS_PER_SECOND / first.gets)
     print(
         f"Below a prefix that S3 has not split yet, a first run may do {min(rates):,.0f} models a second "
@@ -190,6 +187,7 @@ def main() -> None:
     _, named = counted(explicit=True)
     first, again = counted(explicit=False)
     print_counts(first, named, again)
+    print()
     print_million(first, again)
 
 

@@ -26,7 +26,7 @@ class Ledger:
     """Records of the output at `store`. Raises the store's errors (StoreUnreachable, AccessDenied ...)."""
 
     def __init__(self, store: ObjectStore) -> None:
-        self._store = store
+        self.store = store
         self._known: set[str] | None = None
         self._sizes: Mapping[str, int] = {}
         self._open: dict[tuple[str, str], bool] = {}
@@ -34,7 +34,7 @@ class Ledger:
     def known(self) -> Set[str]:
         """Digests that have a record, by one listing at the first call; `find` says whether it holds."""
         if self._known is None:
-            self._sizes = self._store.sizes(_PREFIX)
+            self._sizes = self.store.sizes(_PREFIX)
             names = (key.removeprefix(_PREFIX) for key in self._sizes)
             self._known = {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
         return self._known
@@ -45,7 +45,7 @@ class Ledger:
         problem = "" if record is None else self._problem(record)
         if problem:
             _log.warning(
-                "%s/%s does not hold (%s): the task runs again", self._store.uri, _key(digest), problem
+                "%s/%s does not hold (%s): the task runs again", self.store.uri, _key(digest), problem
             )
             return None
         return record
@@ -61,16 +61,16 @@ class Ledger:
         """The record of a finished task, its objects not looked for; None if there is no valid one."""
         key = _key(digest)
         try:
-            record = record_from_json(loads(self._store.get(key)))
+            record = record_from_json(loads(self.store.get(key)))
         except ObjectNotFound:
             return None
         except ValueError as error:  # torn, not UTF-8, not JSON, or not a record
-            _log.warning("%s/%s is no valid record (%s): the task runs again", self._store.uri, key, error)
+            _log.warning("%s/%s is no valid record (%s): the task runs again", self.store.uri, key, error)
             return None
         if record.digest != digest:
             _log.warning(
                 "%s/%s does not hold (it is the record of %s): the task runs again",
-                self._store.uri,
+                self.store.uri,
                 key,
                 record.digest,
             )
@@ -79,7 +79,7 @@ class Ledger:
 
     def write(self, record: TaskRecord) -> None:
         """Writes the record; whatever `record.outputs` names must be stored already."""
-        self._store.put(_key(record.digest), dumps(to_json(record)))
+        self.store.put(_key(record.digest), dumps(to_json(record)))
         if self._known is not None:
             self._known.add(record.digest)
 
@@ -92,7 +92,7 @@ class Ledger:
         if self._sizes.get(output.key) == output.bytes:
             return ""
         try:
-            stored = self._store.head(output.key).size_bytes
+            stored = self.store.head(output.key).size_bytes
         except ObjectNotFound:
             return f"{output.key} is gone"
         return "" if stored == output.bytes else f"{output.key} has {stored} bytes instead of {output.bytes}"
@@ -100,7 +100,7 @@ class Ledger:
     def _is_open(self, key: str, upload: str) -> bool:
         """Whether an upload that several records name is still under way; asked once."""
         if (key, upload) not in self._open:
-            self._open[key, upload] = self._store.upload_exists(key, upload)
+            self._open[key, upload] = self.store.upload_exists(key, upload)
         return self._open[key, upload]
 
 

@@ -5,9 +5,11 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from fleetpress.storage.artifact import manifest_exists
+
 from .executors import Executor
 from .journal import Event, Journal
-from .leases import Leases
+from .leases import Lease, Leases
 from .ledger import Ledger
 from .plan import ModelPlan
 from .results import ModelResult, measured_result
@@ -36,6 +38,8 @@ class Work:
         self._stop = stop
         self._shared = SharedWork()
         self._refused: dict[str, float] = {}  # models of other runs, and when to ask again
+        self._caught_up: dict[str, Lease] = {}  # models whose records were looked for, and under which lease
+        self._theirs: set[str] = set()  # tasks that other runs have done since this one began
         tasks = [task for plan in plans for task in plan.tasks]
         self._scheduler = Scheduler(tasks, done=self._done_before(tasks))
 
@@ -63,15 +67,24 @@ class Work:
     def _done_before(self, tasks: Sequence[Task]) -> set[str]:
         """Tasks with a record that holds. Models whose last task is among them are over."""
         done = self._ledger.find_all(tasks)
-        # A published record whose manifest is gone (deleted by hand) is no proof: that task runs again. So does the
-        # one of a model whose twin of another name was published.
-        finals = {plan.tasks[-1].id: name for name, plan in self._plans.items()}
-        for task_id in done.keys() & finals.keys():
-            if done[task_id].result["state"] == "published":
-                del done[task_id]
-            else:
-                self._publish_state(finals[task_id], done[task_id])
+        for plan in self._plans.values():
+            self._last(plan, done)
         return with_unneeded(tasks, done)
+
+    def _last(self, plan: ModelPlan, found: dict[str, TaskRecord]) -> None:
+        """Say what became of a model whose last task is among the found; if that is no proof, it is so no more.
+
+        No proof is the record of a published artifact whose manifest is gone (deleted by hand), and the one of its
+        twin of another name.
+        """
+        last = found.get(plan.tasks[-1].id)
+        if last is None:
+            return
+        name = plan.model.name
+        if last.result["state"] == "published" and not manifest_exists(self._ledger.store, name, plan.digest):
+            del found[plan.tasks[-1].id]
+        else:
+            self._publish_state(name, last)
 
     def _start(self, executor: Executor) -> None:
         scheduler = self._scheduler
@@ -114,20 +127,29 @@ class Work:
             self._refused[task.model] = now + _ASK_AGAIN_SECONDS
             self._scheduler.postponed(task.id, self._refused[task.model])
             return False
-        return lease.is_first or not self._catch_up(task)
+        if self._caught_up.get(task.model) is not lease:
+            self._caught_up[task.model] = lease
+            self._catch_up(task, lease)
+        if task.id not in self._theirs:
+            return True
+        self._theirs.discard(task.id)
+        self._scheduler.finished(task.id)
+        self._settle(task.model)
+        return False
 
-    def _catch_up(self, task: Task) -> bool:
-        """Take over what another run has done of the task's model; whether the task itself is among it."""
+    def _catch_up(self, task: Task, lease: Lease) -> None:
+        """Take over what other runs have done of the task's model since the ledger was listed.
+
+        A lease that was given back leaves no trace, so the first one is no proof that nobody was there. Whoever was
+        has done the model's first task: one look for its record tells.
+        """
+        if lease.is_first and self._ledger.read(task.digest) is None:
+            return
         plan = self._plans[task.model]
         found = self._ledger.find_all(plan.tasks, again=True)
-        last = found.get(plan.tasks[-1].id)
-        self._scheduler.found(found.keys() - {task.id})
-        if last is not None:
-            self._publish_state(task.model, last)
-        if task.id in found:
-            self._scheduler.finished(task.id)
-        self._settle(task.model)
-        return task.id in found
+        self._last(plan, found)
+        self._theirs.update(found)
+        self._scheduler.found(found)
 
     def _ended(self, task: Task, end: TaskRecord | Failure) -> None:
         if isinstance(end, TaskRecord):

@@ -7,10 +7,8 @@ from typing import Any
 from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import (
     METRICS,
-    METRICS_SHA256,
     ArtifactFile,
     artifact_key,
-    metrics_sha256,
     point_latest,
     publish_manifest,
 )
@@ -22,23 +20,14 @@ from .tasks import Output, StepResult
 SCHEMA_VERSION = 1
 
 
-def manifest_of(
-    payload: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    *,
-    kind: str,
-    form: str,
-    files: Sequence[ArtifactFile],
-) -> dict[str, Any]:
-    """The manifest of an artifact; no clock or measured times, so equal input gives equal bytes."""
+def manifest_of(payload: Mapping[str, Any], *, kind: str, form: str) -> dict[str, Any]:
+    """The manifest of an artifact without its `files`; no clock times, so equal input gives equal fields."""
     model = payload["model"]
     return {
         "schema_version": SCHEMA_VERSION,
         "name": model["name"],
         "kind": kind,
         "format": form,
-        "files": [file.as_dict() for file in files],
-        METRICS_SHA256: metrics_sha256(_metrics_file(metrics)),
         "source": {"uri": model["uri"], "files": model["files"]},
         "recipe": payload["recipe"],
         "data": payload["data"],
@@ -51,7 +40,7 @@ def manifest_of(
 def companions(payload: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, bytes]:
     """What lies beside every model: `metrics.json` (before, after, ratio, every layer) and `recipe.yaml`."""
     return {
-        METRICS: _metrics_file(metrics),
+        METRICS: canonical_json.dumps({"schema_version": SCHEMA_VERSION, **metrics}),
         "recipe.yaml": recipe_yaml(Recipe.model_validate(payload["recipe"])).encode(),
     }
 
@@ -66,18 +55,13 @@ def complete(
 ) -> StepResult:
     """Publish an artifact whose files are written and read back: the manifest, then the pointer."""
     store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
-    fixed = [file for file in files if file.path != METRICS]
-    manifest = manifest_of(payload, metrics, kind=kind, form=form, files=fixed)
-    publish_manifest(store, name, digest, manifest)
+    publish_manifest(store, name, digest, manifest_of(payload, kind=kind, form=form), files)
     point_latest(store, name, digest, payload["run"])
     return StepResult(
         result={"state": "published", "reason": None, "metrics": metrics},
         outputs=tuple(
             Output(key=artifact_key(name, digest, file.path), bytes=file.bytes, sha256=file.sha256)
-            for file in fixed
+            for file in files
+            if file.path != METRICS  # another run may have put its own measured times there
         ),
     )
-
-
-def _metrics_file(metrics: Mapping[str, Any]) -> bytes:
-    return canonical_json.dumps({"schema_version": SCHEMA_VERSION, **metrics})

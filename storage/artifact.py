@@ -5,19 +5,18 @@ The order makes it so: data files, each read back and compared; then the manifes
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from . import canonical_json
-from .errors import ArtifactCorrupt, ObjectNotFound
+from .errors import ArtifactCorrupt, NotWritable, ObjectNotFound
 from .store import ObjectStore, open_store
 from .uri import is_valid_key, join, validate_key
 
 MANIFEST = "manifest.json"
 LATEST = "latest.json"
 METRICS = "metrics.json"
-METRICS_SHA256 = "metrics_sha256"
-"""The manifest's field for METRICS, which is none of its `files`: two runs at once may both write their times."""
 
 _MEASURED = ("latency_ms", "latency_packed_ms")  # times within METRICS: every run that writes it has its own
 _PIECE_BYTES = 16 << 20
@@ -49,13 +48,36 @@ def write_artifact(
     May be called several times for one artifact, so that not all files need to be in memory at once.
     """
     return [
-        _write_checked(store, artifact_key(name, digest, path), path, files[path]) for path in sorted(files)
+        (_write_metrics if path == METRICS else _write_checked)(
+            store, artifact_key(name, digest, path), path, files[path]
+        )
+        for path in sorted(files)
     ]
 
 
-def publish_manifest(store: ObjectStore, name: str, digest: str, manifest: Mapping[str, object]) -> None:
-    """Writes `manifest.json`, which makes the artifact exist: call it last. ArtifactCorrupt as for the files."""
-    _write_checked(store, artifact_key(name, digest, MANIFEST), MANIFEST, canonical_json.dumps(manifest))
+def publish_manifest(
+    store: ObjectStore,
+    name: str,
+    digest: str,
+    manifest: Mapping[str, object],
+    files: Sequence[ArtifactFile],
+) -> None:
+    """Writes `manifest.json`, which makes the artifact exist: call it last. ArtifactCorrupt as for the files.
+
+    `manifest` has all fields but `files`. Where writes are not conditional another run may put its own `metrics.json`
+    in place meanwhile: then that one is listed. Whoever puts one lists it afterwards, so the last manifest is right.
+    """
+    key, metrics_key = (artifact_key(name, digest, path) for path in (MANIFEST, METRICS))
+    listed = {file.path: file for file in files}
+    while True:
+        entries = [file.as_dict() for file in listed.values()]
+        _write_checked(store, key, MANIFEST, canonical_json.dumps({**manifest, "files": entries}))
+        if METRICS not in listed:
+            return
+        found = _file(METRICS, store.get(metrics_key))
+        if found == listed[METRICS]:
+            return
+        listed[METRICS] = found
 
 
 def manifest_exists(store: ObjectStore, name: str, digest: str) -> bool:
@@ -103,12 +125,6 @@ def verify_files(uri: str) -> list[str]:
     listed = _listed_files(store, manifest)
     present = {info.key: info.size_bytes for info in store.list() if info.key != MANIFEST}
     problems = []
-    if METRICS_SHA256 in manifest:
-        found = store.get(METRICS) if present.pop(METRICS, 0) else b""
-        if not found:
-            problems.append(f"{METRICS}: missing")
-        elif metrics_sha256(found) != manifest[METRICS_SHA256]:
-            problems.append(f"{METRICS}: its numbers are not those that were published")
     for path, file in listed.items():
         if path not in present:
             problems.append(f"{path}: missing")
@@ -120,30 +136,73 @@ def verify_files(uri: str) -> list[str]:
     return problems
 
 
-def metrics_sha256(data: bytes) -> str:
-    """The hash of metrics.json as canonical JSON without measured times; "" for what is no such file."""
+def without_times(path: str, data: bytes) -> object:
+    """The content of a file without what every run measures for itself: times, and the hash of the file with them.
+
+    ValueError if a manifest or metrics are no such file.
+    """
+    if path not in (METRICS, MANIFEST):
+        return data
+    fields = canonical_json.loads(data)
     try:
-        metrics = canonical_json.loads(data)
-        for side in ("before", "after"):
-            for name in _MEASURED:
-                metrics.get(side, {}).pop(name, None)
-        return hashlib.sha256(canonical_json.dumps(metrics)).hexdigest()
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return ""
+        if path == METRICS:
+            for side in ("before", "after"):
+                for name in _MEASURED:
+                    fields.get(side, {}).pop(name, None)
+        elif "files" in fields:
+            fields["files"] = [file for file in fields["files"] if file["path"] != METRICS]
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"is no {path}") from error
+    return fields
+
+
+def _write_metrics(store: ObjectStore, key: str, path: str, data: bytes) -> ArtifactFile:
+    """Of two runs at once the first one's stay: each has measured times of its own."""
+    with suppress(NotWritable):  # conditionally, that is; `publish_manifest` lists whichever is last
+        store.put_if_absent(key, data)
+    stored = _get_if_there(store, key)
+    if not _equal(path, stored, data):  # damaged, or an earlier version wrote it
+        store.put(key, data)
+        stored = store.get(key)
+    _require(_equal(path, stored, data), store, key)
+    return _file(path, stored)
 
 
 def _write_checked(store: ObjectStore, key: str, path: str, data: bytes) -> ArtifactFile:
-    sha256 = hashlib.sha256(data).hexdigest()
+    file = _file(path, data)
     store.put(key, data)
-    if path == METRICS:
-        is_stored = metrics_sha256(store.get(key)) == metrics_sha256(data)
+    if path == MANIFEST:
+        _require(_equal(path, store.get(key), data), store, key)
     else:
-        is_stored = _sha256_in(store, key, len(data)) == sha256
+        _require(_sha256_in(store, key, file.bytes) == file.sha256, store, key)
+    return file
+
+
+def _file(path: str, data: bytes) -> ArtifactFile:
+    return ArtifactFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _get_if_there(store: ObjectStore, key: str) -> bytes:
+    try:
+        return store.get(key)
+    except ObjectNotFound:
+        return b""
+
+
+def _equal(path: str, stored: bytes, data: bytes) -> bool:
+    if stored == data:
+        return True
+    try:
+        return without_times(path, stored) == without_times(path, data)
+    except ValueError:
+        return False
+
+
+def _require(is_stored: bool, store: ObjectStore, key: str) -> None:
     if not is_stored:
         raise ArtifactCorrupt(
             f"{join(store.uri, key)} reads back differently from what was written: check the store"
         )
-    return ArtifactFile(path=path, bytes=len(data), sha256=sha256)
 
 
 def _sha256_in(store: ObjectStore, key: str, size_bytes: int) -> str:

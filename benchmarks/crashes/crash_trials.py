@@ -20,7 +20,7 @@ from crash_fleets import Kind
 from crash_forks import Order, Outcome, Runs
 
 from fleetpress.jobs.gc import delete_leftovers, find_leftovers
-from fleetpress.storage.artifact import LATEST, MANIFEST, METRICS, metrics_sha256, verify_files
+from fleetpress.storage.artifact import LATEST, MANIFEST, verify_files, without_times
 from fleetpress.storage.errors import ObjectNotFound
 from fleetpress.storage.store import ObjectStore, open_store
 
@@ -187,11 +187,8 @@ def published(store: ObjectStore) -> dict[str, str]:
 
 def _hash(key: str, data: bytes) -> str:
     name = key.rpartition("/")[2]
-    if name == METRICS:
-        return metrics_sha256(data)
-    if name == LATEST:
-        data = json.loads(data)["digest"].encode()
-    return hashlib.sha256(data).hexdigest()
+    content = json.loads(data)["digest"] if name == LATEST else without_times(name, data)
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def reason_of(outcome: Outcome) -> str:

@@ -10,14 +10,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import nn
 
-from fleetpress.storage.artifact import verify_files
+from fleetpress.storage.artifact import verify_files, without_times
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store
 
@@ -145,17 +144,4 @@ def published(output: str) -> Published:
 
 
 def _hash(key: str, data: bytes) -> str:
-    """The hash of a file; measured times, and the hash of the file that holds them, are left out."""
-    if key.endswith("/metrics.json"):
-        data = json.dumps(_without_times(json.loads(data)), sort_keys=True).encode()
-    elif key.endswith("/manifest.json"):
-        fields = json.loads(data)
-        fields["files"] = [file for file in fields["files"] if file["path"] != "metrics.json"]
-        data = json.dumps(fields, sort_keys=True).encode()
-    return hashlib.sha256(data).hexdigest()
-
-
-def _without_times(metrics: dict[str, Any]) -> dict[str, Any]:
-    for side in ("before", "after"):
-        metrics[side] = {name: value for name, value in metrics[side].items() if "latency" not in name}
-    return metrics
+    return hashlib.sha256(repr(without_times(key.rpartition("/")[2], data)).encode()).hexdigest()

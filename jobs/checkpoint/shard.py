@@ -25,7 +25,6 @@ class Run:
     offset_bytes: int
     bytes: int
     crc32: int
-    etag: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +55,9 @@ class Shard:
             store.complete_upload(key, self.upload, etags)
         except UploadGone:
             self._require_completed()
-        etag = store.head(key).etag
         digest = hashlib.sha256()
         sent = (
-            Run(
-                key=key,
-                offset_bytes=part.offset_bytes,
-                bytes=part.size_bytes,
-                crc32=part.crc32,
-                etag=etag,
-            )
+            Run(key=key, offset_bytes=part.offset_bytes, bytes=part.size_bytes, crc32=part.crc32)
             for part in parse_parts(etags, key)
         )
         for view in self.read(sent):
@@ -79,7 +71,8 @@ class Shard:
             yield view
 
     def _read(self, run: Run, view: memoryview) -> None:
-        self.store.read_into(run.key, run.offset_bytes, view, etag=run.etag)
+        # Not pinned to an etag: another run may put the same bytes in its place meanwhile.
+        self.store.read_into(run.key, run.offset_bytes, view)
         if zlib.crc32(view) != run.crc32:
             self.store.delete(run.key)  # so that the next run makes it anew
             raise ArtifactCorrupt(

@@ -16,7 +16,7 @@ from fleetpress.storage.artifact import (
     verify_files,
     write_artifact,
 )
-from fleetpress.storage.errors import ArtifactCorrupt, InvalidUri, ObjectNotFound
+from fleetpress.storage.errors import ArtifactCorrupt, InvalidUri, NotWritable, ObjectNotFound
 from fleetpress.storage.store import ObjectInfo, ObjectStore, open_store
 from fleetpress.storage.uri import join
 
@@ -27,8 +27,7 @@ _FILES = {"model.pt2": b"weights" * 1000, "metrics.json": b"{}", "sub/tokenizer.
 def published(store: ObjectStore) -> str:
     """The uri of a whole artifact."""
     files = write_artifact(store, "lenet5", "d1", _FILES)
-    manifest = {"schema_version": 1, "name": "lenet5", "files": [file.as_dict() for file in files]}
-    publish_manifest(store, "lenet5", "d1", manifest)
+    publish_manifest(store, "lenet5", "d1", {"schema_version": 1, "name": "lenet5"}, files)
     point_latest(store, "lenet5", "d1", "run-1")
     return join(store.uri, "models/lenet5/d1")
 
@@ -68,7 +67,7 @@ def test_exists_only_with_its_manifest(store: ObjectStore) -> None:
     assert not manifest_exists(store, "lenet5", "d1")
     write_artifact(store, "lenet5", "d1", _FILES)
     assert not manifest_exists(store, "lenet5", "d1")
-    publish_manifest(store, "lenet5", "d1", {})
+    publish_manifest(store, "lenet5", "d1", {}, [])
     assert manifest_exists(store, "lenet5", "d1")
     assert not manifest_exists(store, "lenet5", "d2")
 
@@ -82,7 +81,51 @@ def test_damage_on_the_way_is_seen(
     with pytest.raises(ArtifactCorrupt, match=r"lenet5/d1/model\.pt2"):
         write_artifact(damaging, "lenet5", "d1", {"model.pt2": b"weights" * 1000})
     with pytest.raises(ArtifactCorrupt, match=r"lenet5/d1/manifest\.json"):
-        publish_manifest(damaging, "lenet5", "d1", {})
+        publish_manifest(damaging, "lenet5", "d1", {}, [])
+
+
+def metrics(milliseconds: float, ratio: float = 4.0) -> bytes:
+    return json.dumps({"after": {"latency_ms": milliseconds}, "compression_ratio": ratio}).encode()
+
+
+def test_metrics_of_the_first_of_two_runs_stay(store: ObjectStore) -> None:
+    """Each has measured times of its own."""
+    (first,) = write_artifact(store, "net", "d1", {"metrics.json": metrics(1.5)})
+    (second,) = write_artifact(store, "net", "d1", {"metrics.json": metrics(1.25)})
+    assert first == second
+    assert store.get("models/net/d1/metrics.json") == metrics(1.5)
+
+
+def test_metrics_where_no_write_is_conditional(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(key: str, data: bytes) -> bool:
+        raise NotWritable(key)
+
+    monkeypatch.setattr(store, "put_if_absent", refuse)
+    (first,) = write_artifact(store, "net", "d1", {"metrics.json": metrics(1.5)})
+    assert write_artifact(store, "net", "d1", {"metrics.json": metrics(1.25)}) == [first]
+
+
+@pytest.mark.parametrize("there", [b"{", b"[]", metrics(1.5, ratio=3.0)])
+def test_other_metrics_are_replaced(store: ObjectStore, there: bytes) -> None:
+    """Damaged, or written by an earlier version."""
+    store.put("models/net/d1/metrics.json", there)
+    files = write_artifact(store, "net", "d1", {"metrics.json": metrics(1.5)})
+    publish_manifest(store, "net", "d1", {}, files)
+    assert store.get("models/net/d1/metrics.json") == metrics(1.5)
+    assert verify_files(join(store.uri, "models/net/d1")) == []
+
+
+def test_metrics_that_are_replaced_meanwhile_are_listed(store: ObjectStore) -> None:
+    """Of two runs at once on a server that ignores conditions."""
+    first = write_artifact(store, "net", "d1", {"metrics.json": metrics(1.5)})
+    store.put("models/net/d1/metrics.json", metrics(1.25))
+    second = write_artifact(store, "net", "d1", {"metrics.json": metrics(1.25)})
+    assert first != second
+    uri = join(store.uri, "models/net/d1")
+    publish_manifest(store, "net", "d1", {}, second)
+    assert verify_files(uri) == []
+    publish_manifest(store, "net", "d1", {}, first)
+    assert verify_files(uri) == []
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a//b", "/etc"])
@@ -99,7 +142,7 @@ def test_resolve(store: ObjectStore, published: str) -> None:
     folder = join(store.uri, "models/lenet5")
     assert resolve(published) == resolve(folder) == resolve(folder + "/") == published
     write_artifact(store, "lenet5", "d2", {})
-    publish_manifest(store, "lenet5", "d2", {"files": [], "name": "second"})
+    publish_manifest(store, "lenet5", "d2", {"name": "second"}, [])
     point_latest(store, "lenet5", "d2", "run-2")
     assert resolve(folder) == join(folder, "d2")
     assert read_manifest(folder)["name"] == "second"

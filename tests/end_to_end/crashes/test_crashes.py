@@ -33,15 +33,15 @@ class Selection:
         return f"{self.kind}-{self.store}-{self.mode}"
 
 
-# Every operation of the shortest run; of the others a few in each mode, never the same.
+# Of each kind a few operations in each mode, never the same.
 CHOSEN = [
-    Selection(kind="checkpoint", store="folder", mode="fails before"),
-    Selection(kind="checkpoint", store="folder", mode="killed after"),
+    Selection(kind="checkpoint", store="folder", mode="fails before", every=2),
+    Selection(kind="checkpoint", store="folder", mode="killed after", first=2, every=3),
     Selection(kind="shards", store="folder", mode="fails after", first=5, every=14),
     Selection(kind="shards", store="folder", mode="gone", first=7, every=14),
     Selection(kind="shards", store="folder", mode="killed before", first=2, every=9),
-    Selection(kind="shards", store="s3", mode="gone", first=4, every=31),
-    Selection(kind="shards", store="s3", mode="killed after", first=9, every=23),
+    Selection(kind="shards", store="s3", mode="gone", first=4, every=61),
+    Selection(kind="shards", store="s3", mode="killed after", first=9, every=41),
     Selection(kind="program", store="folder", mode="gone", first=3, every=17),
     Selection(kind="program", store="folder", mode="killed after", first=6, every=13),
     Selection(kind="module", store="folder", mode="fails after", first=11, every=29),

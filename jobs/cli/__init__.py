@@ -1,0 +1,57 @@
+"""The command line: `fleetpress VERB`. Data on stdout, messages on stderr, the documented exit codes.
+
+Heavy imports (torch, ray, boto3) stay inside the verbs that need them: `--help` and `status` load none of them.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
+
+from ..errors import FleetpressError
+from . import about, artifacts, runs
+from .options import EXIT_CODES, message
+
+__all__ = ["EXIT_CODES", "main", "parser"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code is the answer. User errors become one message on stderr, never a traceback."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        return int(arguments.verb(arguments))
+    except FleetpressError as error:
+        return _complain(error, error.exit_code)
+    except UNUSABLE_STORE as error:
+        return _complain(error, 5)
+    except StorageError as error:
+        return _complain(error, 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has left (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb with its options; the README's table is made from it."""
+    top = argparse.ArgumentParser(
+        prog="fleetpress",
+        description="Compress fleets of models: prune, quantize, validate and publish, on Ray, from and to S3.",
+        epilog=EXIT_CODES,
+    )
+    top.add_argument("--version", action="version", version=f"fleetpress {version('fleetpress')}")
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for module in (runs, artifacts, about):
+        module.add_verbs(verbs)
+    return top
+
+
+def _complain(what: object, code: int) -> int:
+    message(f"fleetpress: {what}")
+    return code

@@ -1,0 +1,94 @@
+"""Verbs of what an output holds."""
+
+import argparse
+from typing import Any
+
+from .options import add_verb, print_json
+
+
+def add_verbs(verbs: Any) -> None:
+    """list, verify, dequantize, gc."""
+    verb = add_verb(verbs, "list", _list, "published models of an output")
+    verb.add_argument("output", metavar="OUTPUT")
+
+    verb = add_verb(verbs, "verify", _verify, "prove an artifact again: files, hashes, a run of the model")
+    verb.add_argument(
+        "artifact", metavar="ARTIFACT", help="<output>/models/<name> or <output>/models/<name>/<digest>"
+    )
+    verb.add_argument(
+        "--deep",
+        action="store_true",
+        help="decode every weight of a checkpoint and compare it with the source",
+    )
+
+    verb = add_verb(verbs, "dequantize", _dequantize, "plain weights back from an artifact")
+    verb.add_argument("artifact", metavar="ARTIFACT")
+    verb.add_argument("destination", metavar="DEST", help="folder or s3:// prefix to write to")
+
+    verb = add_verb(verbs, "gc", _gc, "what is left over in an output; deletes it only when told")
+    verb.add_argument("output", metavar="OUTPUT", help="the `output` of a spec")
+    verb.add_argument(
+        "--delete", action="store_true", help="delete what is listed; start no run at the same time"
+    )
+    verb.add_argument(
+        "--superseded", action="store_true", help="also artifacts that a newer one of the model has replaced"
+    )
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from ..artifacts import published
+    from ..tables import print_published
+
+    found = published(arguments.output)
+    if arguments.json:
+        print_json(found)
+    else:
+        print_published(found)
+    return 0
+
+
+_PROVED = {
+    False: "every file is what was published, and the model loads",
+    True: "every file is what was published, and every weight what its source becomes",
+}
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from ..artifacts import verify
+
+    problems = verify(arguments.artifact, deep=arguments.deep)
+    if arguments.json:
+        print_json({"artifact": arguments.artifact, "ok": not problems, "problems": problems})
+    elif problems:
+        print("\n".join(problems))
+    else:
+        print(f"{arguments.artifact}: {_PROVED[arguments.deep]}")
+    return 3 if problems else 0
+
+
+def _dequantize(arguments: argparse.Namespace) -> int:
+    from ..artifacts import dequantize
+
+    files = dequantize(arguments.artifact, arguments.destination)
+    if arguments.json:
+        print_json({"destination": arguments.destination, "files": files})
+    else:
+        print("\n".join(f"{arguments.destination}/{file}" for file in files))
+    return 0
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from fleetpress.storage.store import open_store
+
+    from ..gc import delete_leftovers, find_leftovers
+    from ..tables import print_leftovers
+
+    store = open_store(arguments.output)
+    found = find_leftovers(store, superseded=arguments.superseded)
+    if arguments.delete:
+        found = delete_leftovers(store, found)
+    if arguments.json:
+        print_json(found.as_dict())
+    else:
+        print_leftovers(found, deleted=arguments.delete)
+    return 0

@@ -1,0 +1,45 @@
+"""What the verbs of the command line share: options, and what goes to stdout and stderr."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+EXIT_CODES = """exit codes: 0 all published or unchanged; 2 wrong usage or spec; 3 some models rejected or failed;
+4 none succeeded; 5 storage or cluster unreachable; 1 our own bug; 130 interrupted"""
+
+
+def add_verb(verbs: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+    """A verb that `function` answers with the exit code."""
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, help=summary, description=summary, epilog=EXIT_CODES
+    )
+    verb.add_argument("--json", action="store_true", help="machine-readable output")
+    verb.set_defaults(verb=function)
+    return verb
+
+
+def executor_options(verb: argparse.ArgumentParser) -> None:
+    """Where the tasks of a run are worked on."""
+    verb.add_argument(
+        "--executor", choices=("ray", "inline"), default="ray", help="where tasks run (default: ray)"
+    )
+    verb.add_argument(
+        "--address", help="Ray cluster, host:port (default: RAY_ADDRESS, else one on this machine)"
+    )
+
+
+def output_and_run(verb: argparse.ArgumentParser) -> None:
+    """Which run of which output."""
+    verb.add_argument("output", metavar="OUTPUT", help="the `output` of a spec")
+    verb.add_argument("run", metavar="RUN", nargs="?", help="a run's id (default: the latest)")
+
+
+def print_json(value: Any) -> None:
+    """Data, on stdout."""
+    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def message(text: str) -> None:
+    """Words, on stderr."""
+    print(text, file=sys.stderr)

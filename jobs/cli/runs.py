@@ -1,0 +1,157 @@
+"""Verbs of runs: begin one, see how it stands, end it, tell of it."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .options import add_verb, executor_options, message, output_and_run, print_json
+
+
+def add_verbs(verbs: Any) -> None:
+    """demo, plan, run, status, cancel, report."""
+    verb = add_verb(verbs, "demo", _demo, "train a small fleet, compress it, show the table")
+    verb.add_argument("--s3", action="store_true", help="through a real S3 server on this machine")
+    verb.add_argument("--folder", default="fleetpress-demo", help="where to put it (default: %(default)s)")
+    executor_options(verb)
+
+    verb = add_verb(verbs, "plan", _plan, "what a spec would do, from headers only")
+    verb.add_argument("spec", metavar="SPEC")
+    verb.add_argument("--allow-code", action="store_true", help="import the factories that the spec names")
+
+    verb = add_verb(verbs, "run", _run, "compress the fleet of a spec; again is the resume")
+    verb.add_argument("spec", metavar="SPEC")
+    verb.add_argument("--allow-code", action="store_true", help="import the factories that the spec names")
+    executor_options(verb)
+
+    verb = add_verb(verbs, "status", _status, "models and states of a run, from the output alone")
+    output_and_run(verb)
+
+    verb = add_verb(verbs, "cancel", _cancel, "end a run that is under way; what is done is kept")
+    verb.add_argument("output", metavar="OUTPUT", help="the `output` of a spec")
+    verb.add_argument("run", metavar="RUN", nargs="?", help="a run's id (default: the one that is under way)")
+
+    verb = add_verb(verbs, "report", _report, "the table of a run, and its HTML page")
+    output_and_run(verb)
+    verb.add_argument("--html", metavar="FILE", help="write the page to this file")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from ..demo import run_demo
+
+    return run_demo(
+        folder=arguments.folder,
+        through_s3=arguments.s3,
+        executor=arguments.executor,
+        address=arguments.address,
+        as_json=arguments.json,
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from ..preview import preview
+    from ..spec import load_spec
+    from ..tables import print_preview
+
+    found = preview(load_spec(arguments.spec), allow_code=arguments.allow_code)
+    if arguments.json:
+        print_json(found.as_dict())
+    else:
+        print_preview(found)
+    return found.exit_code
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from ..live import Live
+    from ..run import run_fleet
+    from ..spec import load_spec
+    from ..tables import print_result
+
+    spec = load_spec(arguments.spec)
+    with Live(title=spec.name) as live:
+        result = run_fleet(
+            spec,
+            executor=arguments.executor,
+            address=arguments.address,
+            allow_code=arguments.allow_code,
+            listener=live.update,
+        )
+    if arguments.json:
+        print_json(result.as_dict())
+    else:
+        print_result(result)
+    if result.state == "interrupted":
+        message(f"interrupted; what is done is kept. Resume with: fleetpress run {arguments.spec}")
+    return result.exit_code
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from fleetpress.storage.artifact import exists
+    from fleetpress.storage.store import open_store
+
+    from ..heartbeat import alive_key
+    from ..results import read_result
+    from ..tables import print_result
+
+    store = open_store(arguments.output)
+    result = read_result(store, arguments.run)
+    if arguments.json:
+        print_json(result.as_dict())
+    else:
+        print_result(result)
+    if result.state == "running" and not exists(store, alive_key(result.run)):
+        message(
+            f"run {result.run} shows no sign of life: it is just ending, or its driver is dead; "
+            "if it stays so, run the spec again to go on"
+        )
+    return 0
+
+
+_ENDS = {
+    "over": "had ended before",
+    "cancelled": "what is done is kept; `fleetpress run SPEC` goes on with it",
+    "dead": "its driver is dead; what is done is kept; `fleetpress run SPEC` goes on with it",
+    "asked": "its driver has been asked to end and is still busy; look again with `fleetpress status`",
+}
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from fleetpress.storage.store import open_store
+
+    from ..cancel import cancel
+
+    ended = cancel(open_store(arguments.output), arguments.run)
+    if arguments.json:
+        print_json(ended.as_dict())
+    else:
+        print(f"run {ended.run}: {ended.state}; {_ENDS[ended.outcome]}")
+    return 4 if ended.outcome == "asked" else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from fleetpress.storage.store import open_store
+    from fleetpress.storage.uri import join
+
+    from ..report import page_of
+    from ..results import REPORT, RUNS, read_result
+    from ..tables import print_result
+
+    store = open_store(arguments.output)
+    result = read_result(store, arguments.run)
+    if arguments.html:
+        page = page_of(store, result)
+        try:
+            Path(arguments.html).write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"{arguments.html}: cannot be written: {error.strerror}; name another file"
+            ) from None
+    if arguments.json:
+        print_json(result.as_dict())
+    else:
+        print_result(result)
+        if result.state == "running" and not arguments.html:
+            message("the run goes on: its page comes at its end, or as it stands with --html FILE")
+        else:
+            message(f"report: {arguments.html or join(arguments.output, RUNS + result.run, REPORT)}")
+    return 0

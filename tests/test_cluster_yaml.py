@@ -2,18 +2,26 @@
 
 import copy
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import boto3
 import botocore.session
 import pytest
 import yaml
+from botocore.exceptions import ParamValidationError
 from botocore.validate import ParamValidator
 from jsonschema import ValidationError
-from ray.autoscaler._private.util import (  # private: ray is pinned for the tests
-    prepare_config,
-    validate_config,
-)
+from moto import mock_aws
+from ray.autoscaler._private.aws.config import bootstrap_aws  # private: ray is pinned for the tests
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.loader import load_function_or_class
+from ray.autoscaler._private.node_provider_availability_tracker import NodeProviderAvailabilityTracker
+from ray.autoscaler._private.resource_demand_scheduler import get_nodes_for
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,8 +44,8 @@ def test_ray_accepts_it(config: dict[str, Any]) -> None:
     ("path", "value"),
     [
         (("idle_timeout",), 5),
-        (("available_node_types", "worker", "min_worker"), 1),
-        (("available_node_types", "worker", "max_workers"), "many"),
+        (("available_node_types", "worker_spot", "min_worker"), 1),
+        (("available_node_types", "worker_spot", "max_workers"), "many"),
         (("docker", "images"), "ray"),
     ],
     ids=lambda part: ".".join(part) if isinstance(part, tuple) else None,
@@ -65,17 +73,110 @@ def test_ec2_knows_every_launch_option(config: dict[str, Any]) -> None:
     assert "MarketTyp" in ec2_problems({"InstanceMarketOptions": {"MarketTyp": "spot"}})
 
 
-def test_the_head_takes_no_work_and_workers_are_spot_machines_from_zero(config: dict[str, Any]) -> None:
+def test_the_head_takes_no_work_and_workers_come_from_zero(config: dict[str, Any]) -> None:
     types = config["available_node_types"]
     head = types.pop(config["head_node_type"])
     assert head["resources"] == {"CPU": 0}
     assert head["max_workers"] == 0
     assert "InstanceMarketOptions" not in head["node_config"]
-    assert types
+    assert types.keys() == {"worker_spot", "worker_on_demand"}
     for worker in types.values():
         assert worker["min_workers"] == 0
         assert 0 < worker["max_workers"] <= config["max_workers"]
-        assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    spot, on_demand = types["worker_spot"]["node_config"], types["worker_on_demand"]["node_config"]
+    assert spot == on_demand | {"InstanceMarketOptions": {"MarketType": "spot"}}
+
+
+def test_one_line_names_the_region() -> None:
+    region = re.compile(r"\b[a-z]{2}-[a-z]+-\d\b")
+    assert len(region.findall((ROOT / "cluster.yaml").read_text())) == 1
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An EC2 and IAM in memory that know the roles which cluster.yaml names."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps the key pair there
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "moto")
+    with mock_aws():
+        iam = boto3.client("iam")
+        for name in ("fleetpress-head", "fleetpress-worker"):
+            iam.create_instance_profile(InstanceProfileName=name)
+            iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+            iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+        yield
+
+
+def provider_of(config: dict[str, Any]) -> tuple[AWSNodeProvider, dict[str, Any]]:
+    """Ray's AWS code, made ready for a cluster as `ray up` does, and the configuration that it completed."""
+    config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
+    return AWSNodeProvider(config["provider"], config["cluster_name"]), config
+
+
+def started(provider: AWSNodeProvider, config: dict[str, Any], node_type: str) -> dict[str, dict[str, Any]]:
+    """The machines that Ray's AWS code starts for a node type, by id, as EC2 describes them."""
+    node_config = config["available_node_types"][node_type]["node_config"]
+    ids = list(provider.create_node(node_config, {"ray-node-type": "worker"}, 1) or {})
+    ec2 = boto3.client("ec2", region_name=config["provider"]["region"])
+    (reservation,) = ec2.describe_instances(InstanceIds=ids)["Reservations"]
+    return {machine["InstanceId"]: machine for machine in reservation["Instances"]}
+
+
+@pytest.mark.usefixtures("aws")
+def test_ray_starts_and_ends_its_machines(config: dict[str, Any]) -> None:
+    provider, config = provider_of(config)
+    types = config["available_node_types"]
+    assert types["worker_spot"]["resources"].items() >= {"CPU": 8}.items()
+    for name, profile in (("head", "head"), ("worker_spot", "worker"), ("worker_on_demand", "worker")):
+        ((machine_id, machine),) = started(provider, config, name).items()
+        assert machine["InstanceType"] == types[name]["node_config"]["InstanceType"]
+        assert machine["IamInstanceProfile"]["Arn"].endswith(f"fleetpress-{profile}")
+        assert machine.get("InstanceLifecycle") == ("spot" if name == "worker_spot" else None)
+        assert machine["SubnetId"]
+        provider.terminate_nodes([machine_id])
+    assert provider.non_terminated_nodes({}) == []
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"InstanceTyp": "m6i.large"}, "InstanceTyp"),
+        ({"IamInstanceProfile": {"Name": "fleetpres-worker"}}, "fleetpres-worker|Invalid IAM"),
+    ],
+    ids=["a misspelt option", "a role that does not exist"],
+)
+def test_a_mistake_in_node_config_starts_nothing(
+    config: dict[str, Any], option: dict[str, Any], message: str
+) -> None:
+    config["available_node_types"]["worker_spot"]["node_config"] |= option
+    provider, config = provider_of(config)
+    with pytest.raises((ParamValidationError, NodeLaunchException), match=message):
+        started(provider, config, "worker_spot")
+
+
+@pytest.mark.usefixtures("aws")
+def test_on_demand_machines_come_while_there_are_no_spot_machines(config: dict[str, Any]) -> None:
+    _, config = provider_of(config)
+    (scorer,) = re.findall(
+        r"-e RAY_AUTOSCALER_UTILIZATION_SCORER=(\S+)", "\n".join(config["docker"]["run_options"])
+    )
+    now = 1000.0
+    seen = NodeProviderAvailabilityTracker(timer=lambda: now)
+
+    def wanted() -> dict[str, int]:
+        """What the autoscaler would start for five tasks of two CPUs: they fill one machine and a part of another."""
+        score = partial(load_function_or_class(scorer), node_availability_summary=seen.summary())
+        types, head = config["available_node_types"], config["head_node_type"]
+        return dict(get_nodes_for(types, {head: 1}, head, 8, [{"CPU": 2}] * 5, score)[0])
+
+    assert wanted() == {"worker_spot": 2}
+    seen.update_node_availability(
+        "worker_spot", 1000, NodeLaunchException("InsufficientInstanceCapacity", "", None)
+    )
+    assert wanted() == {"worker_on_demand": 2}
+    now += 31 * 60
+    assert wanted() == {"worker_spot": 2}
 
 
 def test_nodes_run_the_ray_that_the_tests_ran(config: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ class Lease:
 
 
 class Leases:
-    """The leases of one run. Raises the store's errors."""
+    """The leases of one run; those of different artifacts may be asked for at once. Raises the store's errors."""
 
     def __init__(self, store: ObjectStore, run: str, heartbeat: Heartbeat) -> None:
         self._store = store
@@ -45,6 +45,10 @@ class Leases:
         self.watch = Watch(store)
         self._held: dict[str, Lease] = {}
         self._refused: set[str] = set()
+
+    def holds(self, digest: str) -> bool:
+        """Whether it was taken, and neither given back nor seen to be lost."""
+        return digest in self._held
 
     def take(self, digest: str) -> Lease | None:
         """The lease of an artifact, or None while another living run holds it. Held ones are simply given again."""

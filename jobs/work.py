@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fleetpress.storage.artifact import manifest_exists
 
@@ -17,12 +17,21 @@ from .scheduler import Scheduler
 from .shared_work import SharedWork
 from .stop import Stop
 from .tasks import Failure, Task, TaskRecord
+from .threads import side_by_side
 
 _WAIT_SECONDS = 1.0
 _ASK_AGAIN_SECONDS = 3.0  # for a model that another run works on
 _USED_UP = ("open", "convert")  # kinds whose results later tasks do not read again
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """The lease of a model, None if another run has it; `is_alone` if no other run has done anything of it."""
+
+    lease: Lease | None
+    is_alone: bool
 
 
 class Work:
@@ -39,6 +48,8 @@ class Work:
         self._shared = SharedWork()
         self._refused: dict[str, float] = {}  # models of other runs, and when to ask again
         self._caught_up: dict[str, Lease] = {}  # models whose records were looked for, and under which lease
+        self._answers: dict[str, _Answer] = {}  # by digest: to what was asked last
+        self._settled: list[str] = []  # digests whose lease is to be given back
         self._theirs: set[str] = set()  # tasks that other runs have done since this one began
         tasks = [task for plan in plans for task in plan.tasks]
         self._scheduler = Scheduler(tasks, done=self._done_before(tasks))
@@ -60,6 +71,7 @@ class Work:
                 for task_id, end in executor.wait(_WAIT_SECONDS):
                     for task, its_end in self._shared.ended(task_id, end):
                         self._ended(task, its_end)
+                self._release()
         finally:
             if self._leases is not None:
                 self._leases.release_all()
@@ -91,6 +103,7 @@ class Work:
         while tasks := scheduler.ready(
             executor.slots - scheduler.running_count + self._shared.waiting, time.monotonic()
         ):
+            self._ask(tasks)
             for task in tasks:
                 if not self._is_ours(task):
                     continue
@@ -108,6 +121,25 @@ class Work:
         if at is not None:
             time.sleep(min(_WAIT_SECONDS, max(0.0, at - time.monotonic())))
 
+    def _ask(self, tasks: Sequence[Task]) -> None:
+        """Ask for the leases of models that are begun, all at once: one by one takes longer than small models do."""
+        if self._leases is None:
+            return
+        now, begun = time.monotonic(), dict[str, Task]()
+        for task in tasks:
+            digest = self._plans[task.model].digest
+            if self._refused.get(task.model, 0.0) <= now and not self._leases.holds(digest):
+                begun.setdefault(digest, task)
+        self._answers.update(zip(begun, side_by_side(self._answer, begun.values()), strict=True))
+
+    def _answer(self, task: Task) -> _Answer:
+        assert self._leases is not None
+        lease = self._leases.take(self._plans[task.model].digest)
+        # A lease that was given back leaves no trace, so the first one is no proof that nobody was there. Whoever was
+        # has done the model's first task: one look for its record tells.
+        is_alone = lease is not None and lease.is_first and self._ledger.read(task.digest) is None
+        return _Answer(lease=lease, is_alone=is_alone)
+
     def _is_ours(self, task: Task) -> bool:
         """Whether this run works on the task's model; if not, the task waits, or has been done by now."""
         if self._leases is None:
@@ -118,8 +150,11 @@ class Work:
             return False
         if task.digest == digest:
             self._leases.check(digest)
-        lease = self._leases.take(digest)
-        if lease is None:
+        answer = self._answers.get(digest)
+        if answer is None or (answer.lease is not None and not self._leases.holds(digest)):  # just overtaken
+            answer = self._answers[digest] = self._answer(task)
+        if answer.lease is None:
+            del self._answers[digest]
             if task.model not in self._refused:
                 self._journal.tell(
                     Event(kind="waiting", model=task.model, text="another run works on this model")
@@ -127,9 +162,10 @@ class Work:
             self._refused[task.model] = now + _ASK_AGAIN_SECONDS
             self._scheduler.postponed(task.id, self._refused[task.model])
             return False
-        if self._caught_up.get(task.model) is not lease:
-            self._caught_up[task.model] = lease
-            self._catch_up(task, lease)
+        if self._caught_up.get(task.model) is not answer.lease:
+            self._caught_up[task.model] = answer.lease
+            if not answer.is_alone:
+                self._catch_up(task.model)
         if task.id not in self._theirs:
             return True
         self._theirs.discard(task.id)
@@ -137,15 +173,9 @@ class Work:
         self._settle(task.model)
         return False
 
-    def _catch_up(self, task: Task, lease: Lease) -> None:
-        """Take over what other runs have done of the task's model since the ledger was listed.
-
-        A lease that was given back leaves no trace, so the first one is no proof that nobody was there. Whoever was
-        has done the model's first task: one look for its record tells.
-        """
-        if lease.is_first and self._ledger.read(task.digest) is None:
-            return
-        plan = self._plans[task.model]
+    def _catch_up(self, model: str) -> None:
+        """Take over what other runs have done of a model since the ledger was listed."""
+        plan = self._plans[model]
         found = self._ledger.find_all(plan.tasks, again=True)
         self._last(plan, found)
         self._theirs.update(found)
@@ -180,9 +210,16 @@ class Work:
             self._journal.set(measured_result(model, state, digest, result["metrics"], result["reason"]))
 
     def _settle(self, model: str) -> None:
-        """Give a model's lease back once nothing will be done to it any more."""
-        if self._leases is not None and self._state_of(model).state not in ("pending", "running"):
-            self._leases.release(self._plans[model].digest)
+        """A model's lease is given back once nothing will be done to it any more."""
+        if self._state_of(model).state not in ("pending", "running"):
+            self._settled.append(self._plans[model].digest)
+
+    def _release(self) -> None:
+        settled, self._settled = self._settled, []
+        for digest in settled:
+            self._answers.pop(digest, None)
+        if self._leases is not None:
+            side_by_side(self._leases.release, settled)
 
     def _state_of(self, model: str) -> ModelResult:
         return self._journal.progress.models[model]

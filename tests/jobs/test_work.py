@@ -1,5 +1,6 @@
 """What a run takes over from another that works on the same output."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from unittest.mock import patch
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save
 
 from fleetpress.jobs import run, run_fleet
+from fleetpress.jobs.executors.inline import InlineExecutor
 from fleetpress.jobs.leases import Lease, Leases
 from fleetpress.jobs.ledger import Ledger
 from fleetpress.jobs.published import find_published
@@ -116,3 +118,17 @@ def test_records_are_looked_for_once_a_lease(spec: Spec) -> None:
 def _stop_at_once(event: Event, _: object) -> None:
     if event.kind == "started":
         raise KeyboardInterrupt
+
+
+def test_leases_of_several_models_are_asked_for_at_once(spec: Spec) -> None:
+    take, both = Leases.take, threading.Barrier(2, timeout=30)
+
+    def together(leases: Leases, digest: str) -> Lease | None:
+        both.wait()  # broken, and the run with it, if one waits for the other
+        return take(leases, digest)
+
+    with (
+        patch.object(InlineExecutor, "slots", property(lambda _: 2)),
+        patch.object(Leases, "take", together),
+    ):
+        assert run_fleet(spec, executor="inline").exit_code == 0

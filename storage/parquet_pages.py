@@ -14,8 +14,31 @@ _MOST_PAGES = 100_000
 _MOST_NESTING = 16
 _DATA, _DICTIONARY, _DATA_2 = 0, 2, 3  # kinds of page that hold values, and the fields of their headers
 _FIELD_BY_KIND = {_DATA: 5, _DICTIONARY: 7, _DATA_2: 8}
-_STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 0, 1, 2, 3, 7, 8, 9, 10, 11, 12
-_INTEGERS = (4, 5, 6)
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    12,
+)
+
+# What is read of a struct: its fields by number, each an integer of that kind, a struct, or a list of one shape.
+Shape = int | dict[int, "Shape"] | list["Shape"]
+_VALUES: dict[int, Shape] = {1: _I32}
+_PAGE_HEADER: dict[int, Shape] = {
+    1: _I32,
+    2: _I32,
+    3: _I32,
+    **dict.fromkeys(_FIELD_BY_KIND.values(), _VALUES),
+}
+_COLUMN: dict[int, Shape] = {3: {5: _I64, 7: _I64, 9: _I64, 11: _I64}}
+_FOOTER: dict[int, Shape] = {3: _I64, 4: [{1: [_COLUMN], 3: _I64}]}
 
 
 class PagesError(ValueError):
@@ -29,6 +52,23 @@ class Page:
     is_dictionary: bool
     values: int
     unpacked_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One column of a row group as the footer states it: its values, and where its pages lie."""
+
+    values: int
+    start: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """A part of the rows as the footer states it."""
+
+    rows: int
+    chunks: tuple[Chunk, ...]
 
 
 def footer_of(data: bytes) -> bytes:
@@ -49,6 +89,32 @@ def file_around(footer: bytes) -> bytes:
     return _MAGIC + footer + len(footer).to_bytes(_LENGTH_BYTES, "little") + _MAGIC
 
 
+def row_groups(footer: bytes) -> list[RowGroup]:
+    """The parts that a footer states, which add up to the rows that it states. Raises PagesError.
+
+    pyarrow's own view of them (26.0.1) ends the process where Arrow finds a fault in the statistics of a column.
+    """
+    fields = _Compact(footer, 0, len(footer)).struct(_MOST_NESTING, _FOOTER)
+    groups = [
+        RowGroup(
+            rows=_count(group.get(3)), chunks=tuple(_chunk(column.get(3, {})) for column in group.get(1, ()))
+        )
+        for group in fields.get(4, ())
+    ]
+    rows = sum(group.rows for group in groups)
+    if min((group.rows for group in groups), default=0) < 0 or rows != fields.get(3):
+        raise PagesError(f"it states {fields.get(3)} rows, and its parts {rows}")
+    return groups
+
+
+def _chunk(column: dict[int, Any]) -> Chunk:
+    values, size_bytes, start = (_count(column.get(field)) for field in (5, 7, 9))
+    dictionary = column.get(11, 0)
+    if min(values, size_bytes, start, dictionary) < 0:
+        raise PagesError("a column states no valid number of values, bytes or place")
+    return Chunk(values=values, start=min(dictionary or start, start), size_bytes=size_bytes)
+
+
 def pages(data: bytes, start: int, size_bytes: int) -> Iterator[Page]:
     """The pages of one column chunk, which lies at byte `start`. Raises PagesError."""
     end = start + size_bytes
@@ -57,10 +123,9 @@ def pages(data: bytes, start: int, size_bytes: int) -> Iterator[Page]:
     count = 0
     while start < end:
         reader = _Compact(data, start, end)
-        header = reader.struct(_MOST_NESTING)
+        header = reader.struct(_MOST_NESTING, _PAGE_HEADER)
         kind, unpacked, packed = (_count(header.get(field)) for field in (1, 2, 3))
-        details = header.get(_FIELD_BY_KIND.get(kind, 0))
-        values = _count(details.get(1) if isinstance(details, dict) else None)
+        values = _count(header.get(_FIELD_BY_KIND.get(kind, 0), {}).get(1))
         if min(kind, unpacked, packed, values) < 0:
             raise PagesError(f"the page at byte {start} has no valid header")
         start, count = reader.position + packed, count + 1
@@ -75,50 +140,60 @@ def _count(field: object) -> int:
 
 
 class _Compact:
-    """Thrift's compact protocol, read without knowing what the fields mean."""
+    """Thrift's compact protocol. What is asked for must be there once and as asked: readers differ about the rest."""
 
     def __init__(self, data: bytes, position: int, end: int) -> None:
         self._data, self.position, self._end = data, position, end
 
-    def struct(self, depth: int) -> dict[int, Any]:
-        """Integers and structs by the number of their field; what else there is is passed over."""
+    def struct(self, depth: int, shape: dict[int, Shape]) -> dict[int, Any]:
+        """The fields of `shape` by number; what else there is is passed over."""
         fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._signed()
-            fields[number] = self._value(head & 0xF, depth)
+            value = self._value(head & 0xF, depth, shape.get(number))
+            if number in fields:
+                raise PagesError(f"a header has its field {number} twice")
+            if number in shape:
+                fields[number] = value
         return fields
 
-    def _value(self, kind: int, depth: int) -> Any:  # noqa: PLR0911 - one for every kind
+    def _value(self, kind: int, depth: int, shape: Shape | None) -> Any:  # noqa: PLR0911 - one for every kind
         if not depth:
-            raise PagesError("a page header is nested too deeply")
+            raise PagesError("a header is nested too deeply")
+        if shape is not None and kind != _kind(shape):
+            raise PagesError(f"a header has a field of kind {kind} where one of kind {_kind(shape)} belongs")
         if kind in (_TRUE, _FALSE):
             return None
         if kind == _BYTE:
             return self._skip(1)
-        if kind in _INTEGERS:
+        if kind in (_I16, _I32, _I64):
             return self._signed()
         if kind == _DOUBLE:
             return self._skip(8)
         if kind == _BINARY:
             return self._skip(self._unsigned())
         if kind in (_LIST, _SET):
-            return self._list(depth - 1)
+            return self._list(depth - 1, shape[0] if isinstance(shape, list) else None)
         if kind == _STRUCT:
-            return self.struct(depth - 1)
-        raise PagesError("a page header has a field that none of its kind has")  # maps: the format has none
+            return self.struct(depth - 1, shape if isinstance(shape, dict) else {})
+        raise PagesError("a header has a field that none of its kind has")  # maps: the format has none
 
-    def _list(self, depth: int) -> None:
+    def _list(self, depth: int, shape: Shape | None) -> list[Any]:
         head = self._byte()
         size = head >> 4 if head >> 4 < 15 else self._unsigned()
         kind = head & 0xF
         if size > self._end - self.position:  # an item has a byte at least
-            raise PagesError("a page header has a list that is longer than its column")
+            raise PagesError("a header has a list that is longer than its place")
+        found = []
         for _ in range(size):
-            if kind in (_TRUE, _FALSE):
+            if shape is not None:
+                found.append(self._value(kind, depth, shape))
+            elif kind in (_TRUE, _FALSE):  # as items they have a byte of their own
                 self._skip(1)
             else:
-                self._value(kind, depth)
+                self._value(kind, depth, None)
+        return found
 
     def _byte(self) -> int:
         self._skip(1)
@@ -127,7 +202,7 @@ class _Compact:
     def _skip(self, size: int) -> None:
         self.position += size
         if self.position > self._end:
-            raise PagesError("a page header is cut short")
+            raise PagesError("a header is cut short")
 
     def _unsigned(self) -> int:
         value = shift = 0
@@ -138,8 +213,12 @@ class _Compact:
             if byte < 0x80:
                 return value
             if shift > 63:
-                raise PagesError("a page header has a number of more than 64 bits")
+                raise PagesError("a header has a number of more than 64 bits")
 
     def _signed(self) -> int:
         value = self._unsigned()
         return value >> 1 ^ -(value & 1)
+
+
+def _kind(shape: Shape) -> int:
+    return shape if isinstance(shape, int) else _STRUCT if isinstance(shape, dict) else _LIST

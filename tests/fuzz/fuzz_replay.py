@@ -13,20 +13,22 @@ import sys
 import time
 from pathlib import Path
 
+from fuzz_bombs import BOMBS
 from fuzz_makers import MADE
 from fuzz_targets import verdict
 
 CORPUS = Path(__file__).parent / "corpus"
+MAKERS = MADE | BOMBS
 
 
 def kept() -> list[str]:
     """Every case as `target/name`: the files of the corpus, and those that code makes."""
     files = [path.relative_to(CORPUS).as_posix() for path in sorted(CORPUS.glob("*/*"))]
-    return [*files, *MADE]
+    return [*files, *MAKERS]
 
 
 def bytes_of(case: str) -> bytes:
-    return MADE[case]() if case in MADE else (CORPUS / case).read_bytes()
+    return MAKERS[case]() if case in MAKERS else (CORPUS / case).read_bytes()
 
 
 def warm_up() -> None:

@@ -155,28 +155,6 @@ MISTAKES = [
     ("epochs: 2", "epochs: 0", "16: recipes.small.train.epochs: should be greater than or equal to 1, not 0"),
     (
         "epochs: 2",
-        "epochs: 2147483648",
-        "16: recipes.small.train.epochs: should be less than 2147483648, not 2147483648",
-    ),
-    (
-        "max_drop: 0.01",
-        f"max_drop: {10**400}",
-        f"20: recipes.small.validate.max_drop: should be a number from 0 (absolute) or a percentage such as 1% "
-        f"(relative), not 1{'0' * 99}...",
-    ),
-    (
-        "max_drop: 0.01",
-        "max_drop: 9e99%",
-        "20: recipes.small.validate.max_drop: should be a number from 0 (absolute) or a percentage such as 1% "
-        "(relative), not '9e99%'",
-    ),
-    (
-        "    recipe: w4",
-        f"    recipe: w4\n    factory: a:b\n    inputs: {{x: {{shape: [{10**400}]}}}}",
-        f"9: models[1].inputs.x.shape[0]: should be a whole number from 1, or the word batch, not 1{'0' * 99}...",
-    ),
-    (
-        "epochs: 2",
         "epochs: 2.0",
         "16: recipes.small.train.epochs: should be a whole number, not 2.0; write 2",
     ),
@@ -392,15 +370,6 @@ def test_all_mistakes_at_once_in_the_order_of_the_file() -> None:
         ["fleet.yaml:19", "recipes.small.quantize.symmetric"],
         ["fleet.yaml:23", "resources.memory_per_task"],
     ]
-
-
-def test_of_thousands_of_mistakes_the_first_are_told_and_the_others_counted() -> None:
-    with pytest.raises(SpecError) as caught:
-        parse_spec(GOOD + "".join(f"k{number}: 1\n" for number in range(3000)), "spec.yaml")
-    lines = str(caught.value).split("\n")
-    assert len(lines) == 1001
-    assert lines[0].startswith("spec.yaml:25: k0: unknown key")
-    assert lines[-1] == "spec.yaml: and 2000 more problems"
 
 
 def test_a_data_set_without_train_shards_is_told_once_per_recipe() -> None:

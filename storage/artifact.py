@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from . import canonical_json
 from .errors import ArtifactCorrupt, ObjectNotFound
-from .store import ObjectStore, open_store
+from .store import MOST_JSON_BYTES, ObjectStore, open_store, read_json
 from .uri import is_valid_key, join, validate_key
 
 MANIFEST = "manifest.json"
@@ -104,10 +104,10 @@ def verify_files(uri: str) -> list[str]:
     present = {info.key: info.size_bytes for info in store.list() if info.key != MANIFEST}
     problems = []
     if METRICS_SHA256 in manifest:
-        found = store.get(METRICS) if present.pop(METRICS, 0) else b""
-        if not found:
+        size_bytes = present.pop(METRICS, 0)
+        if not size_bytes:
             problems.append(f"{METRICS}: missing")
-        elif metrics_sha256(found) != manifest[METRICS_SHA256]:
+        elif size_bytes > MOST_JSON_BYTES or metrics_sha256(store.get(METRICS)) != manifest[METRICS_SHA256]:
             problems.append(f"{METRICS}: its numbers are not those that were published")
     for path, file in listed.items():
         if path not in present:
@@ -173,7 +173,7 @@ def exists(store: ObjectStore, key: str) -> bool:
 
 def _json_object(store: ObjectStore, key: str) -> dict[str, object]:
     try:
-        value = canonical_json.loads(store.get(key))
+        value = read_json(store, key)
     except ValueError as error:
         raise ArtifactCorrupt(f"{join(store.uri, key)} is not JSON: publish the model again") from error
     if not isinstance(value, dict):

@@ -218,6 +218,10 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     ),
     "safetensors_index/millions-of-lists": lambda: b'{"weight_map": [' + b"[]," * 3_000_000 + b"[]]}",
     "checkpoint_config/millions-of-lists": lambda: b'{"a": [' + b"[]," * 3_000_000 + b"[]]}",
+    "manifest/millions-of-lists": lambda: b'{"files": [' + b"[]," * 3_000_000 + b"[]]}",
+    "metrics/millions-of-lists": lambda: b'{"layers": [' + b"[]," * 3_000_000 + b"[]]}",
+    "pointer/millions-of-lists": lambda: b'{"digest": [' + b"[]," * 3_000_000 + b"[]]}",
+    "record/millions-of-lists": lambda: b'{"result": [' + b"[]," * 3_000_000 + b"[]]}",
     "spec/longer-than-any-fleet": lambda: b"#" * (17 << 20),
     "spec/20000-unknown-keys": lambda: b"".join(b"k%d: 1\n" % i for i in range(20_000)),
 }

@@ -1,26 +1,16 @@
 """Valid files of every kind, changed at random in structure or bytes: accepted, or refused in clear words."""
 
-import io
 import json
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from fuzz_bombs import header, saved
 from fuzz_makers import members, program, zipped
 from fuzz_replay import bytes_of
 from fuzz_targets import INDEX, MANIFEST, METRICS, POINTER, verdict
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from fleetpress.jobs.tasks import Output, TaskRecord, record_from_json, to_json
-from fleetpress.storage.canonical_json import dumps, loads
-from fleetpress.storage.data import find_shards, read_shard
-from fleetpress.storage.safetensors_header import header_of
-from fleetpress.storage.safetensors_layout import header_of_file, size_of
-from fleetpress.storage.store import open_store
-from fleetpress.storage.uri import join, normalize, split
 
 MODEL = "archive/models/model.json"
 WEIGHTS = "archive/data/weights/model_weights_config.json"
@@ -216,82 +206,3 @@ def test_files_that_are_cut_short(target: str) -> None:
 )
 def test_names_of_any_letters(target: str, text: str) -> None:
     keeps_its_promises(target, text.encode("utf-8", "surrogatepass"))
-
-
-# ---- what is written comes back
-
-SHAPES = st.lists(st.integers(0, 4), max_size=3)
-DTYPES = st.sampled_from(["F32", "BF16", "I8", "BOOL", "F64", "F8_E4M3"])
-
-
-@quick(100)
-@given(
-    st.lists(st.tuples(st.text(max_size=5), DTYPES, SHAPES), unique_by=lambda tensor: tensor[0], max_size=5)
-)
-def test_headers_come_back(tensors: list[tuple[str, str, list[int]]]) -> None:
-    tensors = [tensor for tensor in tensors if tensor[0] != "__metadata__"]
-    head, offsets, size_bytes = header_of_file(tensors)
-    found = header_of(head + bytes(size_bytes - len(head)), "x")
-    assert {(info.name, info.dtype, info.shape) for info in found.tensors.values()} == {
-        (name, dtype, tuple(shape)) for name, dtype, shape in tensors
-    }
-    assert [found.tensors[name].offset_bytes for name, _, _ in tensors] == offsets
-    assert [found.tensors[name].size_bytes for name, _, _ in tensors] == [
-        size_of(d, s) for _, d, s in tensors
-    ]
-
-
-@quick(60)
-@given(
-    dtype=st.sampled_from(["<f4", ">f4", "<i8", "|u1", "|b1", "<f2", "<c8"]),
-    shape=st.lists(st.integers(0, 3), min_size=1, max_size=4),
-    fortran=st.booleans(),
-    deflate=st.booleans(),
-)
-@example(dtype="<f4", shape=[0, 3], fortran=True, deflate=True)
-def test_arrays_come_back(
-    tmp_path_factory: pytest.TempPathFactory, dtype: str, shape: list[int], fortran: bool, deflate: bool
-) -> None:
-    array = (np.arange(np.prod(shape)) % 2).reshape(shape).astype(dtype, order="F" if fortran else "C")
-    buffer = io.BytesIO()
-    (np.savez_compressed if deflate else np.savez)(buffer, inputs=array)
-    folder = tmp_path_factory.getbasetemp()
-    (folder / "a.npz").write_bytes(buffer.getvalue())
-    (file,) = find_shards(f"{folder}/a.npz")
-    found = read_shard(open_store(str(folder)), file)["inputs"]
-    assert found.shape == array.shape
-    assert found.dtype == array.dtype.newbyteorder("=")
-    assert np.array_equal(found, array)
-
-
-NAMES = st.text(st.sampled_from("abé.-_ 1[*"), min_size=1, max_size=10).filter(
-    lambda name: name not in (".", "..")
-)
-
-
-@quick(100)
-@given(
-    st.sampled_from(["s3://bucket", "s3://bucket/a b", "/a", "/", "a/b"]),
-    st.lists(NAMES, min_size=1, max_size=4),
-)
-def test_places_come_apart_as_they_were_joined(root: str, names: list[str]) -> None:
-    place = join(root, *names)
-    assert normalize(place) == place
-    assert split(place) == (join(root, *names[:-1]) if names[1:] else normalize(root), names[-1])
-
-
-@quick(60)
-@given(st.lists(NAMES, max_size=3), st.floats(0, 1e6), st.dictionaries(st.text(max_size=5), st.integers()))
-def test_records_come_back(keys: list[str], seconds: float, result: dict[str, int]) -> None:
-    outputs = tuple(Output(key=key, bytes=3, sha256="0" * 64) for key in keys)
-    record = TaskRecord(
-        task="t",
-        model="m",
-        kind="k",
-        digest="d",
-        outputs=outputs,
-        result=result,
-        seconds=seconds,
-        fleetpress_version="1",
-    )
-    assert record_from_json(loads(dumps(to_json(record)))) == record

@@ -6,14 +6,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import InvalidData
-from .parquet_pages import PagesError, file_around, footer_of, pages, row_groups
+from .parquet_pages import file_around, footer_of, needed_of, pages, row_groups
+from .parquet_thrift import PagesError
 
 _MOST_RATIO = 200
 _ALWAYS_ALLOWED_BYTES = 256 << 20
 _WIDEST_BYTES = 8
 _MOST_DIMENSIONS = 64  # of NumPy
-# Arrow's own notes on the types, for which Arrow calls Python code of extension types (Ray registers some).
-_ARROW_SCHEMA = b"ARROW:schema"
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
@@ -21,24 +20,17 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 def read_parquet(data: bytes, where: str) -> dict[str, Array]:
     """Every column as an array of shape (rows, ...). Raises InvalidData naming the column (text, nulls, ragged)."""
     try:
-        footer = footer_of(data).replace(_ARROW_SCHEMA, b"-" * len(_ARROW_SCHEMA))
+        footer = needed_of(footer_of(data))
         metadata = pq.ParquetFile(pa.BufferReader(file_around(footer))).metadata
         file = pq.ParquetFile(pa.BufferReader(data), metadata=metadata)
         _check_kinds(file.schema_arrow, where)
-        _check_pages(data, _as_arrow_reads(metadata))
+        _check_pages(data, footer)
         table = file.read()
     except MemoryError:  # also one of Arrow's; the sizes are proved, so it is about this machine
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InvalidData(f"{where} is no intact Parquet file ({str(error)[:200]}); write it again") from None
     return {name: _column(table[name].combine_chunks(), name, where) for name in table.column_names}
-
-
-def _as_arrow_reads(metadata: pq.FileMetaData) -> bytes:
-    """The footer in Arrow's own spelling: a second reader of a stranger's spelling could understand it differently."""
-    written = pa.BufferOutputStream()
-    metadata.write_metadata_file(written)
-    return footer_of(written.getvalue().to_pybytes())
 
 
 def _check_kinds(schema: pa.Schema, where: str) -> None:

@@ -1,11 +1,13 @@
 """What a Parquet file really holds, told by the headers of its pages: the numbers in its footer may lie.
 
-Format: https://github.com/apache/parquet-format (README.md, parquet.thrift), headers in Thrift's compact protocol.
+Format: https://github.com/apache/parquet-format (README.md, parquet.thrift).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from .parquet_thrift import BINARY, I32, I64, REFUSED, STRUCT, Compact, PagesError, Shape
 
 _MAGIC = b"PAR1"
 _LENGTH_BYTES = 4
@@ -14,35 +16,32 @@ _MOST_PAGES = 100_000
 _MOST_NESTING = 16
 _DATA, _DICTIONARY, _DATA_2 = 0, 2, 3  # kinds of page that hold values, and the fields of their headers
 _FIELD_BY_KIND = {_DATA: 5, _DICTIONARY: 7, _DATA_2: 8}
-_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    12,
-)
 
-# What is read of a struct: its fields by number, each an integer of that kind, a struct, or a list of one shape.
-Shape = int | dict[int, "Shape"] | list["Shape"]
-_VALUES: dict[int, Shape] = {1: _I32}
-_PAGE_HEADER: dict[int, Shape] = {
-    1: _I32,
-    2: _I32,
-    3: _I32,
-    **dict.fromkeys(_FIELD_BY_KIND.values(), _VALUES),
+# By the numbers of parquet.thrift. What is asked of a page header, and of a footer:
+_VALUES: dict[int, Shape] = {1: I32}
+_PAGE_HEADER: dict[int, Shape] = {1: I32, 2: I32, 3: I32, **dict.fromkeys(_FIELD_BY_KIND.values(), _VALUES)}
+_COLUMN: dict[int, Shape] = {3: {5: I64, 7: I64, 9: I64, 11: I64}}
+_FOOTER: dict[int, Shape] = {3: I64, 4: [{1: [_COLUMN], 3: I64}]}
+# And all that it takes to read one: no statistics, indexes, orders, notes of other programs.
+_SCHEMA_ELEMENT: dict[int, Shape] = {4: BINARY, 10: STRUCT, **dict.fromkeys((1, 2, 3, 5, 6, 7, 8, 9), I32)}
+_COLUMN_DATA: dict[int, Shape] = {
+    1: I32,
+    2: [I32],
+    3: [BINARY],
+    4: I32,
+    **dict.fromkeys((5, 6, 7, 9, 11), I64),
 }
-_COLUMN: dict[int, Shape] = {3: {5: _I64, 7: _I64, 9: _I64, 11: _I64}}
-_FOOTER: dict[int, Shape] = {3: _I64, 4: [{1: [_COLUMN], 3: _I64}]}
-
-
-class PagesError(ValueError):
-    """What is wrong with a Parquet file, in one line."""
+_CHUNK: dict[int, Shape] = {1: BINARY, 2: I64, 3: _COLUMN_DATA, 8: REFUSED, 9: REFUSED}
+_GROUP: dict[int, Shape] = {1: [_CHUNK], 2: I64, 3: I64}
+_NEEDED: dict[int, Shape] = {
+    1: I32,
+    2: [_SCHEMA_ELEMENT],
+    3: I64,
+    4: [_GROUP],
+    6: BINARY,
+    8: REFUSED,
+    9: REFUSED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +88,18 @@ def file_around(footer: bytes) -> bytes:
     return _MAGIC + footer + len(footer).to_bytes(_LENGTH_BYTES, "little") + _MAGIC
 
 
-def row_groups(footer: bytes) -> list[RowGroup]:
-    """The parts that a footer states, which add up to the rows that it states. Raises PagesError.
+def needed_of(footer: bytes) -> bytes:
+    """The footer with what it takes to read the columns, and nothing else. Raises PagesError, also for encrypted files.
 
-    pyarrow's own view of them (26.0.1) ends the process where Arrow finds a fault in the statistics of a column.
+    Arrow (26.0.1) ends the process over statistics, and reads a list for what it should hold whatever it says: so Arrow
+    is given nothing that was not understood here.
     """
-    fields = _Compact(footer, 0, len(footer)).struct(_MOST_NESTING, _FOOTER)
+    return Compact(footer, 0, len(footer)).needed(_MOST_NESTING, _NEEDED)
+
+
+def row_groups(footer: bytes) -> list[RowGroup]:
+    """The parts that a footer states, which add up to the rows that it states. Raises PagesError."""
+    fields = Compact(footer, 0, len(footer)).struct(_MOST_NESTING, _FOOTER)
     groups = [
         RowGroup(
             rows=_count(group.get(3)), chunks=tuple(_chunk(column.get(3, {})) for column in group.get(1, ()))
@@ -122,7 +127,7 @@ def pages(data: bytes, start: int, size_bytes: int) -> Iterator[Page]:
         raise PagesError(f"a column lies at bytes {start} to {end} of a file of {len(data)}")
     count = 0
     while start < end:
-        reader = _Compact(data, start, end)
+        reader = Compact(data, start, end)
         header = reader.struct(_MOST_NESTING, _PAGE_HEADER)
         kind, unpacked, packed = (_count(header.get(field)) for field in (1, 2, 3))
         values = _count(header.get(_FIELD_BY_KIND.get(kind, 0), {}).get(1))
@@ -137,88 +142,3 @@ def pages(data: bytes, start: int, size_bytes: int) -> Iterator[Page]:
 def _count(field: object) -> int:
     """A field that must be a number and not negative; -1 if it is not."""
     return field if isinstance(field, int) else -1
-
-
-class _Compact:
-    """Thrift's compact protocol. What is asked for must be there once and as asked: readers differ about the rest."""
-
-    def __init__(self, data: bytes, position: int, end: int) -> None:
-        self._data, self.position, self._end = data, position, end
-
-    def struct(self, depth: int, shape: dict[int, Shape]) -> dict[int, Any]:
-        """The fields of `shape` by number; what else there is is passed over."""
-        fields: dict[int, Any] = {}
-        number = 0
-        while head := self._byte():
-            number = number + (head >> 4) if head >> 4 else self._signed()
-            value = self._value(head & 0xF, depth, shape.get(number))
-            if number in fields:
-                raise PagesError(f"a header has its field {number} twice")
-            if number in shape:
-                fields[number] = value
-        return fields
-
-    def _value(self, kind: int, depth: int, shape: Shape | None) -> Any:  # noqa: PLR0911 - one for every kind
-        if not depth:
-            raise PagesError("a header is nested too deeply")
-        if shape is not None and kind != _kind(shape):
-            raise PagesError(f"a header has a field of kind {kind} where one of kind {_kind(shape)} belongs")
-        if kind in (_TRUE, _FALSE):
-            return None
-        if kind == _BYTE:
-            return self._skip(1)
-        if kind in (_I16, _I32, _I64):
-            return self._signed()
-        if kind == _DOUBLE:
-            return self._skip(8)
-        if kind == _BINARY:
-            return self._skip(self._unsigned())
-        if kind in (_LIST, _SET):
-            return self._list(depth - 1, shape[0] if isinstance(shape, list) else None)
-        if kind == _STRUCT:
-            return self.struct(depth - 1, shape if isinstance(shape, dict) else {})
-        raise PagesError("a header has a field that none of its kind has")  # maps: the format has none
-
-    def _list(self, depth: int, shape: Shape | None) -> list[Any]:
-        head = self._byte()
-        size = head >> 4 if head >> 4 < 15 else self._unsigned()
-        kind = head & 0xF
-        if size > self._end - self.position:  # an item has a byte at least
-            raise PagesError("a header has a list that is longer than its place")
-        found = []
-        for _ in range(size):
-            if shape is not None:
-                found.append(self._value(kind, depth, shape))
-            elif kind in (_TRUE, _FALSE):  # as items they have a byte of their own
-                self._skip(1)
-            else:
-                self._value(kind, depth, None)
-        return found
-
-    def _byte(self) -> int:
-        self._skip(1)
-        return self._data[self.position - 1]
-
-    def _skip(self, size: int) -> None:
-        self.position += size
-        if self.position > self._end:
-            raise PagesError("a header is cut short")
-
-    def _unsigned(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._byte()
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-            if shift > 63:
-                raise PagesError("a header has a number of more than 64 bits")
-
-    def _signed(self) -> int:
-        value = self._unsigned()
-        return value >> 1 ^ -(value & 1)
-
-
-def _kind(shape: Shape) -> int:
-    return shape if isinstance(shape, int) else _STRUCT if isinstance(shape, dict) else _LIST

@@ -16,13 +16,14 @@ from fleetpress.storage.parquet import read_parquet
 from fleetpress.storage.parquet_pages import (
     Chunk,
     Page,
-    PagesError,
     RowGroup,
     file_around,
     footer_of,
+    needed_of,
     pages,
     row_groups,
 )
+from fleetpress.storage.parquet_thrift import PagesError
 
 ROWS = 5000
 RANDOM = np.random.default_rng(0)
@@ -196,6 +197,12 @@ def stated(column: tuple[tuple[int, int, int], ...], rows: int = 3, all_rows: in
     return b"\x36" + varint(all_rows) + b"\x19\x1c" + group + b"\0"
 
 
+def test_a_footer_of_millions_of_nothing() -> None:
+    size = 2_000_000
+    with pytest.raises(PagesError, match="lists 2000000 things"):
+        needed_of(b"\x49\xfc" + varint(size // 2) + bytes(size + 1))
+
+
 def test_what_a_footer_states() -> None:
     (group,) = row_groups(stated(PLAIN_COLUMN))
     assert group == RowGroup(rows=3, chunks=(Chunk(values=3, start=4, size_bytes=70),))
@@ -220,11 +227,36 @@ def test_a_footer_that_readers_could_read_differently(footer: bytes, message: st
         row_groups(footer)
 
 
-def test_what_arrow_reads_is_checked_whatever_the_footer_seems_to_be() -> None:
-    """Arrow takes the items of the schema for structs, whatever the list says that they are."""
+def test_arrow_is_given_nothing_but_what_it_takes_to_read() -> None:
+    """No statistics: pyarrow 26.0.1 ends the process when it looks at wrong ones. No notes of other programs."""
+    data = written(write_page_index=True)
+    assert pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(1).statistics
+    needed = pq.ParquetFile(io.BytesIO(file_around(needed_of(footer_of(data))))).metadata
+    assert needed.metadata is None
+    column = needed.row_group(0).column(1)
+    assert column.statistics is None
+    assert not column.has_column_index
+    assert needed.created_by.startswith("parquet-cpp-arrow")
+    assert needed_of(needed_of(footer_of(data))) == needed_of(footer_of(data))
+
+
+def test_what_arrow_would_read_differently_is_refused() -> None:
+    """Arrow takes the items of a list for what they should be, whatever the list says that they are."""
     data = written(pa.table({"a": [1.0, 2.0]}))
     at = data.rindex(b"\x15\x04\x19\x2c")
-    assert read_parquet(data[: at + 3] + b"\x21" + data[at + 4 :], "a.parquet")["a"].tolist() == [1.0, 2.0]
+    lie = data[: at + 3] + b"\x21" + data[at + 4 :]
+    assert pq.read_table(pa.BufferReader(lie)).to_pydict() == {"a": [1.0, 2.0]}
+    with pytest.raises(InvalidData, match="items of kind 1 where 12 belongs"):
+        read_parquet(lie, "a.parquet")
+
+
+def test_a_footer_that_says_how_it_is_encrypted() -> None:
+    """Arrow (26.0.1) has been seen to end the process over one."""
+    footer = footer_of(CONSTANT)
+    algorithm = b"\x0c\x10\x1c\0\0"  # field 8, in full: a union of a struct
+    encrypted = CONSTANT[: -len(footer) - 8] + file_around(footer[:-1] + algorithm + b"\0")[4:]
+    with pytest.raises(InvalidData, match="encrypted"):
+        read_parquet(encrypted, "a.parquet")
 
 
 def test_one_number_billions_of_times_is_a_bomb() -> None:

@@ -22,7 +22,7 @@ LONGEST_BYTES = 64 << 10
 MEMORY_MEGABYTES = 3000
 SECONDS_PER_CASE = 15
 SECONDS_PER_SEED = 0.2  # of processor time: bombs, of which every change is another one, would take all of it
-PROCESS_SECONDS = 90  # to start and to end, beside the fuzzing itself
+PROCESS_SECONDS = 300  # to start, read the seeds and end, beside the fuzzing itself, on a busy machine
 STATED = re.compile(rb"Done (\d+) in (\d+) second|stat::number_of_executed_units: (\d+)")
 
 sys.path.insert(0, str(FUZZ))

@@ -108,7 +108,7 @@ def read_yaml(text: str, name: str) -> Document:
         line = text.count("\n", 0, error.position) + 1
         what = f"character U+{ord(text[error.position]):04X} is not text"
         raise SpecError(f"{name}:{line}: not valid YAML: {what}; save the file as UTF-8") from None
-    except ValueError:  # PyYAML lets an escape such as "\U00110000" run into chr()
+    except (ValueError, OverflowError):  # PyYAML lets an escape such as "\U00110000" run into chr()
         raise SpecError(
             f"{name}: not valid YAML: an escape `\\U...` names no character; use single quotes"
         ) from None

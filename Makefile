@@ -4,6 +4,7 @@
 PYTHON      ?= python3
 DEMO_ARGS   ?=
 PYTEST_ARGS ?=
+FUZZ_ARGS   ?=
 
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -23,7 +24,7 @@ help:
 	@echo "make crashes    a crash at every operation of the store"
 	@echo "make ray-matrix workers, nodes, drivers and heads die           (6 min)"
 	@echo "make soak       200 models while everything dies and throttles  (5 min)"
-	@echo "make fuzz       guided by coverage, everything that is parsed  (35 min)"
+	@echo "make fuzz       guided by coverage, everything that is parsed  (40 min; FUZZ_ARGS='uri --minutes 1')"
 	@echo "make scale      100, 1,000 and 10,000 models, no-op steps       (4 min)"
 	@echo "make check      lint + types + contracts"
 	@echo "make format     let ruff rewrite the sources"
@@ -51,7 +52,7 @@ soak: $(VENV)/.test
 
 fuzz: $(VENV)/.test
 	$(PIP) -e '.[fuzz]'
-	$(BIN)/python benchmarks/fuzz/fuzz.py
+	$(BIN)/python benchmarks/fuzz/fuzz.py $(FUZZ_ARGS)
 
 scale: $(VENV)/.test
 	$(BIN)/python benchmarks/fleet/scale.py

@@ -4,11 +4,10 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import LATEST, MANIFEST, METRICS, read_manifest, resolve, verify_files
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
 from fleetpress.storage.sources import CONFIG, INDEX
-from fleetpress.storage.store import ObjectStore, open_store
+from fleetpress.storage.store import ObjectStore, open_store, read_json
 
 from .errors import UsageError
 from .threads import side_by_side
@@ -45,10 +44,10 @@ def _entry(store: ObjectStore, name: str) -> dict[str, Any] | None:
 
 
 def _told(store: ObjectStore, name: str) -> dict[str, Any]:
-    pointer = canonical_json.loads(store.get(f"models/{name}/{LATEST}"))
+    pointer = read_json(store, f"models/{name}/{LATEST}")
     place = f"models/{name}/{pointer['digest']}"
-    manifest = canonical_json.loads(store.get(f"{place}/{MANIFEST}"))
-    metrics = canonical_json.loads(store.get(f"{place}/{METRICS}"))
+    manifest = read_json(store, f"{place}/{MANIFEST}")
+    metrics = read_json(store, f"{place}/{METRICS}")
     return {
         "name": name,
         **{key: pointer[key] for key in ("digest", "run")},

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import exists
 from fleetpress.storage.errors import ObjectNotFound, StorageError
-from fleetpress.storage.store import ObjectStore
+from fleetpress.storage.store import MOST_JSON_BYTES, ObjectStore
 
 BEAT_SECONDS = 4.0
 DEAD_SECONDS = 20.0  # a run that was not seen to beat for this long is dead
@@ -100,7 +100,7 @@ class Watch:
     def is_alive(self, run: str) -> bool:
         """False once the run has ended, or its sign has stayed the same for DEAD_SECONDS of looking."""
         try:
-            sign = self._store.get(alive_key(run))
+            sign = self._store.get(alive_key(run), most_bytes=MOST_JSON_BYTES)
         except ObjectNotFound:
             return False
         if _has_died_here(sign):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Set
 
-from fleetpress.storage.canonical_json import dumps, loads
+from fleetpress.storage.canonical_json import dumps
 from fleetpress.storage.errors import ObjectNotFound
-from fleetpress.storage.store import ObjectStore
+from fleetpress.storage.store import ObjectStore, read_json
 
 from .tasks import Output, Task, TaskRecord, record_from_json, to_json
 from .threads import side_by_side
@@ -61,10 +61,10 @@ class Ledger:
         """The record of a finished task, its objects not looked for; None if there is no valid one."""
         key = _key(digest)
         try:
-            record = record_from_json(loads(self.store.get(key)))
+            record = record_from_json(read_json(self.store, key))
         except ObjectNotFound:
             return None
-        except ValueError as error:  # torn, not UTF-8, not JSON, or not a record
+        except ValueError as error:  # torn, endless, not UTF-8, not JSON, or not a record
             _log.warning("%s/%s is no valid record (%s): the task runs again", self.store.uri, key, error)
             return None
         if record.digest != digest:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import (
     LATEST,
     MANIFEST,
@@ -14,7 +13,7 @@ from fleetpress.storage.artifact import (
     point_latest,
 )
 from fleetpress.storage.errors import ArtifactCorrupt, StorageError
-from fleetpress.storage.store import ObjectStore, text_field
+from fleetpress.storage.store import ObjectStore, read_json, text_field
 
 from .results import ModelResult, latest_rows, measured_result
 from .threads import side_by_side
@@ -60,7 +59,7 @@ def _unchanged(
 def _measured(store: ObjectStore, name: str, digest: str) -> ModelResult:
     key = artifact_key(name, digest, METRICS)
     try:
-        return measured_result(name, "unchanged", digest, canonical_json.loads(store.get(key)))
+        return measured_result(name, "unchanged", digest, read_json(store, key))
     except (ValueError, LookupError, TypeError):
         folder = f"{store.uri}/{_MODELS}{name}/{digest}"
         raise ArtifactCorrupt(f"{store.uri}/{key} is damaged; delete {folder} and run again") from None

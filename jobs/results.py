@@ -8,10 +8,9 @@ from functools import partial
 from heapq import nlargest
 from typing import Any, Literal, get_args
 
-from fleetpress.storage import canonical_json
 from fleetpress.storage.artifact import METRICS, artifact_key
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
-from fleetpress.storage.store import ObjectStore
+from fleetpress.storage.store import ObjectStore, read_json
 
 from .threads import side_by_side
 
@@ -32,6 +31,8 @@ _KINDS = {
 }
 _SUMMARY_SECONDS = 2.0
 _SUMMARY_SHARE = 0.05
+_MOST_SUMMARY_BYTES = 1 << 30  # of a million models
+_MOST_SUMMARY_SIGNS = 64_000_000
 _NAMED_RUNS = 10  # in a message
 
 
@@ -176,7 +177,7 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
         run = known[-1]
     key = summary_key(run)
     try:
-        told = canonical_json.loads(store.get(key))
+        told = read_json(store, key, most_bytes=_MOST_SUMMARY_BYTES, most_signs=_MOST_SUMMARY_SIGNS)
         models = tuple(map(_row, told["models"]))
         return FleetResult(**{**told, "models": models, "warnings": tuple(told.get("warnings", ()))})
     except ObjectNotFound:
@@ -260,7 +261,7 @@ def layers_of(store: ObjectStore, result: FleetResult) -> dict[str, Mapping[str,
 
 def _metrics(store: ObjectStore, model: ModelResult) -> Mapping[str, Any] | None:
     try:
-        found = canonical_json.loads(store.get(artifact_key(model.name, str(model.digest), METRICS)))
+        found = read_json(store, artifact_key(model.name, str(model.digest), METRICS))
     except (ObjectNotFound, ValueError):
         return None
     return found if isinstance(found, dict) else None

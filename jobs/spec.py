@@ -30,6 +30,9 @@ from .spec_fields import (
 from .spec_lines import read_yaml
 from .spec_messages import explain
 
+_MOST_BYTES = 16 << 20  # a hundred thousand models, one by one; a minute to read
+_MOST_PROBLEMS = 1_000
+
 
 class InputSpec(Strict):
     """An example input of a module: its shape (the word `batch` for a free batch size) and dtype."""
@@ -82,13 +85,7 @@ class Spec(Strict):
 def load_spec(path: str) -> Spec:
     """The spec in a file or at an `s3://` uri. Raises SpecError; StorageError when the store cannot be read."""
     try:
-        if is_s3(path):
-            root, key = split(path)
-            raw = open_store(root).get(key)
-        else:
-            with open(path, "rb") as file:
-                raw = file.read()
-        text = raw.decode("utf-8-sig")
+        text = _read(path).decode("utf-8-sig")
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}; give the path of a YAML file") from None
     except (InvalidUri, ObjectNotFound) as error:
@@ -97,6 +94,22 @@ def load_spec(path: str) -> Spec:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise SpecError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
     return parse_spec(text, path)
+
+
+def _read(path: str) -> bytes:
+    """The bytes at a path or uri; what never ends is left."""
+    if is_s3(path):
+        root, key = split(path)
+        store = open_store(root)
+        size_bytes = store.head(key).size_bytes
+        raw = store.get(key) if size_bytes <= _MOST_BYTES else b""
+    else:
+        with open(path, "rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        size_bytes = len(raw)
+    if size_bytes > _MOST_BYTES:
+        raise SpecError(f"{path}: more than {_MOST_BYTES} bytes; name models by patterns, or split the fleet")
+    return raw
 
 
 def parse_spec(text: str, name: str) -> Spec:
@@ -114,7 +127,13 @@ def parse_spec(text: str, name: str) -> Spec:
     problems += check(document)
     if problems or spec is None:
         ordered = sorted(problems, key=lambda problem: problem.line)
-        raise SpecError("\n".join(dict.fromkeys(problem.render(name) for problem in ordered)))
+        lines = list(dict.fromkeys(problem.render(name) for problem in ordered))
+        more = (
+            [f"{name}: and {len(lines) - _MOST_PROBLEMS} more problems"]
+            if len(lines) > _MOST_PROBLEMS
+            else []
+        )
+        raise SpecError("\n".join(lines[:_MOST_PROBLEMS] + more))
     return spec.model_copy(
         update={"recipes": {key: _completed(recipe) for key, recipe in spec.recipes.items()}}
     )

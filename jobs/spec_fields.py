@@ -26,6 +26,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]+)")
 _DURATION_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 _LONGEST_DURATION = 1e9  # of any unit; infinity would never end
 _LEAST_MEMORY_BYTES = 2**20
+_MOST = 2**31  # of counts and sizes of an input: torch counts in so many bits, and a float holds them exactly
 
 
 def nearest(word: str, valid: Collection[str]) -> str:
@@ -99,9 +100,9 @@ def _pattern(value: str) -> str:
 
 
 def _dimension(value: Any) -> int | str:
-    if value == "batch" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    if value == "batch" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value < _MOST):
         return value  # type: ignore[no-any-return]
-    raise mistake(f"should be a whole number from 1, or the word batch, not {value!r}")
+    raise mistake(f"should be a whole number from 1, or the word batch, not {shortened(repr(value))}")
 
 
 def _size(value: Any) -> int:
@@ -135,11 +136,12 @@ def _duration(value: Any) -> float:
 def _drop(value: Any) -> float | str:
     """A number stays absolute, `1%` stays relative; both in one spelling."""
     match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
-    if match is not None:
+    if match is not None and float(match[1]) < _MOST:
         return f"{float(match[1])!r}%".replace(".0%", "%")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _MOST:
         raise mistake(
-            f"should be a number from 0 (absolute) or a percentage such as 1% (relative), not {value!r}"
+            "should be a number from 0 (absolute) or a percentage such as 1% (relative),"
+            f" not {shortened(repr(value))}"
         )
     return float(value)
 
@@ -235,7 +237,7 @@ Shape = Annotated[tuple[Annotated[int | str, BeforeValidator(_dimension)], ...],
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=_MOST)]
 
 Pruner = Annotated[str, _known("pruning method", _sparsifiers, _pruners)]
 PatternNM = Annotated[str, AfterValidator(_pattern_n_m)]

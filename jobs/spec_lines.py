@@ -15,9 +15,10 @@ from .errors import SpecError
 
 Path = tuple[str | int, ...]
 
-_MOST_VALUES = 1_000_000  # aliases can multiply a small file into billions of values
+_MOST_VALUES = 500_000  # aliases can multiply a small file into billions of values
 _MOST_MERGES = 100_000  # so can `<<`, without a single new value
 _LONGEST_SHOWN = 100
+_LONGEST_MESSAGE = 500
 _PLAIN = "tag:yaml.org,2002:"
 _MERGE = f"{_PLAIN}merge"
 _WORDS: dict[str, Callable[[str], Any]] = {
@@ -48,7 +49,8 @@ class Problem:
     def render(self, name: str) -> str:
         """`file:line: path: what`."""
         place = f"{name}:{self.line}" if self.line else name
-        return f"{place}: {dotted(self.path)}: {self.what}" if self.path else f"{place}: {self.what}"
+        what = told(self.what)
+        return f"{place}: {told(dotted(self.path))}: {what}" if self.path else f"{place}: {what}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,14 @@ def dotted(path: Path) -> str:
     return "".join(f"[{word}]" if isinstance(word, int) else f".{word}" for word in path).removeprefix(".")
 
 
+def told(text: str) -> str:
+    """`text` as one line of a message: what is not printable is escaped, and of an endless one the middle left out."""
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[: 2 * _LONGEST_MESSAGE])
+    if len(text) > _LONGEST_MESSAGE:  # what to do stands at its end
+        line = f"{line[: _LONGEST_MESSAGE // 2]} ... {told(text[-_LONGEST_MESSAGE // 2 :])}"
+    return line
+
+
 def shortened(text: str) -> str:
     """`text`, cut where a message would become unreadable."""
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
@@ -86,7 +96,7 @@ def read_yaml(text: str, name: str) -> Document:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = " ".join(part for part in (error.context, error.problem) if part)
+        what = told(" ".join(part for part in (error.context, error.problem) if part))
         remedy = next((f"; {remedy}" for sign, remedy in _REMEDIES.items() if sign in what), "")
         begun = error.context_mark.line + 1 if error.context_mark else 0
         if mark and 0 < begun <= mark.line:
@@ -98,7 +108,7 @@ def read_yaml(text: str, name: str) -> Document:
         line = text.count("\n", 0, error.position) + 1
         what = f"character U+{ord(text[error.position]):04X} is not text"
         raise SpecError(f"{name}:{line}: not valid YAML: {what}; save the file as UTF-8") from None
-    except ValueError:  # PyYAML lets an escape such as "\U00110000" run into chr()
+    except (ValueError, OverflowError):  # PyYAML lets an escape such as "\U00110000" run into chr()
         raise SpecError(
             f"{name}: not valid YAML: an escape `\\U...` names no character; use single quotes"
         ) from None
@@ -222,7 +232,8 @@ class _Reader:
         try:
             return _WORDS.get(node.tag.removeprefix(_PLAIN), str)(text)
         except (ValueError, KeyError):
-            self._problem(path, f"`{shortened(text)}` does not fit its tag `{node.tag}`; delete the tag")
+            remedy = "delete the tag" if len(text) <= _LONGEST_SHOWN else "write a smaller number"
+            self._problem(path, f"`{shortened(text)}` does not fit its tag `{node.tag}`; {remedy}")
             return text
 
     def _check_tag(self, node: yaml.Node, path: Path, plain: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from . import canonical_json
 from .errors import ArtifactCorrupt, NotWritable, ObjectNotFound
-from .store import ObjectStore, open_store
+from .store import ObjectStore, open_store, read_json
 from .uri import is_valid_key, join, validate_key
 
 MANIFEST = "manifest.json"
@@ -232,7 +232,7 @@ def exists(store: ObjectStore, key: str) -> bool:
 
 def _json_object(store: ObjectStore, key: str) -> dict[str, object]:
     try:
-        value = canonical_json.loads(store.get(key))
+        value = read_json(store, key)
     except ValueError as error:
         raise ArtifactCorrupt(f"{join(store.uri, key)} is not JSON: publish the model again") from error
     if not isinstance(value, dict):

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from .json_text import MOST_SIGNS, check_signs
+
 
 def dumps(value: object) -> bytes:
     """UTF-8 JSON with sorted keys, two spaces of indent and a final newline.
@@ -13,8 +15,12 @@ def dumps(value: object) -> bytes:
     return text.encode() + b"\n"
 
 
-def loads(data: bytes) -> Any:
-    """The value in JSON from the store. Raises ValueError for what is not UTF-8, not JSON, or nested beyond reason."""
+def loads(data: bytes, *, most_signs: int = MOST_SIGNS) -> Any:
+    """The value in JSON from the store.
+
+    Raises ValueError for what is not UTF-8, not JSON, nested beyond reason, or of more values than `most_signs`.
+    """
+    check_signs(data, most_signs)
     try:
         return json.loads(data)
     except RecursionError:

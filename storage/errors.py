@@ -8,6 +8,7 @@
     ├── StoreUnreachable      endpoint down, time-outs, server errors that outlived the retries
     │   └── WriteConflict     a conditional write met another one of the same key; nobody knows yet who wins
     ├── SourceChanged         the object is not the one that was pinned (etag, length)
+    ├── TooLarge              an object of more bytes than its reader takes
     ├── UploadGone            an upload in parts that was completed or aborted, or whose parts are not those recorded
     ├── NotWritable           read-only, full, or without the means of an atomic write
     ├── InvalidModelFile      a model file that is corrupt or lies about itself
@@ -60,6 +61,10 @@ class WriteConflict(StoreUnreachable):
 
 class SourceChanged(StorageError):
     """The object is not the one that was planned with: another etag, or fewer bytes."""
+
+
+class TooLarge(StorageError):
+    """The object has more bytes than whoever asked for it takes; none of them was read."""
 
 
 class UploadGone(StorageError):

@@ -22,8 +22,11 @@ _CONSTANTS = frozenset({"true", "false", "int_oo"})
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.BitOr)
 _COMPARISONS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 _MAX_LENGTH = 4_000
+# What sympy simplifies as it builds, at a cost that grows fast: in all, these bounds keep it below some seconds.
+_ARITHMETIC = frozenset({"Add", "Float", "Integer", "Mul", "Pow", "Rational", "Symbol"})
+_MAX_NESTING = 32  # of the other functions: 48 divisions in one another take a second, 150 take minutes
 _EXTREMA = ("Max", "Min")
-_MAX_EXTREMA = 16  # sympy compares every argument of them with every other, a second for forty
+_MAX_EXTREMA = 16  # arguments: forty take a second, too
 _MAX_EXPONENT = 16  # a power of a symbol is fine; towers of numbers would eat all memory before any check
 
 
@@ -33,7 +36,7 @@ def is_safe_expression(text: str) -> bool:
         return False
     try:
         tree = ast.parse(text, mode="eval")
-        return _safe(tree.body) and _extrema(tree) <= _MAX_EXTREMA
+        return _safe(tree.body) and _extrema(tree) <= _MAX_EXTREMA and _nesting(tree) <= _MAX_NESTING
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
@@ -89,6 +92,14 @@ def _extrema(tree: ast.AST) -> int:
     """The arguments of all maxima and minima."""
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and _call_name(node) in _EXTREMA)
     return sum(len(call.args) for call in calls)
+
+
+def _nesting(node: ast.AST) -> int:
+    """How many functions that are more than arithmetic stand in one another; `//` and `%` are such, too."""
+    inner = max(map(_nesting, ast.iter_child_nodes(node)), default=0)
+    if isinstance(node, ast.Call):
+        return inner + (_call_name(node) not in _ARITHMETIC)
+    return inner + (isinstance(node, ast.BinOp) and isinstance(node.op, ast.FloorDiv | ast.Mod))
 
 
 def _call_name(node: ast.expr) -> str:

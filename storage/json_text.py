@@ -5,18 +5,20 @@ from typing import Any
 
 from .quoting import one_line, quoted
 
-_MOST_SIGNS = 4_000_000  # a value takes some 100 bytes, however little its text; so this is about 400 MB
+MOST_SIGNS = 4_000_000  # a value takes some 100 bytes, however little its text; so this is about 400 MB
 _STRUCTURE = b",:[{"
 
 
-def parse_json(data: bytes, *, most_signs: int = _MOST_SIGNS) -> Any:
-    """The value that `data` holds. ValueError says in one line why there is none.
-
-    `most_signs`: so many commas, colons and brackets may be in it; they are counted before anything is built.
-    """
+def check_signs(data: bytes, most_signs: int = MOST_SIGNS) -> None:
+    """ValueError for JSON of more values than that: commas, colons and brackets are counted, and nothing is built."""
     signs = sum(map(data.count, (bytes([sign]) for sign in _STRUCTURE)))
     if signs > most_signs:
         raise ValueError(f"it has about {signs} values and keys, more than {most_signs}")
+
+
+def parse_json(data: bytes, *, most_signs: int = MOST_SIGNS) -> Any:
+    """The value that `data` holds. ValueError says in one line why there is none; `most_signs` as for check_signs."""
+    check_signs(data, most_signs)
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique)
     except RecursionError:

@@ -39,7 +39,7 @@ from .local_files import (
     writing,
 )
 from .local_links import check_inside
-from .store import MAX_PARTS, ObjectInfo, StoreProbe, Unfinished, bytes_of, flat_view, probe_store
+from .store import MAX_PARTS, ObjectInfo, StoreProbe, Unfinished, bytes_of, check_size, flat_view, probe_store
 from .uri import is_valid_key, normalize, validate_key
 
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only the second
@@ -57,12 +57,13 @@ class FolderStore:
     def __init__(self, uri: str) -> None:
         self.uri = os.path.abspath(normalize(uri))
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, etag: str | None = None, most_bytes: int | None = None) -> bytes:
         """See ObjectStore."""
         path = self._path(key)
         with self._reading(path) as file:
             before = identity_of(file.fileno())
             self._check_etag(file, path, etag)
+            check_size(path, file.seek(0, os.SEEK_END), most_bytes)
             file.seek(0)
             data = file.read()
             self._check_untouched(file, path, etag, before)

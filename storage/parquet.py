@@ -6,14 +6,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import InvalidData
-from .parquet_pages import PagesError, file_around, footer_of, pages
+from .parquet_pages import file_around, footer_of, needed_of, pages, row_groups
+from .parquet_thrift import PagesError
 
 _MOST_RATIO = 200
 _ALWAYS_ALLOWED_BYTES = 256 << 20
 _WIDEST_BYTES = 8
 _MOST_DIMENSIONS = 64  # of NumPy
-# Arrow's own notes on the types, for which Arrow calls Python code of extension types (Ray registers some).
-_ARROW_SCHEMA = b"ARROW:schema"
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
@@ -21,11 +20,11 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 def read_parquet(data: bytes, where: str) -> dict[str, Array]:
     """Every column as an array of shape (rows, ...). Raises InvalidData naming the column (text, nulls, ragged)."""
     try:
-        footer = footer_of(data).replace(_ARROW_SCHEMA, b"-" * len(_ARROW_SCHEMA))
+        footer = needed_of(footer_of(data))
         metadata = pq.ParquetFile(pa.BufferReader(file_around(footer))).metadata
         file = pq.ParquetFile(pa.BufferReader(data), metadata=metadata)
         _check_kinds(file.schema_arrow, where)
-        _check_pages(data, metadata)
+        _check_pages(data, footer)
         table = file.read()
     except MemoryError:  # also one of Arrow's; the sizes are proved, so it is about this machine
         raise
@@ -49,26 +48,21 @@ def _check_kinds(schema: pa.Schema, where: str) -> None:
             raise InvalidData(f"{where}: column {field.name!r} has {dimensions} dimensions; write fewer")
 
 
-def _check_pages(data: bytes, metadata: pq.FileMetaData) -> None:
+def _check_pages(data: bytes, footer: bytes) -> None:
     """The columns hold the values that the footer states, and no bomb: repeating a value costs a file nothing."""
     left_bytes = max(_ALWAYS_ALLOWED_BYTES, _MOST_RATIO * len(data))
-    rows = 0
-    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
-        rows += group.num_rows
-        for chunk in (group.column(index) for index in range(group.num_columns)):
-            if group.num_rows == chunk.num_values == 0:  # without a page, it lies nowhere
+    for group in row_groups(footer):
+        for chunk in group.chunks:
+            if group.rows == chunk.values == 0:  # without a page, it lies nowhere
                 continue
-            start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
             values = 0
-            for page in pages(data, start, chunk.total_compressed_size):
+            for page in pages(data, chunk.start, chunk.size_bytes):
                 values += 0 if page.is_dictionary else page.values
                 left_bytes -= page.unpacked_bytes + page.values * _WIDEST_BYTES
                 if left_bytes < 0:
                     raise PagesError("it unpacks to so much more than it has bytes that it is a likely bomb")
-            if values != chunk.num_values or not 0 <= group.num_rows <= values:
-                raise PagesError(f"a column states {chunk.num_values} values, and its pages {values}")
-    if rows != metadata.num_rows:
-        raise PagesError(f"it states {metadata.num_rows} rows, and its parts {rows}")
+            if values != chunk.values or group.rows > values:
+                raise PagesError(f"a column states {chunk.values} values, and its pages {values}")
 
 
 def _column(values: pa.Array, name: str, where: str) -> Array:

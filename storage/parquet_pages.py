@@ -1,11 +1,13 @@
 """What a Parquet file really holds, told by the headers of its pages: the numbers in its footer may lie.
 
-Format: https://github.com/apache/parquet-format (README.md, parquet.thrift), headers in Thrift's compact protocol.
+Format: https://github.com/apache/parquet-format (README.md, parquet.thrift).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from .parquet_thrift import BINARY, I32, I64, REFUSED, STRUCT, Compact, PagesError, Shape
 
 _MAGIC = b"PAR1"
 _LENGTH_BYTES = 4
@@ -14,12 +16,32 @@ _MOST_PAGES = 100_000
 _MOST_NESTING = 16
 _DATA, _DICTIONARY, _DATA_2 = 0, 2, 3  # kinds of page that hold values, and the fields of their headers
 _FIELD_BY_KIND = {_DATA: 5, _DICTIONARY: 7, _DATA_2: 8}
-_STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 0, 1, 2, 3, 7, 8, 9, 10, 11, 12
-_INTEGERS = (4, 5, 6)
 
-
-class PagesError(ValueError):
-    """What is wrong with a Parquet file, in one line."""
+# By the numbers of parquet.thrift. What is asked of a page header, and of a footer:
+_VALUES: dict[int, Shape] = {1: I32}
+_PAGE_HEADER: dict[int, Shape] = {1: I32, 2: I32, 3: I32, **dict.fromkeys(_FIELD_BY_KIND.values(), _VALUES)}
+_COLUMN: dict[int, Shape] = {3: {5: I64, 7: I64, 9: I64, 11: I64}}
+_FOOTER: dict[int, Shape] = {3: I64, 4: [{1: [_COLUMN], 3: I64}]}
+# And all that it takes to read one: no statistics, indexes, orders, notes of other programs.
+_SCHEMA_ELEMENT: dict[int, Shape] = {4: BINARY, 10: STRUCT, **dict.fromkeys((1, 2, 3, 5, 6, 7, 8, 9), I32)}
+_COLUMN_DATA: dict[int, Shape] = {
+    1: I32,
+    2: [I32],
+    3: [BINARY],
+    4: I32,
+    **dict.fromkeys((5, 6, 7, 9, 11), I64),
+}
+_CHUNK: dict[int, Shape] = {1: BINARY, 2: I64, 3: _COLUMN_DATA, 8: REFUSED, 9: REFUSED}
+_GROUP: dict[int, Shape] = {1: [_CHUNK], 2: I64, 3: I64}
+_NEEDED: dict[int, Shape] = {
+    1: I32,
+    2: [_SCHEMA_ELEMENT],
+    3: I64,
+    4: [_GROUP],
+    6: BINARY,
+    8: REFUSED,
+    9: REFUSED,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +51,23 @@ class Page:
     is_dictionary: bool
     values: int
     unpacked_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One column of a row group as the footer states it: its values, and where its pages lie."""
+
+    values: int
+    start: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """A part of the rows as the footer states it."""
+
+    rows: int
+    chunks: tuple[Chunk, ...]
 
 
 def footer_of(data: bytes) -> bytes:
@@ -49,6 +88,38 @@ def file_around(footer: bytes) -> bytes:
     return _MAGIC + footer + len(footer).to_bytes(_LENGTH_BYTES, "little") + _MAGIC
 
 
+def needed_of(footer: bytes) -> bytes:
+    """The footer with what it takes to read the columns, and nothing else. Raises PagesError, also for encrypted files.
+
+    Arrow (26.0.1) ends the process over statistics, and reads a list for what it should hold whatever it says: so Arrow
+    is given nothing that was not understood here.
+    """
+    return Compact(footer, 0, len(footer)).needed(_MOST_NESTING, _NEEDED)
+
+
+def row_groups(footer: bytes) -> list[RowGroup]:
+    """The parts that a footer states, which add up to the rows that it states. Raises PagesError."""
+    fields = Compact(footer, 0, len(footer)).struct(_MOST_NESTING, _FOOTER)
+    groups = [
+        RowGroup(
+            rows=_count(group.get(3)), chunks=tuple(_chunk(column.get(3, {})) for column in group.get(1, ()))
+        )
+        for group in fields.get(4, ())
+    ]
+    rows = sum(group.rows for group in groups)
+    if min((group.rows for group in groups), default=0) < 0 or rows != fields.get(3):
+        raise PagesError(f"it states {fields.get(3)} rows, and its parts {rows}")
+    return groups
+
+
+def _chunk(column: dict[int, Any]) -> Chunk:
+    values, size_bytes, start = (_count(column.get(field)) for field in (5, 7, 9))
+    dictionary = column.get(11, 0)
+    if min(values, size_bytes, start, dictionary) < 0:
+        raise PagesError("a column states no valid number of values, bytes or place")
+    return Chunk(values=values, start=min(dictionary or start, start), size_bytes=size_bytes)
+
+
 def pages(data: bytes, start: int, size_bytes: int) -> Iterator[Page]:
     """The pages of one column chunk, which lies at byte `start`. Raises PagesError."""
     end = start + size_bytes
@@ -56,11 +127,10 @@ def pages(data: bytes, start: int, size_bytes: int) -> Iterator[Page]:
         raise PagesError(f"a column lies at bytes {start} to {end} of a file of {len(data)}")
     count = 0
     while start < end:
-        reader = _Compact(data, start, end)
-        header = reader.struct(_MOST_NESTING)
+        reader = Compact(data, start, end)
+        header = reader.struct(_MOST_NESTING, _PAGE_HEADER)
         kind, unpacked, packed = (_count(header.get(field)) for field in (1, 2, 3))
-        details = header.get(_FIELD_BY_KIND.get(kind, 0))
-        values = _count(details.get(1) if isinstance(details, dict) else None)
+        values = _count(header.get(_FIELD_BY_KIND.get(kind, 0), {}).get(1))
         if min(kind, unpacked, packed, values) < 0:
             raise PagesError(f"the page at byte {start} has no valid header")
         start, count = reader.position + packed, count + 1
@@ -72,74 +142,3 @@ def pages(data: bytes, start: int, size_bytes: int) -> Iterator[Page]:
 def _count(field: object) -> int:
     """A field that must be a number and not negative; -1 if it is not."""
     return field if isinstance(field, int) else -1
-
-
-class _Compact:
-    """Thrift's compact protocol, read without knowing what the fields mean."""
-
-    def __init__(self, data: bytes, position: int, end: int) -> None:
-        self._data, self.position, self._end = data, position, end
-
-    def struct(self, depth: int) -> dict[int, Any]:
-        """Integers and structs by the number of their field; what else there is is passed over."""
-        fields: dict[int, Any] = {}
-        number = 0
-        while head := self._byte():
-            number = number + (head >> 4) if head >> 4 else self._signed()
-            fields[number] = self._value(head & 0xF, depth)
-        return fields
-
-    def _value(self, kind: int, depth: int) -> Any:  # noqa: PLR0911 - one for every kind
-        if not depth:
-            raise PagesError("a page header is nested too deeply")
-        if kind in (_TRUE, _FALSE):
-            return None
-        if kind == _BYTE:
-            return self._skip(1)
-        if kind in _INTEGERS:
-            return self._signed()
-        if kind == _DOUBLE:
-            return self._skip(8)
-        if kind == _BINARY:
-            return self._skip(self._unsigned())
-        if kind in (_LIST, _SET):
-            return self._list(depth - 1)
-        if kind == _STRUCT:
-            return self.struct(depth - 1)
-        raise PagesError("a page header has a field that none of its kind has")  # maps: the format has none
-
-    def _list(self, depth: int) -> None:
-        head = self._byte()
-        size = head >> 4 if head >> 4 < 15 else self._unsigned()
-        kind = head & 0xF
-        if size > self._end - self.position:  # an item has a byte at least
-            raise PagesError("a page header has a list that is longer than its column")
-        for _ in range(size):
-            if kind in (_TRUE, _FALSE):
-                self._skip(1)
-            else:
-                self._value(kind, depth)
-
-    def _byte(self) -> int:
-        self._skip(1)
-        return self._data[self.position - 1]
-
-    def _skip(self, size: int) -> None:
-        self.position += size
-        if self.position > self._end:
-            raise PagesError("a page header is cut short")
-
-    def _unsigned(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._byte()
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-            if shift > 63:
-                raise PagesError("a page header has a number of more than 64 bits")
-
-    def _signed(self) -> int:
-        value = self._unsigned()
-        return value >> 1 ^ -(value & 1)

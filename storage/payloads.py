@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import InvalidModelFile
 from .program_schema import Json, clean_struct, parse_json
+from .safetensors_header import MAX_DIMENSIONS
 
 # Bytes per element by torch's serialized scalar type (torch/_export/serde/schema.py, ScalarType).
 _CODES_BY_BYTES = {
@@ -77,7 +78,7 @@ def _payload(name: str, entry: dict[str, Any], folder: str, sizes: Mapping[str, 
         offset = meta["storage_offset"]["as_int"]
     except KeyError as error:
         raise InvalidModelFile(f"tensor {name}: {folder} has no usable {error} for it; {_REMEDY}") from None
-    if len(shape) != len(strides) or min([*shape, *strides, offset]) < 0:
+    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS or min([*shape, *strides, offset]) < 0:
         raise InvalidModelFile(
             f"tensor {name}: shape {shape}, strides {strides}, offset {offset} disagree; {_REMEDY}"
         )

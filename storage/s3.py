@@ -24,7 +24,7 @@ from .etags import Part, parse_parts
 from .s3_bodies import Body, body_of, fill
 from .s3_client import shared_client
 from .s3_errors import error_code, s3_errors
-from .store import MAX_PARTS, ObjectInfo, StoreProbe, Unfinished, bytes_of, flat_view, probe_store
+from .store import MAX_PARTS, ObjectInfo, StoreProbe, Unfinished, bytes_of, check_size, flat_view, probe_store
 from .uri import bucket_and_prefix, is_valid_key, normalize, validate_key, without_userinfo
 
 if TYPE_CHECKING:
@@ -50,12 +50,13 @@ class S3Store:
         self._root = f"{prefix}/" if prefix else ""
         self._own_client = client
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, etag: str | None = None, most_bytes: int | None = None) -> bytes:
         """See ObjectStore."""
         with self._errors("read", key):
             reply = self._client.get_object(**self._asked(key, etag))
             self._check_etag(key, reply, etag)
             with closing(cast("Body", reply["Body"])) as body:
+                check_size(self._place(key), reply["ContentLength"], most_bytes)
                 return bytes_of(lambda view: fill(view, body, self._place(key)), reply["ContentLength"])
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:

@@ -6,16 +6,19 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from . import canonical_json
-from .errors import BucketNotFound, ObjectNotFound, StorageError, StoreUnreachable
+from .errors import BucketNotFound, ObjectNotFound, StorageError, StoreUnreachable, TooLarge
+from .json_text import MOST_SIGNS
 from .uri import is_s3, normalize
 
 MIN_PART_BYTES = 5 << 20
 """No part of an upload but the last may be smaller: S3's limit, which folders do not check."""
 MAX_PARTS = 10_000
 """S3's limit of one upload."""
+MOST_JSON_BYTES = 128 << 20
+"""Of a manifest, a record, a pointer: a checkpoint of a hundred thousand layers has some forty million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class ObjectStore(Protocol):
     """Objects below one root `uri`. Keys are relative and use `/`; see `uri.validate_key`.
 
     Every method raises a StorageError and nothing else: InvalidUri (key), ObjectNotFound, AccessDenied,
-    BucketNotFound, StoreUnreachable, NotWritable (writes), SourceChanged (ranges), UploadGone (parts).
+    BucketNotFound, StoreUnreachable, NotWritable (writes), SourceChanged (ranges), UploadGone (parts), TooLarge (get).
     """
 
     @property
@@ -65,10 +68,10 @@ class ObjectStore(Protocol):
         """The root, normalized."""
         ...
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, etag: str | None = None, most_bytes: int | None = None) -> bytes:
         """The whole object, compared with the checksum that the server keeps of it, if it keeps one.
 
-        SourceChanged if its etag is not `etag`.
+        SourceChanged if its etag is not `etag`; TooLarge, before a byte is read, if it has more than `most_bytes`.
         """
         ...
 
@@ -198,10 +201,29 @@ def bytes_of(fill: Callable[[memoryview], None], length: int) -> bytes:
     return buffer.getvalue()
 
 
+def read_json(
+    store: ObjectStore, key: str, *, most_bytes: int = MOST_JSON_BYTES, most_signs: int = MOST_SIGNS
+) -> Any:
+    """The value that a JSON object holds. ValueError for what is too large, or as `canonical_json.loads` says."""
+    try:
+        data = store.get(key, most_bytes=most_bytes)
+    except TooLarge as error:
+        raise ValueError(str(error)) from None
+    return canonical_json.loads(data, most_signs=most_signs)
+
+
+def check_size(place: str, size_bytes: int, most_bytes: int | None) -> None:
+    """TooLarge as ObjectStore.get raises it."""
+    if most_bytes is not None and size_bytes > most_bytes:
+        raise TooLarge(
+            f"{place} has {size_bytes} bytes, more than {most_bytes}: it is none of ours; delete it"
+        )
+
+
 def text_field(store: ObjectStore, key: str, name: str) -> str | None:
     """A field of a small JSON object as text; None if there is no such object or field, or it cannot be read."""
     try:
-        return str(canonical_json.loads(store.get(key))[name])
+        return str(read_json(store, key)[name])
     except (ObjectNotFound, ValueError, LookupError, TypeError):
         return None
 

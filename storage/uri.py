@@ -13,7 +13,9 @@ _S3 = "s3://"
 _FILE = "file:"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
-_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\\]")
+_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"  # would break a message into lines, or a terminal
+_UNPRINTABLE = re.compile(f"[{_CONTROL}]")
+_UNUSABLE = re.compile(rf"[{_CONTROL}\\]")
 _LONGEST_KEY_BYTES = 1024  # S3's own limit
 _USERINFO = re.compile(r"(?<=://)[^/]*@")
 
@@ -31,13 +33,13 @@ def without_userinfo(uri: str) -> str:
 def normalize(uri: str) -> str:
     """One spelling per place: no trailing `/`, `file:` uris as paths, `.` and `..` of paths resolved.
 
-    Raises InvalidUri for other schemes, bad bucket names, and prefixes that are not valid keys.
+    Raises InvalidUri for other schemes, bad bucket names, prefixes that are not valid keys, and control characters.
     """
     if is_s3(uri):
         bucket, prefix = bucket_and_prefix(uri)
         return f"{_S3}{bucket}/{prefix}" if prefix else f"{_S3}{bucket}"
     path = _path_of_file_uri(uri) if uri.startswith(_FILE) else uri
-    if not path or _SCHEME.match(path) or "\0" in path:
+    if not path or _SCHEME.match(path) or _UNPRINTABLE.search(path):
         raise InvalidUri(
             f"{without_userinfo(uri)!r} is no place to read or write: use s3://bucket/prefix, file:///folder or a path"
         )

@@ -14,7 +14,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fleetpress.storage.errors import ObjectNotFound, SourceChanged, UploadGone
-from fleetpress.storage.store import ObjectInfo, StoreProbe, Unfinished, bytes_of, flat_view, probe_store
+from fleetpress.storage.store import (
+    ObjectInfo,
+    StoreProbe,
+    Unfinished,
+    bytes_of,
+    check_size,
+    flat_view,
+    probe_store,
+)
 from fleetpress.storage.uri import bucket_and_prefix, validate_key
 
 PAGE_KEYS = 1000
@@ -100,10 +108,11 @@ class MemoryStore:
         name, prefix = bucket_and_prefix(uri)
         self._root = f"{name}/{prefix}/" if prefix else f"{name}/"
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, etag: str | None = None, most_bytes: int | None = None) -> bytes:
         """See ObjectStore."""
         self._bucket.count("GET", key)
         place = self._at(key, etag)
+        check_size(f"{self.uri}/{key}", place.size, most_bytes)
         return self._bucket.read(place, 0, place.size)
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:

@@ -1,6 +1,5 @@
 """A published checkpoint against its source: every tensor decoded, compared, and its error bounded, block by block."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 from fleetpress.compression.quantization.weight import QuantizedWeight
 from fleetpress.storage.artifact import read_manifest
 from fleetpress.storage.checkpoint import Checkpoint, open_checkpoint
-from fleetpress.storage.store import open_store
+from fleetpress.storage.store import open_store, read_json
 from fleetpress.storage.tensors import DTYPES
 
 from .choice import choose
@@ -33,7 +32,7 @@ def compare(uri: str) -> list[str]:
     changed = _changed(source, manifest["source"]["files"])
     if changed:
         return [f"{source.root}/{changed} is not what the artifact was made of: it cannot be compared"]
-    metrics = json.loads(open_store(uri).get("metrics.json"))
+    metrics = read_json(open_store(uri), "metrics.json")
     measured = {layer["name"]: layer["sqnr_db"] for layer in metrics["layers"]}
     published = open_checkpoint(uri)
     plain = {tensor.item.name: tensor for tensor in plain_tensors(published)}

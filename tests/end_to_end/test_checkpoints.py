@@ -120,9 +120,9 @@ class Counting:
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, etag: str | None = None, most_bytes: int | None = None) -> bytes:
         self._reads.append(Read(place=self._store.uri, key=key, length=None))
-        return self._store.get(key, etag=etag)
+        return self._store.get(key, etag=etag, most_bytes=most_bytes)
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         self._reads.append(Read(place=self._store.uri, key=key, length=length, start=start))

@@ -134,9 +134,9 @@ class Counting:
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, etag: str | None = None, most_bytes: int | None = None) -> bytes:
         self.read.append(key)
-        return self._store.get(key, etag=etag)
+        return self._store.get(key, etag=etag, most_bytes=most_bytes)
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         self.read.append(key)

@@ -35,6 +35,11 @@ def zipped(members: Members, *, deflate: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+def unzipped(data: bytes) -> Members:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 def zeros_zipped(name: str, head: bytes, zeros: int) -> bytes:
     """A small ZIP whose one member unpacks to `zeros` more bytes than `head`."""
     buffer = io.BytesIO()
@@ -69,8 +74,7 @@ def program() -> bytes:
 
 
 def members() -> Members:
-    with zipfile.ZipFile(io.BytesIO(program())) as archive:
-        found = {name: archive.read(name) for name in archive.namelist()}
+    found = unzipped(program())
     root = next(iter(found)).split("/")[0]
     return {name.replace(root, "archive", 1): data for name, data in found.items()}
 

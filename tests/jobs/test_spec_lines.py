@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetpress.jobs.errors import SpecError
-from fleetpress.jobs.spec_lines import dotted, read_yaml, write_yaml
+from fleetpress.jobs.spec_lines import Problem, dotted, read_yaml, write_yaml
 
 
 def test_every_path_has_its_line() -> None:
@@ -118,6 +118,24 @@ def test_text_that_parses_but_is_wrong(text: str, problem: str) -> None:
     assert [item.render("f") for item in document.problems] == [problem]
 
 
+def test_a_number_of_endless_digits_is_not_told_in_full() -> None:
+    (problem,) = read_yaml("a: " + "9" * 5000, "f").problems
+    assert problem.render("f").endswith(
+        "...` does not fit its tag `tag:yaml.org,2002:int`; write a smaller number"
+    )
+
+
+def test_whatever_stands_in_it_a_problem_is_one_readable_line() -> None:
+    problem = Problem(line=3, path=("a\nb", 1), what="\x1b[2J\u2028 is wrong; delete it")
+    assert problem.render("f") == "f:3: a\\nb[1]: \\x1b[2J\\u2028 is wrong; delete it"
+    endless = Problem(line=3, path=("a" * 9000,), what=f"`{'b' * 9000}` is wrong; delete it").render("f")
+    assert endless.endswith("bbb` is wrong; delete it")
+    assert len(endless) < 2000
+    with pytest.raises(SpecError, match=r"found undefined alias 'aaa+ \.\.\. aaa+'") as caught:
+        read_yaml(f"x: *{'a' * 9000}", "f")
+    assert len(str(caught.value)) < 1000
+
+
 def test_merged_keys_keep_their_own_lines() -> None:
     document = read_yaml("a: &a\n  x: 1\n  y: 2\nb:\n  <<: *a\n  x: 3\n", "f")
     assert document.data["b"] == {"x": 3, "y": 2}
@@ -127,7 +145,7 @@ def test_merged_keys_keep_their_own_lines() -> None:
 
 def test_aliases_cannot_blow_up() -> None:
     levels = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12))
-    with pytest.raises(SpecError, match="more than 1000000 values"):
+    with pytest.raises(SpecError, match="more than 500000 values"):
         read_yaml(f"a0: &a0 [1]\n{levels}\n", "f")
 
 

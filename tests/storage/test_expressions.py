@@ -50,6 +50,9 @@ def test_sizes_that_torch_writes(text: str) -> None:
         "\uff530",
         "(" * 3000,
         "s0" + "+s0" * 3000,
+        "FloorDiv(" * 33 + "s0" + "+1,2)" * 33,
+        "(" * 33 + "s0" + "+1)%s1" * 33,
+        f"Max({', '.join(f's{i}' for i in range(17))})",
         "",
     ],
 )

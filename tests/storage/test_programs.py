@@ -233,7 +233,7 @@ class Spy:
         self.ranges.append((start, start + length))
         return self._store.get_range(key, start, length, etag=etag)
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, etag: str | None = None, most_bytes: int | None = None) -> bytes:
         raise AssertionError(key)
 
     def __getattr__(self, name: str) -> Any:

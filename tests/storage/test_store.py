@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleetpress.storage.errors import InvalidUri, ObjectNotFound, SourceChanged
-from fleetpress.storage.store import ObjectStore, StoreProbe, open_store
+from fleetpress.storage.errors import InvalidUri, ObjectNotFound, SourceChanged, TooLarge
+from fleetpress.storage.store import ObjectStore, StoreProbe, open_store, read_json, text_field
 from fleetpress.storage.uri import join
 
 
@@ -238,3 +238,21 @@ def test_sizes_are_those_of_the_list(any_store: ObjectStore) -> None:
     for prefix in ("", "a", "a/", "nothing"):
         expected = {info.key: info.size_bytes for info in any_store.list(prefix)}
         assert list(any_store.sizes(prefix).items()) == list(expected.items())
+
+
+def test_an_object_that_is_too_large_is_not_read(any_store: ObjectStore) -> None:
+    any_store.put("a", b"12345678")
+    assert any_store.get("a", most_bytes=8) == b"12345678"
+    with pytest.raises(TooLarge, match="/a has 8 bytes, more than 7"):
+        any_store.get("a", most_bytes=7)
+    assert any_store.get("a") == b"12345678"
+
+
+def test_json_of_gigabytes_is_no_json(tmp_path: Path) -> None:
+    """A file of holes: it would fill the memory, and takes no room on the disk."""
+    with (tmp_path / "record.json").open("wb") as file:
+        file.truncate(1 << 36)
+    store = open_store(str(tmp_path))
+    with pytest.raises(ValueError, match="has 68719476736 bytes, more than 134217728"):
+        read_json(store, "record.json")
+    assert text_field(store, "record.json", "run") is None

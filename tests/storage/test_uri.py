@@ -10,7 +10,9 @@ from fleetpress.storage.errors import InvalidUri
 from fleetpress.storage.uri import basename, is_s3, is_valid_key, join, normalize, split, validate_key
 
 _segments = st.text(
-    st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/\\\x7f"), min_size=1, max_size=20
+    st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="/\\\x7f"),
+    min_size=1,
+    max_size=20,
 ).filter(lambda text: text not in (".", ".."))
 _keys = st.lists(_segments, min_size=1, max_size=5).map("/".join)
 _roots = st.sampled_from(["s3://bucket", "s3://bucket/a/b", "/", "/data", "models", ".", "../up"])
@@ -40,7 +42,8 @@ def test_one_spelling(uri: str, place: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     ["", "s3://", "s3:///key", "s3://b", "s3://bucket//a", "s3://bucket/a/../b", "s3://bucket/a//", "s3://-bad/x",
-     "s3://user:secret@bucket", "http://host/x", "gs://bucket/x", "file://host/x", "file:relative", "a\0b"],
+     "s3://user:secret@bucket", "http://host/x", "gs://bucket/x", "file://host/x", "file:relative", "a\0b",
+     "a\nb", "/a\x1b[2Jb", "file:///a%0Db", "/a\x9b2J", "/a\u2028b", "/a\u2029", "/a\ud800"],
 )  # fmt: skip
 def test_malformed(uri: str) -> None:
     with pytest.raises(InvalidUri):
@@ -81,6 +84,9 @@ def test_split(uri: str, root: str, key: str) -> None:
         "a\nb",
         "a\0",
         "\x7f",
+        "\x85",
+        "a\u2028b",
+        "a\u2029b",
         "\ud800",
         "k" * 1025,
     ],

@@ -77,7 +77,7 @@ class CutOff:
         while time.monotonic() < deadline:
             for _, title, parent in titled_workers(self.mark):
                 if title.startswith("train") and _NODE.encode() in parent:
-                    time.sleep(0.5)  # in the midst of it
+                    time.sleep(1)  # in the midst of it
                     return
             time.sleep(0.02)
         raise TimeoutError("the other node trains nothing")

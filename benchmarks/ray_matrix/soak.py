@@ -35,6 +35,7 @@ WORKER_SECONDS = 3.0
 NODE_SECONDS = 25.0
 EPOCHS = 2
 _MOST_RUNS = 5
+_LONGEST_RUN_SECONDS = 1800  # then it is left in peace, and must end
 
 
 @dataclass(kw_only=True)
@@ -116,8 +117,8 @@ def _run(
 ) -> Ended:
     driver = Driver(spec, ["--address", hosts.address], hosts.environment | environment)
     now = time.monotonic()
-    worker_at, node_at = now + WORKER_SECONDS, now + NODE_SECONDS
-    while driver.process.poll() is None:
+    worker_at, node_at, deadline = now + WORKER_SECONDS, now + NODE_SECONDS, now + _LONGEST_RUN_SECONDS
+    while driver.process.poll() is None and now < deadline:
         time.sleep(0.2)
         now = time.monotonic()
         if now > worker_at:

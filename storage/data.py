@@ -5,6 +5,7 @@ import math
 import posixpath
 import tokenize
 from collections.abc import Callable
+from zipfile import ZIP_STORED, ZipInfo
 
 import numpy as np
 
@@ -108,12 +109,22 @@ def _read_npz(data: bytes, where: str) -> Arrays:
         if len(set(names)) != len(names):
             raise InvalidData(f"{where} holds an array twice; write it again with numpy.savez")
         return {
-            name: _npy(archive.read(info), name, where)
+            name: _npy(_unpacked(archive, info, where), name, where)
             for name, info in zip(names, archive.infos, strict=True)
         }
     except ZipError as error:
         raise InvalidData(
             f"{where} is no intact .npz file: it {error}; write it again with numpy.savez"
+        ) from None
+
+
+def _unpacked(archive: ZipReader, info: ZipInfo, where: str) -> bytes:
+    try:
+        return archive.read(info)
+    except MemoryError:  # zlib does not tell how much: it joins the pieces that it has unpacked
+        needed_bytes = info.file_size * (1 if info.compress_type == ZIP_STORED else 2)
+        raise MemoryError(
+            f"tried to allocate {needed_bytes} bytes to read {info.filename!r} of {where}"
         ) from None
 
 

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from ray_hosts import MARK, Hosts, end_marked, titled_workers
 
@@ -65,7 +64,7 @@ class CutOff:
         end_marked(self.mark)
         for side in "ab":
             subprocess.run(["ip", "netns", "del", self._name + side], check=False, stderr=subprocess.DEVNULL)
-        Path(self.environment["RAY_AUTH_TOKEN_PATH"]).unlink(missing_ok=True)
+        shutil.rmtree(self.environment["RAY_TMPDIR"], ignore_errors=True)
 
     def inside(self) -> list[str]:
         """What a command of the driver begins with."""
@@ -77,7 +76,7 @@ class CutOff:
         while time.monotonic() < deadline:
             for _, title, parent in titled_workers(self.mark):
                 if title.startswith("train") and _NODE.encode() in parent:
-                    time.sleep(0.5)  # in the midst of it
+                    time.sleep(1)  # in the midst of it
                     return
             time.sleep(0.02)
         raise TimeoutError("the other node trains nothing")

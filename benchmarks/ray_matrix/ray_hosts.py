@@ -12,6 +12,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,18 +59,22 @@ class Hosts:
         self._process.kill()
         self._process.wait()
         end_marked(self.mark)
-        Path(self.environment["RAY_AUTH_TOKEN_PATH"]).unlink(missing_ok=True)
+        shutil.rmtree(self.environment["RAY_TMPDIR"], ignore_errors=True)
 
     @staticmethod
     def new_environment(*, loopback: bool = True) -> dict[str, str]:
-        """This process' environment, with a new token for a cluster."""
-        number, token = tempfile.mkstemp(prefix="fleetpress-token-")
-        with os.fdopen(number, "w") as file:
-            file.write(secrets.token_hex(32))
+        """This process' environment, with a folder for a cluster and a new token in it.
+
+        In Ray's usual folder, the cluster would leave its address for every later `ray.init()` of this machine.
+        """
+        folder = tempfile.mkdtemp(prefix="ray-")  # short enough for the paths of Ray's sockets
+        token = Path(folder, "token")
+        token.write_text(secrets.token_hex(32))
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": token,
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_TMPDIR": folder,
             "RAY_USAGE_STATS_ENABLED": "0",
             **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {}),
         }
@@ -95,8 +100,12 @@ class Hosts:
         return task
 
     def kill_any_worker(self, pick: random.Random) -> bool:
-        """Kill one of the workers that have a task; False if none has."""
-        processes = sorted(self.workers())
+        """Kill the worker of some node; False if it has no task.
+
+        The busier the cluster is the more is lost: a last task alone is not the only aim of every shot.
+        """
+        aim = pick.randrange(len(self._raylets))
+        processes = sorted(process for process, (node, _) in self.workers().items() if node == aim)
         if processes:
             _kill(pick.choice(processes))
         return bool(processes)

@@ -115,15 +115,14 @@ class RayExecutor:
             "attempts": self._attempts[task.id],
             "variables": self._variables,
             "train_apart": train_apart,
+            # Packed, so that the worker says where it is before it loads the modules of the function.
+            "function": _pack(self._run_rank if train_apart else self._run_step),
         }
-        function = self._run_rank if train_apart else self._run_step
         name = f"{task.kind} {task.model}"
         if train_apart:
-            handle: Any = _train_remote.options(name=name).remote(request, function)
+            handle: Any = _train_remote.options(name=name).remote(request)
         else:
-            handle = _run_remote.options(name=name, memory=task.memory_bytes or None).remote(
-                request, function
-            )
+            handle = _run_remote.options(name=name, memory=task.memory_bytes or None).remote(request)
         self._in_flight[handle] = _Flight(task, workers, self._lookout.losses, time.monotonic())
 
     def wait(self, timeout_seconds: float) -> list[tuple[str, TaskRecord | Failure]]:
@@ -217,6 +216,10 @@ class RayExecutor:
         return _failure(flight.task, problem, "input")
 
 
+def _pack(function: Any) -> bytes:
+    return bytes(ray.cloudpickle.dumps(function))  # type: ignore[no-untyped-call]
+
+
 def _said(task: Task, handle: Any) -> str | TaskRecord | Failure:
     """The node that a task begins on, or its end."""
     try:
@@ -236,9 +239,10 @@ def _failure(task: Task, reason: str, error_class: ErrorClass, details: str = ""
     return Failure(task=task.id, model=task.model, reason=reason, error_class=error_class, details=details)
 
 
-def _run(request: Mapping[str, Any], function: Any) -> Iterator[dict[str, Any]]:
-    """What a Ray worker does: `function` is a RunStep, or a RunRank when the training has workers of its own."""
+def _run(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a Ray worker does: the function is a RunStep, or a RunRank when the training has workers of its own."""
     yield {"node": ray.get_runtime_context().get_node_id()}
+    function = ray.cloudpickle.loads(request["function"])
     task, variables = task_from_json(request["task"]), request["variables"]
     if variables is not None:
         ray_cluster.adopt_aws_variables(variables)

@@ -1,6 +1,7 @@
 """Data shards: three formats, the same arrays; bad ones are refused with the file and array named."""
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from fleetpress.storage.data import Arrays, find_shards, read_shard, shards_root
 from fleetpress.storage.errors import InvalidData, InvalidUri, ObjectNotFound, SourceChanged
+from fleetpress.storage.memory import asked_bytes
 from fleetpress.storage.store import open_store
 
 
@@ -105,6 +107,26 @@ def test_a_pickled_array_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match="unpickled"):
         read(tmp_path, "p.npz", npz(inputs=np.array([Mark()], dtype=object)))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("compressed", "times"), [(False, 1), (True, 2)])
+def test_an_array_that_does_not_fit_says_how_much_it_needs(
+    compressed: bool, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zlib only says that it has no room, and holds everything twice at its end."""
+
+    def refuse(_member: object, _size: int) -> bytes:
+        raise MemoryError("Unable to allocate output buffer.")
+
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, inputs=np.zeros(1000, np.float32))
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", refuse)
+    size = 4000 + 128  # with the header of the array
+    with pytest.raises(
+        MemoryError, match=f"tried to allocate {size * times} bytes to read 'inputs.npy'"
+    ) as caught:
+        read(tmp_path, "a.npz", buffer.getvalue())
+    assert asked_bytes(caught.value) == size * times
 
 
 def test_a_header_that_claims_more_than_the_file_has(tmp_path: Path) -> None:

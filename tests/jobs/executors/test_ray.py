@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -283,6 +283,67 @@ def test_a_task_whose_node_is_not_among_the_living_is_lost(
         "transient",
         "quantize did not end: its node was lost",
     )
+    executor.close()
+
+
+def load_when_allowed(mark: str) -> Callable[[Task], StepResult]:
+    while not os.path.exists(mark):
+        time.sleep(0.05)
+    return step
+
+
+class SlowToLoad:
+    """A step whose modules take a worker long to import."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return load_when_allowed, (str(self._mark),)
+
+    def __call__(self, _task: Task) -> StepResult:
+        raise NotImplementedError
+
+
+def test_a_task_says_where_it_runs_before_its_step_is_loaded(ray_cluster: None, tmp_path: Path) -> None:
+    """A node that is cut off while it imports torch is known by then, and nobody has to wait for it in silence."""
+    mark = tmp_path / "load"
+    executor = RayExecutor(SlowToLoad(mark), str(tmp_path / "ray"))
+    executor.submit(task("a", number=2))
+    deadline = time.monotonic() + 60
+    while not (node := next(iter(executor._in_flight.values())).node):
+        assert executor.wait(0.5) == []
+        assert time.monotonic() < deadline
+    assert node in {one["NodeID"] for one in ray.nodes()}
+    mark.touch()
+    [(_, end)] = executor.wait(60)
+    assert isinstance(end, TaskRecord)
+    executor.close()
+
+
+def test_a_task_that_says_nothing_since_a_node_was_lost_is_given_up(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is cut off in the moment in which a task begins there: the driver never hears where it runs."""
+
+    def silence(_request: object) -> Iterator[object]:
+        time.sleep(60)
+        yield
+
+    silent = ray.remote(num_cpus=0, max_retries=0, num_returns="streaming")(silence)
+    monkeypatch.setattr("fleetpress.jobs.executors.ray._run_remote", silent)
+    monkeypatch.setattr("fleetpress.jobs.executors.ray._SILENCE_SECONDS", 1.0)
+    [node] = ray.nodes()
+    nodes = [node, {**node, "NodeID": "other"}]
+    monkeypatch.setattr("fleetpress.jobs.executors.ray_cluster._living_nodes", lambda: list(nodes))
+    executor = RayExecutor(step, str(tmp_path / "ray"))
+    executor.submit(task("quiet"))
+    assert executor.wait(2.5) == []
+    nodes.pop()
+    [(name, end)] = executor.wait(20)
+    assert isinstance(end, Failure)
+    assert (name, end.error_class) == ("quiet", "transient")
+    assert end.reason == "quantize did not begin: a node was lost, and it may have been there"
     executor.close()
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 from .tasks import Failure, Task, smaller
 
 _MEMORY_ATTEMPTS = 2  # a second try runs in a smaller unit; a third would only repeat the second
+_LOST_ATTEMPTS = 10  # spot machines go one after the other, which says nothing about the task
 _FIRST_DELAY_SECONDS = 1.0  # what was tried with delays of up to 20 s by the client itself needs no less
 _LONGEST_DELAY_SECONDS = 60.0
 _LEAST_BUDGET = 20.0
@@ -41,7 +42,8 @@ class Scheduler:
     When a task is given up, so is every task that needs it, and every task that only those would have used.
 
     Transient failures wait before the next try, each time twice as long. All of them together have a budget, a
-    share of the tasks: when a store or a cluster is gone, a large fleet does not try everything three times.
+    share of the tasks: when a store or a cluster is gone, a large fleet does not try everything three times. Tasks that
+    were lost with their machine are tried again beside all that, up to ten times.
     """
 
     def __init__(self, tasks: Sequence[Task], done: Collection[str] = (), max_attempts: int = 3) -> None:
@@ -56,6 +58,7 @@ class Scheduler:
         self._max_attempts = max_attempts
         self._budget = max(_LEAST_BUDGET, _BUDGET_SHARE * len(tasks))
         self._attempts = dict.fromkeys(self._tasks, 0)
+        self._lost = dict.fromkeys(self._tasks, 0)
         self._small: set[str] = set()
         self._state = {name: _State.DONE if name in done else _State.WAITING for name in self._tasks}
         self._left = sum(state is _State.WAITING for state in self._state.values())
@@ -137,12 +140,13 @@ class Scheduler:
 
     def failed(self, task_id: str, failure: Failure, now: float = 0.0) -> Literal["retry", "give_up"]:
         """The running task failed: it goes back into the queue, or is given up with what hangs on it."""
+        self._lost[task_id] += failure.error_class == "lost"
         if self._may_retry(task_id, failure):
             if failure.error_class == "memory":
                 self._small.add(task_id)
                 self._requeue(task_id, now)
             else:
-                self._budget -= 1
+                self._budget -= failure.error_class == "transient"
                 self._requeue(task_id, now + _delay_seconds(task_id, self._attempts[task_id]))
             return "retry"
         self._end(task_id, _State.GIVEN_UP)
@@ -151,10 +155,18 @@ class Scheduler:
         return "give_up"
 
     def _may_retry(self, task_id: str, failure: Failure) -> bool:
-        allowed = {"transient": self._max_attempts, "memory": min(_MEMORY_ATTEMPTS, self._max_attempts)}
-        if self._attempts[task_id] >= allowed.get(failure.error_class, 1) or self._useless(task_id):
+        lost = self._lost[task_id]
+        own = self._attempts[task_id] - lost
+        if self._useless(task_id):
             return False
-        return failure.error_class != "transient" or self._budget >= 1
+        match failure.error_class:
+            case "lost":
+                return lost < _LOST_ATTEMPTS
+            case "transient":
+                return own < self._max_attempts and self._budget >= 1
+            case "memory":
+                return own < min(_MEMORY_ATTEMPTS, self._max_attempts)
+        return False
 
     def _give_up_around(self, task_id: str) -> None:
         """Give up, from a task that was given up, its users and then the needs that nobody is left to use."""

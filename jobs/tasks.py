@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from fleetpress.storage.errors import InvalidUri
 from fleetpress.storage.uri import validate_key
 
-ErrorClass = Literal["input", "transient", "memory", "bug"]
+ErrorClass = Literal["input", "transient", "lost", "memory", "bug"]
 
 _LEAST_BLOCK_BYTES = 1 << 20
 
@@ -79,7 +79,8 @@ class Failure:
     """Why a task did not finish.
 
     `reason` is one line for the user. `error_class` decides what happens next: "input" and "bug" are never
-    retried, "transient" is, "memory" once. `details` holds the traceback of a bug.
+    retried, "transient" is, "lost" (with its machine) more often, "memory" once. `details` holds the traceback of
+    a bug.
     """
 
     task: str

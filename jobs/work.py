@@ -195,7 +195,7 @@ class Work:
         if what == "give_up" and self._state_of(task.model).state != "failed":
             tries = self._scheduler.attempts(task.id)
             reason = end.reason if tries == 1 else f"{end.reason} (tried {tries} times)"
-            unreachable = end.error_class == "transient"
+            unreachable = end.error_class in ("transient", "lost")
             self._journal.set(
                 ModelResult(name=task.model, state="failed", reason=reason, unreachable=unreachable)
             )

@@ -39,7 +39,7 @@ _TRAINING_KINDS = ("train", "finetune")
 _RAY_ERRORS: tuple[tuple[type[BaseException], ErrorClass, str], ...] = (
     (ray.exceptions.OutOfMemoryError, "memory", "its worker was ended because the node ran out of memory"),
     (ray.exceptions.WorkerCrashedError, "transient", "its worker process died"),
-    (ray.exceptions.NodeDiedError, "transient", "its node died"),
+    (ray.exceptions.NodeDiedError, "lost", "its node died"),
     (ray.exceptions.RayTaskError, "bug", "the worker could not start it"),
     (ray.exceptions.RayError, "transient", "Ray lost it"),
 )
@@ -182,10 +182,10 @@ class RayExecutor:
     def _lost(self, flight: _Flight, nodes: set[str], now: float) -> Failure | None:
         task = flight.task
         if flight.node and flight.node not in nodes:
-            return _failure(task, f"{task.kind} did not end: its node was lost", "transient")
+            return _failure(task, f"{task.kind} did not end: its node was lost", "lost")
         if self._is_silent(flight, now):
             reason = f"{task.kind} did not begin: a node was lost, and it may have been there"
-            return _failure(task, reason, "transient")
+            return _failure(task, reason, "lost")
         if now - flight.since > self._task_seconds:
             where = "run" if flight.node else "begin"
             reason = (

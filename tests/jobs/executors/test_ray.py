@@ -280,7 +280,7 @@ def test_a_task_whose_node_is_not_among_the_living_is_lost(
     assert isinstance(end, Failure)
     assert (name, end.error_class, end.reason) == (
         "cut off",
-        "transient",
+        "lost",
         "quantize did not end: its node was lost",
     )
     executor.close()
@@ -342,7 +342,7 @@ def test_a_task_that_says_nothing_since_a_node_was_lost_is_given_up(
     nodes.pop()
     [(name, end)] = executor.wait(20)
     assert isinstance(end, Failure)
-    assert (name, end.error_class) == ("quiet", "transient")
+    assert (name, end.error_class) == ("quiet", "lost")
     assert end.reason == "quantize did not begin: a node was lost, and it may have been there"
     executor.close()
 

@@ -29,7 +29,7 @@ while not os.path.exists(mark):
     time.sleep(0.05)
 cluster.remove_node(node, allow_graceful=False)
 [(_, failure)] = executor.wait(30)
-assert isinstance(failure, Failure) and failure.error_class == "transient", failure
+assert isinstance(failure, Failure) and failure.error_class == "lost", failure
 print(failure.reason)
 executor.close()
 assert ray.is_initialized()  # a cluster that was there before stays
@@ -38,7 +38,7 @@ cluster.shutdown()
 """
 
 
-def test_a_node_that_dies_is_transient(tmp_path: Path) -> None:
+def test_a_node_that_dies_loses_its_task(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short enough for the paths of Ray's sockets
         # In the usual folder, the cluster would leave its address for every later `ray.init()` of this machine.
         result = subprocess.run(

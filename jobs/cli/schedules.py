@@ -10,14 +10,18 @@ from typing import Any
 from ..errors import SpecError, UsageError
 from .options import EXIT_CODES, add_verb, message, print_json
 
+_PROG = "fleetpress schedule"
+_VERBS = ("validate", "list", "next", "pause", "resume", "tick", "run", "export")
 _TARGETS = ("kuberay", "kuberay-cron", "kubernetes", "systemd", "crontab")
 
 
 def add_verbs(verbs: Any) -> None:
     """schedule, with validate, list, next, pause, resume, tick, run, export."""
-    summary = "run specs when a schedule file says so, from any scheduler or none"
-    schedule = verbs.add_parser("schedule", help=summary, description=summary, epilog=EXIT_CODES)
-    inner = schedule.add_subparsers(title="verbs", metavar="VERB", required=True)
+    summary = f"run specs when a file says so: {', '.join(_VERBS)}"
+    schedule = verbs.add_parser(
+        "schedule", help=summary, description=summary, epilog=EXIT_CODES, usage=f"{_PROG} VERB FILE ..."
+    )
+    inner = schedule.add_subparsers(title="verbs", metavar="VERB", required=True, prog=_PROG)
 
     _verb(inner, "validate", _validate, "whether a schedule file and its specs are right")
     _verb(inner, "list", _list, "schedules: next fire, paused or running, and what came of the latest fire")

@@ -30,6 +30,8 @@ def units(place: str, *, folder: str, command: str) -> dict[str, str]:
         raise UsageError(
             "a unit file takes no path with control characters in it; rename the folder or the file"
         )
+    if re.search(r"[\s'\"\\;*?%$]", command):
+        raise UsageError(f"systemd takes no program of the name {command}; put a link to it at a plain path")
     service = f"""\
 # fleetpress: begins what the schedules say, once.
 [Unit]
@@ -41,7 +43,7 @@ After=network-online.target
 Type=oneshot
 WorkingDirectory={folder.replace("%", "%%")}
 EnvironmentFile=-%h/.config/fleetpress.env
-ExecStart={_word(command)} schedule tick --quiet {_word(place)}
+ExecStart={command} schedule tick --quiet {_word(place)}
 # Jobs that work on this machine outlive the tick.
 KillMode=process
 """

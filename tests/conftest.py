@@ -62,6 +62,14 @@ def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """What a test leaves behind in the variables that lead to a store would decide the tests after it."""
+    before = {name: os.environ.get(name) for name in _AWS_VARIABLES}
+    yield
+    assert before == {name: os.environ.get(name) for name in _AWS_VARIABLES}, "a test changed the environment"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Sums in the same order everywhere, and room for the other test processes."""

@@ -34,8 +34,9 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/fleetpress demo $(DEMO_ARGS)
 
+# Two workers, whole files to each (tests/conftest.py); PYTEST_ARGS='-n 0' is one process, for a debugger.
 test: $(VENV)/.test
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
 
 # The long proofs; make test runs a selection of the first.
 faults: $(VENV)/.test

@@ -1,5 +1,6 @@
 """Fixtures for every test: stores (folder, moto, SeaweedFS), one Ray cluster, and a quiet environment."""
 
+import logging
 import os
 import re
 import secrets
@@ -33,22 +34,22 @@ _AWS_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
 )
-# Libraries set these for their process when they are first used, and pytest names the test that runs.
-_SET_BY_LIBRARIES = ("PYTEST_CURRENT_TEST",)
+# scikit-learn, torch and Ray set some for their process when they are first used; pytest names the test that runs.
+_SET_BY_LIBRARIES = ("KMP_", "TORCH", "RAY_", "PYTEST_")
 _ENVIRONMENT = pytest.StashKey[dict[str, str]]()
-# `make test` runs files side by side. Those that ask for one of these fixtures share a worker, and the fixture.
-_DEAR_FIXTURES = ("ray_cluster", "courses")
+# `make test` runs files side by side. Those that name one of these share a worker: it is made ready once.
+_DEAR_THINGS = ("ray_cluster", "courses", "shared_runner")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole files go to a worker, so that what a file makes ready is made once; one Ray cluster is enough for 2 CPUs."""
+    """Whole files go to a worker: what a file makes ready is made once, and one Ray cluster is enough for 2 CPUs."""
     from xdist.scheduler import LoadScopeScheduling
 
     @cache
     def lane(file: str) -> str:
         words = set(re.findall(r"\w+", (config.rootpath / file).read_text(encoding="utf-8")))
-        return next((name for name in _DEAR_FIXTURES if name in words), file)
+        return next((name for name in _DEAR_THINGS if name in words), file)
 
     class Lanes(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -70,6 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    logging.getLogger("torch.__trace").propagate = False  # a record for every step of every export
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -103,7 +105,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         del os.environ[name]
     os.environ.update(before)
     changed = sorted({name for name, _ in after.items() ^ before.items()})
-    pytest.fail(f"the test or one of its fixtures leaves these variables changed: {', '.join(changed)}", pytrace=False)
+    pytest.fail(
+        f"the test or one of its fixtures leaves these variables changed: {', '.join(changed)}", pytrace=False
+    )
 
 
 def _environment() -> dict[str, str]:

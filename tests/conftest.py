@@ -1,10 +1,13 @@
 """Fixtures for every test: stores (folder, moto, SeaweedFS), one Ray cluster, and a quiet environment."""
 
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +33,28 @@ _AWS_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
 )
+# Libraries set these for their process when they are first used, and pytest names the test that runs.
+_SET_BY_LIBRARIES = ("PYTEST_CURRENT_TEST",)
+_ENVIRONMENT = pytest.StashKey[dict[str, str]]()
+# `make test` runs files side by side. Those that ask for one of these fixtures share a worker, and the fixture.
+_DEAR_FIXTURES = ("ray_cluster", "courses")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files go to a worker, so that what a file makes ready is made once; one Ray cluster is enough for 2 CPUs."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def lane(file: str) -> str:
+        words = set(re.findall(r"\w+", (config.rootpath / file).read_text(encoding="utf-8")))
+        return next((name for name in _DEAR_FIXTURES if name in words), file)
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane(nodeid.partition("::")[0])
+
+    return Lanes(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +73,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def quiet_environment(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     """No file of the developer's home is read or written, and no cloud address is asked for credentials."""
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("home")
@@ -59,15 +86,28 @@ def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         for name in _AWS_VARIABLES:
             patch.delenv(name, raising=False)
+        request.config.stash[_ENVIRONMENT] = _environment()
         yield
+        del request.config.stash[_ENVIRONMENT]
 
 
-@pytest.fixture(autouse=True)
-def same_environment() -> Iterator[None]:
-    """What a test leaves behind in the variables that lead to a store would decide the tests after it."""
-    before = {name: os.environ.get(name) for name in _AWS_VARIABLES}
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """A test that leaves variables behind, by itself or by a fixture that outlives it, would decide those after it."""
     yield
-    assert before == {name: os.environ.get(name) for name in _AWS_VARIABLES}, "a test changed the environment"
+    after = _environment()
+    before = item.config.stash.get(_ENVIRONMENT, after)  # nothing any more once the last test has ended
+    if after == before:
+        return
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    changed = sorted({name for name, _ in after.items() ^ before.items()})
+    pytest.fail(f"the test or one of its fixtures leaves these variables changed: {', '.join(changed)}", pytrace=False)
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_SET_BY_LIBRARIES)}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -84,8 +84,13 @@ class Spec(Strict):
 
 def load_spec(path: str) -> Spec:
     """The spec in a file or at an `s3://` uri. Raises SpecError; StorageError when the store cannot be read."""
+    return parse_spec(read_spec(path), path)
+
+
+def read_spec(path: str) -> str:
+    """The text of a spec, unchecked. Raises as `load_spec`."""
     try:
-        text = _read(path).decode("utf-8-sig")
+        return _read(path).decode("utf-8-sig")
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}; give the path of a YAML file") from None
     except (InvalidUri, ObjectNotFound) as error:
@@ -93,7 +98,6 @@ def load_spec(path: str) -> Spec:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise SpecError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    return parse_spec(text, path)
 
 
 def _read(path: str) -> bytes:

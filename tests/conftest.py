@@ -42,7 +42,7 @@ _DEAR_FIXTURES = ("ray_cluster", "courses")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole files go to a worker, so that what a file makes ready is made once; one Ray cluster is enough for 2 CPUs."""
+    """Whole files go to a worker, which makes ready what they share; one Ray cluster is enough for 2 CPUs."""
     from xdist.scheduler import LoadScopeScheduling
 
     @cache
@@ -103,7 +103,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         del os.environ[name]
     os.environ.update(before)
     changed = sorted({name for name, _ in after.items() ^ before.items()})
-    pytest.fail(f"the test or one of its fixtures leaves these variables changed: {', '.join(changed)}", pytrace=False)
+    pytest.fail(
+        f"the test or one of its fixtures leaves these variables changed: {', '.join(changed)}", pytrace=False
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -22,6 +22,7 @@ _EXPECTED = {
     "dict_type": "a mapping of names to values",
     "tuple_type": "a list",
 }
+_FILE = re.compile(r"\.(pt2|safetensors|pt|pth|bin)$|/$")  # the sources of models
 _PLAIN_WORD = re.compile(r"true|false|[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -37,12 +38,14 @@ def _what(detail: ErrorDetails, root: type[BaseModel]) -> str:
     if kind == "spec":
         return detail["msg"]
     if kind == "missing":
-        return "is missing; add it"
+        return "is missing; add `version: 1`" if loc == ("version",) else "is missing; add it"
     if kind == "extra_forbidden":
         return f"unknown key; {nearest(str(loc[-1]), _keys(root, loc[:-1]))}"
     if kind in ("too_short", "string_too_short"):
         return "is empty; name at least one, or delete the key"
     if kind == "literal_error":
+        if loc == ("version",) and isinstance(value, int) and value > 1:
+            return f"should be 1, not {value}; the spec is for a newer fleetpress: install that, or write version: 1"
         words = str(detail["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
         return f"should be {' or '.join(words)}, not {_shown(value)}" + _hint(value, words)
     what = _EXPECTED.get(kind)
@@ -58,6 +61,8 @@ def _hint(value: object, words: list[str]) -> str:
 
 
 def _remedy(kind: str, value: object) -> str:
+    if kind == "model_type" and isinstance(value, str) and _FILE.search(value):
+        return f"; write {{source: {shortened(value)}, recipe: NAME}}"
     if kind == "string_type" and isinstance(value, (bool, int, float)):
         return "; write it in quotes"
     if kind in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():

@@ -22,7 +22,7 @@ _EXPECTED = {
     "dict_type": "a mapping of names to values",
     "tuple_type": "a list",
 }
-_FILE = re.compile(r"\.(pt2|safetensors|pt|pth|bin)$|/$")  # the sources of models
+_SOURCE = re.compile(r"\.(pt2|safetensors|pt|pth|bin)$|/$")
 _PLAIN_WORD = re.compile(r"true|false|[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -44,16 +44,16 @@ def _what(detail: ErrorDetails, root: type[BaseModel]) -> str:
     if kind in ("too_short", "string_too_short"):
         return "is empty; name at least one, or delete the key"
     if kind == "literal_error":
-        if loc == ("version",) and isinstance(value, int) and value > 1:
-            return f"should be 1, not {value}; the spec is for a newer fleetpress: install that, or write version: 1"
         words = str(detail["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        return f"should be {' or '.join(words)}, not {_shown(value)}" + _hint(value, words)
+        return f"should be {' or '.join(words)}, not {_shown(value)}" + _hint(loc, value, words)
     what = _EXPECTED.get(kind)
     expected = f"should be {what}" if what else detail["msg"].replace("Input should", "should")
-    return f"{expected}, not {_shown(value)}{_remedy(kind, value)}"
+    return f"{expected}, not {_shown(value)}{_remedy(kind, value) or _as_model(kind, value)}"
 
 
-def _hint(value: object, words: list[str]) -> str:
+def _hint(loc: tuple[int | str, ...], value: object, words: list[str]) -> str:
+    if loc == ("version",) and isinstance(value, int) and value > 1:
+        return "; the spec is for a newer fleetpress: install that, or write version: 1"
     if value in words:
         return "; write it without quotes"
     hint = nearest(value, words) if isinstance(value, str) else ""
@@ -61,8 +61,6 @@ def _hint(value: object, words: list[str]) -> str:
 
 
 def _remedy(kind: str, value: object) -> str:
-    if kind == "model_type" and isinstance(value, str) and _FILE.search(value):
-        return f"; write {{source: {shortened(value)}, recipe: NAME}}"
     if kind == "string_type" and isinstance(value, (bool, int, float)):
         return "; write it in quotes"
     if kind in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
@@ -78,6 +76,11 @@ def _remedy(kind: str, value: object) -> str:
     ):
         return "; write it without quotes"
     return ""
+
+
+def _as_model(kind: str, value: object) -> str:
+    is_source = kind == "model_type" and isinstance(value, str) and _SOURCE.search(value)
+    return f"; write {{source: {shortened(str(value))}, recipe: NAME}}" if is_source else ""
 
 
 def _shown(value: object) -> str:

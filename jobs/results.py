@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from fleetpress.storage.artifact import METRICS, artifact_key
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
+from fleetpress.storage.near_misses import hint
 from fleetpress.storage.store import ObjectStore, read_json
 
 from .threads import side_by_side
@@ -190,7 +191,8 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     if run is None:
         known = run_ids(store)
         if not known:
-            raise ObjectNotFound(f"{store.uri} holds no runs; give the `output` of a spec that was run")
+            what = f"{store.uri} holds no runs; give the `output` of a spec that was run"
+            raise ObjectNotFound(what + hint(store.uri))
         run = known[-1]
     key = summary_key(run)
     try:

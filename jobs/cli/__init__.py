@@ -14,6 +14,7 @@ from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 
 from ..errors import FleetpressError
 from . import about, artifacts, beginning, runs, submitting
+from .mistakes import Parser
 from .options import EXIT_CODES, message
 
 __all__ = ["EXIT_CODES", "main", "parser"]
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Every verb with its options; the README's table is made from it."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="fleetpress",
         description="Compress fleets of models: prune, quantize, validate and publish, on Ray, from and to S3.",
         epilog=EXIT_CODES,

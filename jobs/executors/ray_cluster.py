@@ -239,6 +239,11 @@ def _host_and_port(address: str) -> tuple[str, int]:
     host, colon, port = place.rpartition(":")
     if not colon and address != place:
         host, port = place, str(_DEFAULT_CLIENT_PORT)
+    if "://" in place:
+        raise ClusterUnreachable(
+            f"{address!r} is the address of a web page; `run` takes the cluster's own, such as host:6379 "
+            "(`submit` takes http://host:8265)"
+        )
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ClusterUnreachable(
             f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port or auto"

@@ -43,7 +43,7 @@ _DEAR_THINGS = ("ray_cluster", "courses", "shared_runner")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole files go to a worker: what a file makes ready is made once, and one Ray cluster is enough for 2 CPUs."""
+    """Whole files go to a worker, which makes ready what they share; one Ray cluster is enough for 2 CPUs."""
     from xdist.scheduler import LoadScopeScheduling
 
     @cache

@@ -71,6 +71,13 @@ def is_on_this_machine() -> bool:
     return all(node["NodeManagerAddress"] in here for node in _living_nodes())
 
 
+def this_node() -> tuple[str, str]:
+    """The id of the node that a worker is on, and its name for people: address and the id's first signs."""
+    node = ray.get_runtime_context().get_node_id()
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return node, f"{address}/{node[:6]}"
+
+
 class Lookout:
     """The nodes of the cluster as they were a moment ago, looked at by a thread: calls to a dead head hang."""
 
@@ -232,6 +239,11 @@ def _host_and_port(address: str) -> tuple[str, int]:
     host, colon, port = place.rpartition(":")
     if not colon and address != place:
         host, port = place, str(_DEFAULT_CLIENT_PORT)
+    if "://" in place:
+        raise ClusterUnreachable(
+            f"{address!r} is the address of a web page; `run` takes the cluster's own, such as host:6379 "
+            "(`submit` takes http://host:8265)"
+        )
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ClusterUnreachable(
             f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port or auto"

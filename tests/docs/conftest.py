@@ -56,6 +56,7 @@ class Reader:
     place: Path
     patch: pytest.MonkeyPatch
     instead: Mapping[str, str] = field(default_factory=dict)
+    in_process: bool = True  # faster; else every command is a process of its own
     told: str = ""  # by the last block of commands
     typed: list[str] = field(default_factory=list)
 
@@ -66,6 +67,9 @@ class Reader:
             if block.file:
                 assert block.file in block.before, f"{page} does not say where to save {block.file}"
                 target = self.place / block.file
+                if block.language == "diff":
+                    target.write_text(changed(target.read_text(encoding="utf-8"), text), encoding="utf-8")
+                    continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(text, encoding="utf-8")
             elif block.language == "sh":
@@ -75,7 +79,7 @@ class Reader:
             elif block.language == "text":
                 self._compare(text, page)
             else:
-                assert block.language in ("", "yaml", "diff"), f"{page}: what is {block.language!r}?"
+                assert block.language in ("", "yaml"), f"{page}: what is {block.language!r}?"
 
     def records(self, name: str) -> list[list[str]]:
         """The arguments of all calls of the stand-in `name`, in order."""
@@ -99,9 +103,9 @@ class Reader:
                 if name == "PYTHONPATH":
                     self.patch.syspath_prepend(str(self.place / value))
             return ""
-        if words[0] == "python":
+        if words[0] == "python" and self.in_process:
             return self._run_program((self.place / words[1]).read_text(), words[1])
-        if words[0] == "fleetpress" and not _SHELL.search(command):
+        if words[0] == "fleetpress" and self.in_process and not _SHELL.search(command):
             code, out = self._fleetpress(words[1:])
         else:
             done = subprocess.run(
@@ -140,6 +144,14 @@ class Reader:
         told = [_VARYING.sub("#", line.strip()) for line in self.told.splitlines()]
         for line in text.splitlines():
             assert _VARYING.sub("#", line.strip()) in told, f"{page} shows\n{line}\nbut it was\n{self.told}"
+
+
+def changed(text: str, diff: str) -> str:
+    """The text after a change: what `-` and ` ` mark is there once, and becomes what `+` and ` ` mark."""
+    before = "".join(line[1:] for line in diff.splitlines(keepends=True) if line[0] in " -")
+    after = "".join(line[1:] for line in diff.splitlines(keepends=True) if line[0] in " +")
+    assert text.count(before) == 1, f"not there just once:\n{before}"
+    return text.replace(before, after)
 
 
 def _lines(text: str) -> list[str]:

@@ -41,12 +41,15 @@ Listener = Callable[[Event, Progress], None]
 class Journal:
     """The states and events of one run. Every change costs the same, however large the fleet is."""
 
-    def __init__(self, store: ObjectStore, run: str, spec: Spec, listener: Listener | None) -> None:
+    def __init__(
+        self, store: ObjectStore, run: str, spec: Spec, listener: Listener | None, job: str | None = None
+    ) -> None:
         self.progress = Progress(run=run, started=time.monotonic())
         self.warnings: list[str] = []
         self._store = store
         self._spec = spec
         self._listener = listener
+        self._job = job
         self._events: list[bytes] = []
         self._summary = SummaryWriter(store)
 
@@ -81,6 +84,7 @@ class Journal:
             models=tuple(self.progress.models.values()),
             seconds=self.progress.seconds,
             warnings=tuple(self.warnings),
+            job=self._job,
         )
 
     def begin(self) -> None:

@@ -63,6 +63,7 @@ class FleetResult:
     models: tuple[ModelResult, ...]
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    job: str | None = None  # of the cluster that was told to run it
 
     @property
     def exit_code(self) -> int:
@@ -85,6 +86,7 @@ class FleetResult:
             "output": self.output,
             "seconds": self.seconds,
             "warnings": list(self.warnings),
+            "job": self.job,
             "models": [{name: getattr(model, name) for name in _TOLD} for model in self.models],
         }
 

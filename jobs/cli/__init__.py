@@ -13,7 +13,7 @@ from importlib.metadata import version
 from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 
 from ..errors import FleetpressError
-from . import about, artifacts, beginning, runs
+from . import about, artifacts, beginning, runs, schedules, submitting
 from .mistakes import Parser
 from .options import EXIT_CODES, message
 
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fleetpress {version('fleetpress')}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (beginning, runs, artifacts, about):
+    for module in (beginning, runs, submitting, schedules, artifacts, about):
         module.add_verbs(verbs)
     return top
 

@@ -29,12 +29,6 @@ def executor_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def output_and_run(verb: argparse.ArgumentParser) -> None:
-    """Which run of which output."""
-    verb.add_argument("output", metavar="OUTPUT", help="the `output` of a spec")
-    verb.add_argument("run", metavar="RUN", nargs="?", help="a run's id (default: the latest)")
-
-
 def print_json(value: Any) -> None:
     """Data, on stdout."""
     print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))

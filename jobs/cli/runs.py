@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import add_verb, executor_options, message, output_and_run, print_json
+from .options import add_verb, executor_options, log_options, message, output_and_run, print_json
 
 
 def add_verbs(verbs: Any) -> None:
@@ -14,6 +14,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--s3", action="store_true", help="through a real S3 server on this machine")
     verb.add_argument("--folder", default="fleetpress-demo", help="where to put it (default: %(default)s)")
     executor_options(verb)
+    log_options(verb)
 
     verb = add_verb(verbs, "plan", _plan, "what a spec would do, from headers only")
     verb.add_argument("spec", metavar="SPEC")
@@ -23,9 +24,12 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("spec", metavar="SPEC")
     verb.add_argument("--allow-code", action="store_true", help="import the factories that the spec names")
     executor_options(verb)
+    log_options(verb)
 
     verb = add_verb(verbs, "status", _status, "models and states of a run, from the output alone")
     output_and_run(verb)
+    verb.add_argument("--watch", action="store_true", help="follow it to its end, which gives the exit code")
+    log_options(verb)
 
     verb = add_verb(verbs, "cancel", _cancel, "end a run that is under way; what is done is kept")
     verb.add_argument("output", metavar="OUTPUT", help="the `output` of a spec")
@@ -94,17 +98,27 @@ def _status(arguments: argparse.Namespace) -> int:
     from ..tables import print_result
 
     store = open_store(arguments.output)
-    result = read_result(store, arguments.run)
+    if arguments.watch:
+        from ..watching import Watcher
+
+        try:
+            result = Watcher(store, arguments.run).follow()
+        except KeyboardInterrupt:
+            message("watched no longer; the run goes on")
+            return 130
+    else:
+        result = read_result(store, arguments.run)
     if arguments.json:
         print_json(result.as_dict())
     else:
         print_result(result)
-    if result.state == "running" and not exists(store, alive_key(result.run)):
+    if result.state == "running" and (arguments.watch or not exists(store, alive_key(result.run))):
         message(
             f"run {result.run} shows no sign of life: it is just ending, or its driver is dead; "
             "if it stays so, run the spec again to go on"
         )
-    return 0
+        return 130 if arguments.watch else 0
+    return result.exit_code if arguments.watch else 0
 
 
 _ENDS = {

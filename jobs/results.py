@@ -197,10 +197,10 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     key = summary_key(run)
     try:
         told = read_json(store, key, most_bytes=_MOST_SUMMARY_BYTES, most_signs=_MOST_SUMMARY_SIGNS)
-        known = {field.name: told[field.name] for field in fields(FleetResult) if field.name in told}
+        understood = {field.name: told[field.name] for field in fields(FleetResult) if field.name in told}
         return FleetResult(
             **{
-                **known,  # a newer version may tell more
+                **understood,  # a newer version may tell more
                 **_standing(told),
                 "models": tuple(map(_row, told["models"])),
                 "warnings": tuple(told.get("warnings", ())),

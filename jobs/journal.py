@@ -3,23 +3,28 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleetpress.storage.errors import StorageError
 from fleetpress.storage.store import ObjectStore
 
+from .figures import accepted_drop
+from .past_runs import Past, look_back
 from .results import (
     EVENTS,
     RUNS,
+    SPEC,
     FleetResult,
     ModelResult,
     Progress,
     RunState,
     SummaryWriter,
+    layers_of,
 )
 from .spec import Spec
+from .versions import versions
 
 _log = logging.getLogger(__name__)
 
@@ -44,14 +49,27 @@ class Journal:
     def __init__(self, store: ObjectStore, run: str, spec: Spec, listener: Listener | None) -> None:
         self.progress = Progress(run=run, started=time.monotonic())
         self.warnings: list[str] = []
+        self._accepted: Mapping[str, float | str] = {}
+        self._past = Past(ended=None, done=None, reads=0)
+        self._versions = versions()
         self._store = store
         self._spec = spec
         self._listener = listener
         self._events: list[bytes] = []
         self._summary = SummaryWriter(store)
 
+    def accept(self, drops: Mapping[str, float | str]) -> None:
+        """How much worse each model's metric may get, as the spec says it: absolute, or as `1%` of the metric."""
+        self._accepted = drops
+
+    def look_back(self) -> FleetResult | None:
+        """The latest run before this one that has ended; the page tells what has changed since."""
+        self._past = look_back(self._store, self._spec.name, self.progress.run)
+        return self._past.ended
+
     def set(self, model: ModelResult, *, quiet: bool = False) -> None:
         """A model reached a state."""
+        model = replace(model, max_drop=accepted_drop(self._accepted.get(model.name), model.before))
         self.progress.set(model)
         if not quiet:
             self.tell(Event(kind=model.state, model=model.name, text=model.reason or ""))
@@ -81,20 +99,30 @@ class Journal:
             models=tuple(self.progress.models.values()),
             seconds=self.progress.seconds,
             warnings=tuple(self.warnings),
+            versions=self._versions,
         )
 
     def begin(self) -> None:
         """The first summary: from here on the run can be seen."""
+        text = self._spec.text
+        if text is not None:
+            self._store.put(f"{RUNS}{self.progress.run}/{SPEC}", text.encode())
         self._summary.write(self.result)
 
     def finish(self, state: RunState) -> FleetResult:
         """Events, page and the last summary."""
-        from .report import write_end
+        from .report import Material, write_end
 
         result = self.result(state)
         lines = b"".join(event + b"\n" for event in self._events)
         self._store.put(f"{RUNS}{result.run}/{EVENTS}", lines)
-        write_end(self._store, result)
+        material = Material(
+            layers=layers_of(self._store, result),
+            previous=self._past.done,
+            events=self._events,
+            spec_text=self._spec.text,
+        )
+        write_end(self._store, result, material)
         return result
 
     def abandon(self) -> None:

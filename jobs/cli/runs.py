@@ -31,8 +31,11 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("output", metavar="OUTPUT", help="the `output` of a spec")
     verb.add_argument("run", metavar="RUN", nargs="?", help="a run's id (default: the one that is under way)")
 
-    verb = add_verb(verbs, "report", _report, "the table of a run, and its HTML page")
+    verb = add_verb(verbs, "report", _report, "the table of a run, and its HTML page; of all runs with --all")
     output_and_run(verb)
+    verb.add_argument(
+        "--all", action="store_true", help="every run of the output in a line, bytes saved over time"
+    )
     verb.add_argument("--html", metavar="FILE", help="write the page to this file")
 
 
@@ -137,15 +140,11 @@ def _report(arguments: argparse.Namespace) -> int:
     from ..tables import print_result
 
     store = open_store(arguments.output)
+    if arguments.all:
+        return _all_runs(arguments, store)
     result = read_result(store, arguments.run)
     if arguments.html:
-        page = page_of(store, result)
-        try:
-            Path(arguments.html).write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"{arguments.html}: cannot be written: {error.strerror}; name another file"
-            ) from None
+        _write_page(arguments.html, page_of(store, result))
     if arguments.json:
         print_json(result.as_dict())
     else:
@@ -155,3 +154,31 @@ def _report(arguments: argparse.Namespace) -> int:
         else:
             message(f"report: {arguments.html or join(arguments.output, RUNS + result.run, REPORT)}")
     return 0
+
+
+def _all_runs(arguments: argparse.Namespace, store: Any) -> int:
+    from ..report import render_runs
+    from ..run_lines import run_lines
+    from ..tables import print_runs
+
+    if arguments.run:
+        raise UsageError(f"--all tells of every run: leave {arguments.run!r} out, or leave --all out")
+    runs, unread = run_lines(store)
+    if arguments.html:
+        _write_page(arguments.html, render_runs(arguments.output, runs, unread, page=arguments.html))
+    if arguments.json:
+        print_json({"output": arguments.output, "runs": [run.as_dict() for run in runs]})
+    else:
+        print_runs(runs)
+        if arguments.html:
+            message(f"report: {arguments.html}")
+    for run in unread:
+        message(f"run {run} is left out: its summary cannot be read")
+    return 0
+
+
+def _write_page(path: str, page: str) -> None:
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; name another file") from None

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live as RichLive
 
-    from .journal import Event
-    from .results import Progress
+    from .events import Event
+    from .progress import Progress
 
 _REFRESHES_PER_SECOND = 4  # drawn by a thread of its own, however many events there are
 _TASK_WORDS = {"retry": "is tried again", "give_up": "given up"}

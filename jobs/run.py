@@ -11,10 +11,11 @@ from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 from fleetpress.storage.store import ObjectStore, open_store
 
 from .errors import FleetpressError
+from .events import Event
 from .executors import ExecutorName, open_executor
 from .fleet import Fleet, Model, absolute, resolve
 from .heartbeat import Heartbeat
-from .journal import Event, Journal, Listener
+from .journal import Journal, Listener
 from .leases import Leases
 from .ledger import Ledger
 from .past_runs import rows_of
@@ -61,7 +62,7 @@ class _Run:
         self.output = absolute(spec.output)
         self.store: ObjectStore = open_store(self.output)
         self.run = new_run_id(time.time())
-        self.journal = Journal(self.store, self.run, spec, listener)
+        self.journal = Journal(self.store, self.run, spec, listener, executor=executor)
         self._executor_name = executor
         self._address = address
         self._allow_code = allow_code

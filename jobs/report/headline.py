@@ -70,9 +70,12 @@ def headline(result: FleetResult, happened: Happened) -> Headline:
         wall=elapsed(result.seconds),
         task_time=elapsed(happened.task_seconds) if happened.task_seconds else None,
         parallel=_parallel(happened.task_seconds, result.seconds),
-        traffic=traffic(happened.bytes_read, happened.bytes_written),
+        traffic=traffic(
+            happened.bytes_read or result.bytes_read or None,
+            happened.bytes_written or result.bytes_written or None,
+        ),
         tasks=len(happened.spans),
-        retries=happened.retries,
+        retries=happened.retries or result.retries,
     )
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from fleetpress.jobs import run_fleet
+from fleetpress.jobs.events import Event
 from fleetpress.jobs.heartbeat import cancel_key
-from fleetpress.jobs.journal import Event
-from fleetpress.jobs.results import Progress, read_result
+from fleetpress.jobs.progress import Progress
+from fleetpress.jobs.results import read_result
 from fleetpress.jobs.spec import Spec
 from fleetpress.storage.store import open_store
 

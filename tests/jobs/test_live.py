@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from fleetpress.jobs.events import Event
 from fleetpress.jobs.live import Live
-from fleetpress.jobs.results import ModelResult, Progress
-from fleetpress.jobs.run import Event
+from fleetpress.jobs.progress import Progress
+from fleetpress.jobs.results import ModelResult
 
 STATES = {"lenet5": "running", "mlp": "running", "gpt": "pending", "old": "unchanged"}
 

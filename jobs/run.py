@@ -3,6 +3,7 @@
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from .job_records import JobRecord, write_job
 from .journal import Journal, Listener
 from .leases import Leases
 from .ledger import Ledger
+from .past_runs import rows_of
 from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
 from .published import find_published, unchanged
 from .results import FleetResult, ModelResult
@@ -97,7 +99,7 @@ class _Run:
     def _models(self, heartbeat: Heartbeat, stop: Stop) -> None:
         fleet = resolve(self.spec, allow_code=self._allow_code)
         self._begin(fleet)
-        plans = self._plans(fleet.models)
+        plans = self._plans(fleet.models, rows_of(self.journal.look_back()))
         if not plans:
             return
         work = Work(plans, Ledger(self.store), self._leases(heartbeat), self.journal, stop)
@@ -119,19 +121,19 @@ class _Run:
             executor.close()
 
     def _begin(self, fleet: Fleet) -> None:
+        self.journal.accept({model.name: model.recipe.validation.max_drop for model in fleet.models})
         for model in fleet.models:
             self.journal.set(ModelResult(name=model.name, state="pending"), quiet=True)
         for problem in fleet.problems:
             self._fail(problem.model, problem.reason, unreachable=problem.unreachable)
 
-    def _plans(self, models: tuple[Model, ...]) -> list[ModelPlan]:
+    def _plans(self, models: tuple[Model, ...], known: Mapping[str, ModelResult]) -> list[ModelPlan]:
         """The tasks of every model that is not published yet; those that cannot be planned fail here."""
         workers, seed = self.spec.resources.workers, self.spec.seed
         digests = {model.name: artifact_digest(model, seed=seed, workers=workers) for model in models}
         there = find_published(self.store, digests)
-        for name, found in unchanged(
-            self.store, {name: digests[name] for name in digests if name in there}, self.run
-        ):
+        ours = {name: digests[name] for name in digests if name in there}
+        for name, found in unchanged(self.store, ours, self.run, known):
             if isinstance(found, ModelResult):
                 self.journal.set(found)
             else:

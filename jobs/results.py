@@ -208,10 +208,10 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     key = summary_key(run)
     try:
         told = read_json(store, key, most_bytes=_MOST_SUMMARY_BYTES, most_signs=_MOST_SUMMARY_SIGNS)
-        known = {name: told[name] for name in _OF_RUN if name in told}  # a newer version may tell more
+        understood = {name: told[name] for name in _OF_RUN if name in told}  # a newer version may tell more
         return FleetResult(
             **{
-                **known,
+                **understood,
                 **_standing(told),
                 "models": tuple(map(_row, told["models"])),
                 "warnings": tuple(told.get("warnings", ())),

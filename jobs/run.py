@@ -1,5 +1,6 @@
 """Drive a fleet: resolve, plan, let the scheduler and an executor do the tasks, and write down what came out."""
 
+import os
 import secrets
 import time
 from dataclasses import replace
@@ -11,11 +12,13 @@ from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 from fleetpress.storage.store import ObjectStore, open_store
 
 from .errors import FleetpressError
+from .events import Event
 from .executors import ExecutorName, open_executor
+from .executors.address import check_address
 from .fleet import Fleet, Model, absolute, resolve
 from .heartbeat import Heartbeat
 from .job_records import JobRecord, write_job
-from .journal import Event, Journal, Listener
+from .journal import Journal, Listener
 from .leases import Leases
 from .ledger import Ledger
 from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
@@ -43,7 +46,7 @@ def run_fleet(
     """Compress every model of the spec and publish what passes validation. Running it again is the resume.
 
     One bad model never stops the others; its state says why. Several runs of one output at the same time share the
-    work. Raises SpecError, StorageError when the output cannot be used, and ClusterUnreachable. KeyboardInterrupt,
+    work. Raises UsageError, StorageError when the output cannot be used, and ClusterUnreachable. KeyboardInterrupt,
     SIGTERM and `cancel` end the run in a consistent state and come back as a result. `job` is the job of a cluster that
     this run is; the output keeps which run it became.
     """
@@ -61,11 +64,15 @@ class _Run:
         listener: Listener | None,
         job: JobRecord | None,
     ) -> None:
+        if executor == "ray":  # before anything is written
+            check_address(address or os.environ.get("RAY_ADDRESS"))
         self.spec = spec
         self.output = absolute(spec.output)
         self.store: ObjectStore = open_store(self.output)
         self.run = new_run_id(time.time())
-        self.journal = Journal(self.store, self.run, spec, listener, job.job if job else None)
+        self.journal = Journal(
+            self.store, self.run, spec, listener, executor=executor, job=job.job if job else None
+        )
         self._job = job
         self._executor_name = executor
         self._address = address

@@ -143,9 +143,11 @@ def _cancel(arguments: argparse.Namespace) -> int:
     from ..cancel import cancel
 
     place = find(arguments)
-    if place.job is not None and (place.run is None or place.job.is_over):
+    if place.job is not None and place.run is None:
         return stop(arguments.address, place.job, as_json=arguments.json)
     ended = cancel(place.store, place.run)
+    if place.job is not None and ended.outcome == "asked":
+        return stop(arguments.address, place.job, as_json=arguments.json)
     if arguments.json:
         print_json(ended.as_dict())
     else:

@@ -2,21 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 from fleetpress.storage.errors import StorageError
 from fleetpress.storage.store import ObjectStore
 
 from .events import Event, fields_of, json_line
-from .progress import Progress
+from .progress import Listener, Progress
 from .results import EVENTS, RUNS, FleetResult, ModelResult, RunState, SummaryWriter
 from .spec import Spec
 
 _log = logging.getLogger(__name__)
-
-
-Listener = Callable[[Event, Progress], None]
 
 
 class Journal:

@@ -11,13 +11,14 @@ from fleetpress.storage.store import ObjectStore, open_store
 
 from .errors import FleetpressError
 from .events import Event
-from .executors import ExecutorName, open_executor
+from .executors import ExecutorName, open_executor, open_metrics
 from .fleet import Fleet, Model, absolute, resolve
 from .heartbeat import Heartbeat
-from .journal import Journal, Listener
+from .journal import Journal
 from .leases import Leases
 from .ledger import Ledger
 from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
+from .progress import Listener
 from .published import find_published, unchanged
 from .results import FleetResult, ModelResult
 from .spec import Spec
@@ -97,6 +98,9 @@ class _Run:
             memory_bytes=self.spec.resources.memory_per_task_bytes,
             task_seconds=self.spec.resources.time_per_task_seconds,
         )
+        metrics = open_metrics(self._executor_name, self.spec.name)
+        if metrics is not None:
+            self.journal.listen(metrics)
         stop.arm()
         try:
             work.run(executor)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..tasks import Failure, Task, TaskRecord
 from ..worker import RunRank, RunStep
+
+if TYPE_CHECKING:
+    from ..progress import Listener
 
 ExecutorName = Literal["inline", "ray"]
 
@@ -66,3 +69,12 @@ def open_executor(
     from .ray import RayExecutor
 
     return RayExecutor(run_step, ledger_uri, run_rank=run_rank, address=address, task_seconds=task_seconds)
+
+
+def open_metrics(name: ExecutorName, fleet: str) -> Listener | None:
+    """A listener that shows the run to Prometheus, where the open executor has a place for it."""
+    if name != "ray":
+        return None
+    from .ray_metrics import RayMetrics
+
+    return RayMetrics(fleet).update

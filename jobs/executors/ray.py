@@ -166,7 +166,7 @@ class RayExecutor:
                 del self._in_flight[handle]
                 yield flight.task.id, _with_place(said, flight)
 
-    def _overdue(self) -> Iterator[tuple[str, Failure]]:
+    def _overdue(self) -> Iterator[tuple[str, TaskRecord | Failure]]:
         """Tasks that will not end by themselves, or not in time."""
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS or not self._in_flight:

@@ -64,15 +64,15 @@ recipes:
     validate: {{max_drop: 0.02}}
 """
 FIRST = {
-    "berlin/cnn": "small",
-    "berlin/mlp": "small",
-    "berlin/resnet": "small",
-    "oslo/cnn": "light",
-    "oslo/mlp": "light",
-    "oslo/resnet": "small",
-    "porto/mlp": "tiny",
+    "berlin-cnn": "small",
+    "berlin-mlp": "small",
+    "berlin-resnet": "small",
+    "oslo-cnn": "light",
+    "oslo-mlp": "light",
+    "oslo-resnet": "small",
+    "porto-mlp": "tiny",
 }
-SECOND = {**FIRST, "oslo/mlp": "reckless", "oslo/cnn": "tiny", "porto/cnn": "small", "porto/resnet": "small"}
+SECOND = {**FIRST, "oslo-mlp": "reckless", "oslo-cnn": "tiny", "porto-cnn": "small", "porto-resnet": "small"}
 
 
 def make_fleet() -> None:
@@ -85,14 +85,14 @@ def make_fleet() -> None:
     torch.set_num_threads(1)
     for seed, site in enumerate(SITES):
         for name, make in NETS.items():
-            print(f"training {site}/{name}", file=sys.stderr)
+            print(f"training {site}-{name}", file=sys.stderr)
             torch.manual_seed(seed)
             program = module_to_program(make(), [train_set["inputs"][:2]])
             options = TrainOptions(epochs=EPOCHS[name], batch_size=64, optimizer="adamw", lr=2e-3)
             values = train(program, train_set, options, loss="cross_entropy", seed=seed).values
             data = save_program(with_tensors(program, values), compress=False)
-            store.put(f"models/{site}/{name}.pt2", data)
-    store.put("models/porto/resnet.pt2", data[: len(data) // 2])
+            store.put(f"models/{site}-{name}.pt2", data)
+    store.put("models/porto-resnet.pt2", data[: len(data) // 2])
 
 
 def run_night(recipes: dict[str, str], folder: Path, hosts: Hosts, *, kill: str | None = None) -> None:

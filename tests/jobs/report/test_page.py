@@ -254,7 +254,7 @@ def test_a_regression_stands_on_top() -> None:
 def test_a_page_of_a_thousand_models_stays_light() -> None:
     result = fleet(1000)
     models = tuple(
-        replace(model, name=f"customer-{index:04}/segmentation-model-of-{index:04}")
+        replace(model, name=f"customer-{index:04}-segmentation-model-of-{index:04}")
         for index, model in enumerate(result.models)
     )
     result = replace(result, models=models)

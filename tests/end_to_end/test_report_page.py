@@ -19,7 +19,7 @@ from fleetpress.jobs.run_lines import RunLine  # noqa: E402
 
 FLEET = fleet(1000)
 EVIL = '<img src=x onerror="window.pwned = 1"></script><script>window.pwned = 1</script>'
-NAMES = "Array.from(document.querySelectorAll('table.fleet tbody > tr:not(.opened) > th'), (it) => it.textContent)"
+NAMES = "Array.from(document.querySelectorAll('table.fleet > tbody > tr:not(.opened) > th'), (it) => it.textContent)"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def page(browser: Browser, page_file: Path) -> Iterator[Page]:
 
 
 def cells(page: Page, column: int) -> list[str]:
-    rows = "document.querySelectorAll('table.fleet tbody > tr:not(.opened)')"
+    rows = "document.querySelectorAll('table.fleet > tbody > tr:not(.opened)')"
     found: list[str] = page.run(f"Array.from({rows}, (it) => it.cells[{column}].firstChild.textContent)")
     return found
 

@@ -36,7 +36,14 @@ class Journal:
     """The states and events of one run. Every change costs the same, however large the fleet is."""
 
     def __init__(
-        self, store: ObjectStore, run: str, spec: Spec, listener: Listener | None, *, executor: str = ""
+        self,
+        store: ObjectStore,
+        run: str,
+        spec: Spec,
+        listener: Listener | None,
+        *,
+        executor: str = "",
+        job: str | None = None,
     ) -> None:
         self.progress = Progress(run=run, started=time.monotonic(), executor=executor)
         self.warnings: list[str] = []
@@ -46,6 +53,7 @@ class Journal:
         self._store = store
         self._spec = spec
         self._listeners = [listener] if listener else []
+        self._job = job
         self._events: list[bytes] = []
         self._summary = SummaryWriter(store)
 
@@ -95,6 +103,7 @@ class Journal:
             models=tuple(self.progress.models.values()),
             seconds=self.progress.seconds,
             warnings=tuple(self.warnings),
+            job=self._job,
             versions=self._versions,
             **vars(self.progress.standing()),
         )

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from fleetpress.storage.artifact import METRICS, artifact_key
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound
+from fleetpress.storage.near_misses import hint
 from fleetpress.storage.store import ObjectStore, read_json
 
 from .threads import side_by_side
@@ -98,6 +99,7 @@ class FleetResult(Standing):
     models: tuple[ModelResult, ...]
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    job: str | None = None  # of the cluster that was told to run it
     versions: Mapping[str, str] = field(default_factory=dict)  # of the driver, by library
 
     @property
@@ -127,6 +129,7 @@ class FleetResult(Standing):
             "output": self.output,
             "seconds": self.seconds,
             "warnings": list(self.warnings),
+            "job": self.job,
             "versions": dict(self.versions),
             "totals": totals(self.models),
             **{name: getattr(self, name) for name in _STANDING},
@@ -199,7 +202,8 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     if run is None:
         known = run_ids(store)
         if not known:
-            raise ObjectNotFound(f"{store.uri} holds no runs; give the `output` of a spec that was run")
+            what = f"{store.uri} holds no runs; give the `output` of a spec that was run"
+            raise ObjectNotFound(what + hint(store.uri))
         run = known[-1]
     key = summary_key(run)
     try:

@@ -164,6 +164,9 @@ def _sharded(store: ObjectStore, present: Mapping[str, SourceFile]) -> dict[str,
 
 def _tensors_of_all(store: ObjectStore, files: Iterable[SourceFile]) -> dict[str, dict[str, TensorLocation]]:
     """By path, many headers at a time; of several that are wrong, the first one is named."""
+
+    def tensors_of(file: SourceFile) -> tuple[str, dict[str, TensorLocation]]:
+        return file.path, _tensors_of(store, file)
+
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        found = pool.map(carried(lambda file: (file.path, _tensors_of(store, file))), files)
-        return dict(found)
+        return dict(pool.map(carried(tensors_of), files))

@@ -80,6 +80,16 @@ def print_published(found: Sequence[Mapping[str, Any]]) -> None:
     _table(headers, rows, right=range(2, 6))
 
 
+def print_jobs(found: Sequence[Mapping[str, Any]]) -> None:
+    """Jobs of a cluster, or those that an output has kept, one line each."""
+    if not found:
+        _line("no jobs of fleetpress are known here")
+        return
+    columns = [name for name in ("job", "state", "exit_code", "run", "name", "output") if name in found[0]]
+    rows = [[MISSING if job[name] is None else str(job[name]) for name in columns] for job in found]
+    _table(tuple(name.replace("_", " ") for name in columns), rows, right=())
+
+
 def print_preview(preview: _Preview | Mapping[str, Any]) -> None:
     """What a run would do: the models, the layers it would touch, and what stands in the way."""
     plan = preview if isinstance(preview, Mapping) else preview.as_dict()

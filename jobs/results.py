@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from heapq import nlargest
 from typing import Any, Literal, get_args
@@ -53,7 +53,36 @@ class ModelResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetResult:
+class RunningTask:
+    """A task that is being worked on, for so long."""
+
+    model: str
+    task: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """The tasks of a run as they stand. Of those that run, some fifty are named in `running`.
+
+    Bytes are those that tasks have read and written of objects. `seconds_left` is an estimate, None if there is none;
+    with `seconds_left_is_least` there are steps left of which no task has ended, and it takes longer.
+    """
+
+    executor: str = ""
+    tasks_total: int = 0
+    tasks_left: int = 0
+    tasks_running: int = 0
+    running: tuple[RunningTask, ...] = ()
+    retries: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    seconds_left: float | None = None
+    seconds_left_is_least: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetResult(Standing):
     """A run: its id, its state, its output, and its models in the order of the spec."""
 
     run: str
@@ -77,6 +106,12 @@ class FleetResult:
             return 3
         return 5 if all(model.unreachable for model in self.models) else 4
 
+    def ended(self, state: RunState) -> "FleetResult":
+        """The run with its last state: nothing is under way any more."""
+        return replace(
+            self, state=state, running=(), tasks_running=0, seconds_left=None, seconds_left_is_least=False
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The documented form of `status --json`."""
         return {
@@ -87,34 +122,14 @@ class FleetResult:
             "seconds": self.seconds,
             "warnings": list(self.warnings),
             "job": self.job,
+            **{name: getattr(self, name) for name in _STANDING},
+            "running": [asdict(task) for task in self.running],
             "models": [{name: getattr(model, name) for name in _TOLD} for model in self.models],
         }
 
 
 _TOLD = tuple(field.name for field in fields(ModelResult) if field.name != "unreachable")
-
-
-class Progress:
-    """A run as its listeners see it: a live view that costs the same for every event, however large the fleet is."""
-
-    def __init__(self, *, run: str, started: float) -> None:
-        self.run = run
-        self.models: dict[str, ModelResult] = {}
-        self.counts: dict[str, int] = {}
-        self._started = started
-
-    @property
-    def seconds(self) -> float:
-        """Since the run began."""
-        return round(time.monotonic() - self._started, 3)
-
-    def set(self, model: ModelResult) -> None:
-        """A model reached a state."""
-        before = self.models.get(model.name)
-        if before is not None:
-            self.counts[before.state] -= 1
-        self.models[model.name] = model
-        self.counts[model.state] = self.counts.get(model.state, 0) + 1
+_STANDING = tuple(field.name for field in fields(Standing))
 
 
 class SummaryWriter:
@@ -182,13 +197,42 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     key = summary_key(run)
     try:
         told = read_json(store, key, most_bytes=_MOST_SUMMARY_BYTES, most_signs=_MOST_SUMMARY_SIGNS)
-        models = tuple(map(_row, told["models"]))
-        return FleetResult(**{**told, "models": models, "warnings": tuple(told.get("warnings", ()))})
+        understood = {field.name: told[field.name] for field in fields(FleetResult) if field.name in told}
+        return FleetResult(
+            **{
+                **understood,  # a newer version may tell more
+                **_standing(told),
+                "models": tuple(map(_row, told["models"])),
+                "warnings": tuple(told.get("warnings", ())),
+            }
+        )
     except ObjectNotFound:
         latest = ", ".join(run_ids(store)[-_NAMED_RUNS:]) or "none"
         raise ObjectNotFound(f"{store.uri} holds no run {run!r}; the latest are: {latest}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactCorrupt(f"{store.uri}/{key} is no run summary ({error}); delete it") from None
+
+
+def _standing(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of tasks; those of older versions say nothing."""
+    found: dict[str, Any] = {"running": tuple(RunningTask(**task) for task in told.get("running", ()))}
+    for name in (
+        "executor",
+        "tasks_total",
+        "tasks_left",
+        "tasks_running",
+        "retries",
+        "bytes_read",
+        "bytes_written",
+    ):
+        kind = str if name == "executor" else int
+        found[name] = told.get(name, kind())
+        if not isinstance(found[name], kind):
+            raise ValueError(f"{name} is of the wrong type")
+    left = told.get("seconds_left")
+    if not isinstance(left, (int, float, type(None))):
+        raise ValueError("seconds_left is of the wrong type")
+    return found
 
 
 def _row(told: Mapping[str, Any]) -> ModelResult:

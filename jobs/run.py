@@ -12,12 +12,13 @@ from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 from fleetpress.storage.store import ObjectStore, open_store
 
 from .errors import FleetpressError
+from .events import Event
 from .executors import ExecutorName, open_executor
 from .executors.address import check_address
 from .fleet import Fleet, Model, absolute, resolve
 from .heartbeat import Heartbeat
 from .job_records import JobRecord, write_job
-from .journal import Event, Journal, Listener
+from .journal import Journal, Listener
 from .leases import Leases
 from .ledger import Ledger
 from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
@@ -69,7 +70,9 @@ class _Run:
         self.output = absolute(spec.output)
         self.store: ObjectStore = open_store(self.output)
         self.run = new_run_id(time.time())
-        self.journal = Journal(self.store, self.run, spec, listener, job.job if job else None)
+        self.journal = Journal(
+            self.store, self.run, spec, listener, executor=executor, job=job.job if job else None
+        )
         self._job = job
         self._executor_name = executor
         self._address = address

@@ -61,7 +61,10 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
-    """The ledger's proof that a task is done: what came out, how long it took, at which attempt."""
+    """The ledger's proof that a task is done: what came out, how long it took, at which attempt, on which node.
+
+    Bytes are those of the objects that the task read and wrote, this record left out.
+    """
 
     task: str
     model: str
@@ -72,6 +75,9 @@ class TaskRecord:
     seconds: float
     attempts: int = 1
     fleetpress_version: str
+    where: str = ""
+    bytes_read: int = 0
+    bytes_written: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,10 @@ class Failure:
     reason: str
     error_class: ErrorClass
     details: str = ""
+    seconds: float = 0.0
+    where: str = ""
+    bytes_read: int = 0
+    bytes_written: int = 0
 
 
 def smaller(task: Task) -> Task:
@@ -121,8 +131,12 @@ def record_from_json(fields: object) -> TaskRecord:
     for name, kind in _RECORD_FIELDS.items():
         if not isinstance(fields.get(name), kind):
             raise ValueError(f"field {name!r} is missing or of the wrong type")
+    for name, kind in _LATER_FIELDS.items():
+        if not isinstance(fields.get(name, kind()), kind):
+            raise ValueError(f"field {name!r} is of the wrong type")
     return TaskRecord(
         **{name: fields[name] for name in _RECORD_FIELDS if name != "outputs"},
+        **{name: fields[name] for name in _LATER_FIELDS if name in fields},
         outputs=_outputs(fields["outputs"]),
     )
 
@@ -144,6 +158,11 @@ _RECORD_FIELDS: dict[str, type | tuple[type, ...]] = {
     "attempts": int,
     "fleetpress_version": str,
 }
+_LATER_FIELDS: dict[str, type] = {
+    "where": str,
+    "bytes_read": int,
+    "bytes_written": int,
+}  # old records lack them
 
 
 def _outputs(items: list[Any]) -> tuple[Output, ...]:

@@ -21,6 +21,7 @@ from .sources import (
     source_file,
 )
 from .store import ObjectStore, open_store
+from .traffic import carried
 from .uri import is_valid_key, split
 
 if TYPE_CHECKING:
@@ -164,5 +165,5 @@ def _sharded(store: ObjectStore, present: Mapping[str, SourceFile]) -> dict[str,
 def _tensors_of_all(store: ObjectStore, files: Iterable[SourceFile]) -> dict[str, dict[str, TensorLocation]]:
     """By path, many headers at a time; of several that are wrong, the first one is named."""
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        found = pool.map(lambda file: (file.path, _tensors_of(store, file)), files)
+        found = pool.map(carried(lambda file: (file.path, _tensors_of(store, file))), files)
         return dict(found)

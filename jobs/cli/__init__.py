@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 
+from .. import log_lines
 from ..errors import FleetpressError
 from . import about, artifacts, beginning, runs, schedules, submitting
 from .mistakes import Parser
@@ -23,20 +24,11 @@ __all__ = ["EXIT_CODES", "main", "parser"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is the answer. User errors become one message on stderr, never a traceback."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        return int(arguments.verb(arguments))
-    except FleetpressError as error:
-        return _complain(error, error.exit_code)
-    except UNUSABLE_STORE as error:
-        return _complain(error, 5)
-    except StorageError as error:
-        return _complain(error, 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has left (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(log_lines.Formatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    with log_lines.written_as(getattr(arguments, "log_format", "text")):
+        return _answer(arguments)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +43,22 @@ def parser() -> argparse.ArgumentParser:
     for module in (beginning, runs, submitting, schedules, artifacts, about):
         module.add_verbs(verbs)
     return top
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    try:
+        return int(arguments.verb(arguments))
+    except FleetpressError as error:
+        return _complain(error, error.exit_code)
+    except UNUSABLE_STORE as error:
+        return _complain(error, 5)
+    except StorageError as error:
+        return _complain(error, 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has left (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _complain(what: object, code: int) -> int:

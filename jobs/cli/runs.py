@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .job_places import find, output_and_run, stop, tell_job
-from .options import add_verb, executor_options, message, print_json
+from .options import add_verb, executor_options, log_options, message, print_json
 
 
 def add_verbs(verbs: Any) -> None:
@@ -15,6 +15,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--s3", action="store_true", help="through a real S3 server on this machine")
     verb.add_argument("--folder", default="fleetpress-demo", help="where to put it (default: %(default)s)")
     executor_options(verb)
+    log_options(verb)
 
     verb = add_verb(verbs, "plan", _plan, "what a spec would do, from headers only")
     verb.add_argument("spec", metavar="SPEC")
@@ -26,9 +27,12 @@ def add_verbs(verbs: Any) -> None:
     executor_options(verb)
     verb.add_argument("--job", help=argparse.SUPPRESS)  # set by the driver of a submitted job
     verb.add_argument("--job-address", default="", help=argparse.SUPPRESS)
+    log_options(verb)
 
     verb = add_verb(verbs, "status", _status, "models and states of a run, from the output alone")
     output_and_run(verb)
+    verb.add_argument("--watch", action="store_true", help="follow it to its end, which gives the exit code")
+    log_options(verb)
 
     verb = add_verb(verbs, "cancel", _cancel, "end a run that is under way; what is done is kept")
     output_and_run(verb, which="the one that is under way")
@@ -101,17 +105,27 @@ def _status(arguments: argparse.Namespace) -> int:
     if place.job is not None and place.run is None:
         return tell_job(place.job, as_json=arguments.json)
     store = place.store
-    result = read_result(store, place.run)
+    if arguments.watch:
+        from ..watching import Watcher
+
+        try:
+            result = Watcher(store, place.run).follow()
+        except KeyboardInterrupt:
+            message("watched no longer; the run goes on")
+            return 130
+    else:
+        result = read_result(store, place.run)
     if arguments.json:
         print_json(result.as_dict())
     else:
         print_result(result)
-    if result.state == "running" and not exists(store, alive_key(result.run)):
+    if result.state == "running" and (arguments.watch or not exists(store, alive_key(result.run))):
         message(
             f"run {result.run} shows no sign of life: it is just ending, or its driver is dead; "
             "if it stays so, run the spec again to go on"
         )
-    return 0
+        return 130 if arguments.watch else 0
+    return result.exit_code if arguments.watch else 0
 
 
 _ENDS = {
@@ -126,9 +140,11 @@ def _cancel(arguments: argparse.Namespace) -> int:
     from ..cancel import cancel
 
     place = find(arguments)
-    if place.job is not None and (place.run is None or place.job.is_over):
+    if place.job is not None and place.run is None:
         return stop(arguments.address, place.job, as_json=arguments.json)
     ended = cancel(place.store, place.run)
+    if place.job is not None and ended.outcome == "asked":
+        return stop(arguments.address, place.job, as_json=arguments.json)
     if arguments.json:
         print_json(ended.as_dict())
     else:

@@ -72,4 +72,6 @@ class InlineExecutor:
 
     def _execute(self, task: Task) -> TaskRecord | Failure:
         self._attempts[task.id] += 1
-        return execute(task, self._run_step, self._ledger_uri, attempts=self._attempts[task.id])
+        return execute(
+            task, self._run_step, self._ledger_uri, attempts=self._attempts[task.id], where="inline"
+        )

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,7 @@ class _Flight:
     losses: int
     since: float
     node: str = ""
+    where: str = ""  # the same for people
     silent_since: float | None = None
     hopeless_since: float | None = None
 
@@ -158,11 +159,12 @@ class RayExecutor:
         for handle in ready:
             flight = self._in_flight[handle]
             said = _said(flight.task, handle)
-            if isinstance(said, str):
-                flight.node, flight.since = said, time.monotonic()
+            if isinstance(said, tuple):
+                flight.node, flight.where = said
+                flight.since = time.monotonic()
             else:
                 del self._in_flight[handle]
-                yield flight.task.id, said
+                yield flight.task.id, _with_place(said, flight)
 
     def _overdue(self) -> Iterator[tuple[str, Failure]]:
         """Tasks that will not end by themselves, or not in time."""
@@ -177,7 +179,7 @@ class RayExecutor:
                 with suppress(ray.exceptions.RayError):
                     ray.cancel(handle, force=True)
                 del self._in_flight[handle]
-                yield flight.task.id, failure
+                yield flight.task.id, _with_place(failure, flight)
 
     def _lost(self, flight: _Flight, nodes: set[str], now: float) -> Failure | None:
         task = flight.task
@@ -220,8 +222,15 @@ def _pack(function: Any) -> bytes:
     return bytes(ray.cloudpickle.dumps(function))  # type: ignore[no-untyped-call]
 
 
-def _said(task: Task, handle: Any) -> str | TaskRecord | Failure:
-    """The node that a task begins on, or its end."""
+def _with_place(end: TaskRecord | Failure, flight: _Flight) -> TaskRecord | Failure:
+    """The end of a task that could not say itself where it ran, and for how long, because it is lost."""
+    if isinstance(end, TaskRecord) or end.where or not flight.where:
+        return end
+    return replace(end, where=flight.where, seconds=round(time.monotonic() - flight.since, 6))
+
+
+def _said(task: Task, handle: Any) -> tuple[str, str] | TaskRecord | Failure:
+    """The node that a task begins on, by id and for people, or its end."""
     try:
         answer = ray.get(next(handle))
     except StopIteration:
@@ -231,7 +240,7 @@ def _said(task: Task, handle: Any) -> str | TaskRecord | Failure:
         details = str(error) if error_class == "bug" else ""
         return _failure(task, f"{task.kind} did not end: {what}", error_class, details)
     if "node" in answer:
-        return str(answer["node"])
+        return str(answer["node"]), str(answer["where"])
     return failure_from_json(answer["failure"]) if "failure" in answer else record_from_json(answer["record"])
 
 
@@ -241,7 +250,8 @@ def _failure(task: Task, reason: str, error_class: ErrorClass, details: str = ""
 
 def _run(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What a Ray worker does: the function is a RunStep, or a RunRank when the training has workers of its own."""
-    yield {"node": ray.get_runtime_context().get_node_id()}
+    node, where = ray_cluster.this_node()
+    yield {"node": node, "where": where}
     function = ray.cloudpickle.loads(request["function"])
     task, variables = task_from_json(request["task"]), request["variables"]
     if variables is not None:
@@ -250,7 +260,7 @@ def _run(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         from .ray_train import run_on_workers
 
         function = partial(run_on_workers, run_rank=function, workers=task.workers, variables=variables)
-    end = execute(task, function, request["ledger_uri"], attempts=request["attempts"])
+    end = execute(task, function, request["ledger_uri"], attempts=request["attempts"], where=where)
     yield {"failure" if isinstance(end, Failure) else "record": to_json(end)}
 
 

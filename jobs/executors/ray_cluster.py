@@ -72,6 +72,13 @@ def is_on_this_machine() -> bool:
     return all(node["NodeManagerAddress"] in here for node in _living_nodes())
 
 
+def this_node() -> tuple[str, str]:
+    """The id of the node that a worker is on, and its name for people: address and the id's first signs."""
+    node = ray.get_runtime_context().get_node_id()
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return node, f"{address}/{node[:6]}"
+
+
 class Lookout:
     """The nodes of the cluster as they were a moment ago, looked at by a thread: calls to a dead head hang."""
 

@@ -36,6 +36,7 @@ _LOOK_SECONDS = 0.2
 _PATIENCE_SECONDS = 60.0  # of a command that was asked to end: it still writes down where it stands
 _LOG_BYTES = 1 << 20
 _INTERRUPTED = 130
+_STDERR = 2  # stdout is for what the tick itself tells
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def attend(
     """Run the command to its end; its exit code. SIGTERM, a wish to stop and the deadline end it in good order."""
     job = _Attended(store, job_id, deadline_seconds)
     with job, tempfile.TemporaryFile() as words:
-        code = job.run(command, words if is_quiet else None)
+        code = job.run(command, words if is_quiet else _STDERR)
         job.tell(phase="ended", exit_code=code)
         if is_quiet:
             job.keep(words)
@@ -93,7 +94,7 @@ class _Attended:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def run(self, command: Sequence[str], words: IO[bytes] | None) -> int:
+    def run(self, command: Sequence[str], words: IO[bytes] | int) -> int:
         """The command's exit code; that of an interrupted run if it was stopped."""
         started = time.monotonic()
         try:

@@ -189,6 +189,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(
     assert "Traceback" not in err
     assert f"interrupted; what is done is kept. Resume with: fleetpress run {spec}" in err
     assert json.loads(cli("status", f"{tmp_path}/out", "--json").out)["state"] == "interrupted"
+    left = open_store(f"{tmp_path}/out").sizes()
+    assert [key for key in left if "alive" in key or key.startswith("leases/")] == []
     shorter = {"slow": {"train": {"epochs": 1}, "validate": {"max_drop": 1}}}
     again = cli(
         "run",

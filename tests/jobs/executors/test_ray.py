@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -74,10 +75,14 @@ def test_the_same_records_as_inline(executor: Executor, tmp_path: Path) -> None:
     ledger = Ledger(open_store(str(tmp_path / "ray")))
     assert ledger.known() == {one.id for one in tasks} - {"bad"}
     assert ledger.find("t3") == theirs["t3"]
+    assert {end.where for end in ours.values()} == {"inline"}
+    nodes = {end.where for end in theirs.values()}
+    assert len(nodes) == 1
+    assert re.fullmatch(r"[\d.]+/[0-9a-f]{6}", nodes.pop())
 
 
 def untimed(end: TaskRecord | Failure) -> TaskRecord | Failure:
-    return replace(end, seconds=0.0) if isinstance(end, TaskRecord) else end
+    return replace(end, seconds=0.0, where="")
 
 
 def test_slots_are_the_cpus_of_the_cluster(executor: Executor) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
+from fleetpress.storage.local_files import check_writable
 from fleetpress.storage.store import open_store
+from fleetpress.storage.uri import is_s3
 
 from .checkpoint.choice import choose
 from .checkpoint.forecast import forecast
@@ -81,6 +83,8 @@ class Preview:
 
 def preview(spec: Spec, *, allow_code: bool = False) -> Preview:
     """Plan every model of the spec. Problems are collected, never raised, except those of the output itself."""
+    if not is_s3(spec.output):
+        check_writable(absolute(spec.output))
     fleet = resolve(spec, allow_code=allow_code)
     problems = [_problem(problem.model, problem.reason, problem.unreachable) for problem in fleet.problems]
     store = open_store(absolute(spec.output))

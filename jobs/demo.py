@@ -6,7 +6,6 @@ One model of the fleet is broken on purpose: the others must be published all th
 import io
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fleetpress.storage.store import open_store
 from fleetpress.storage.uri import join
 
+from . import log_lines
 from .errors import UsageError
 from .executors import ExecutorName
 from .results import REPORT, RUNS, FleetResult
@@ -189,4 +189,4 @@ def _copy(source: str, destination: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    log_lines.say(text)

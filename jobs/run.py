@@ -1,7 +1,9 @@
 """Drive a fleet: resolve, plan, let the scheduler and an executor do the tasks, and write down what came out."""
 
+import os
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +15,14 @@ from fleetpress.storage.store import ObjectStore, open_store
 from .errors import FleetpressError
 from .events import Event
 from .executors import ExecutorName, open_executor
+from .executors.address import check_address
 from .fleet import Fleet, Model, absolute, resolve
 from .heartbeat import Heartbeat
 from .job_records import JobRecord, write_job
 from .journal import Journal, Listener
 from .leases import Leases
 from .ledger import Ledger
+from .past_runs import rows_of
 from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
 from .published import find_published, unchanged
 from .results import FleetResult, ModelResult
@@ -44,7 +48,7 @@ def run_fleet(
     """Compress every model of the spec and publish what passes validation. Running it again is the resume.
 
     One bad model never stops the others; its state says why. Several runs of one output at the same time share the
-    work. Raises SpecError, StorageError when the output cannot be used, and ClusterUnreachable. KeyboardInterrupt,
+    work. Raises UsageError, StorageError when the output cannot be used, and ClusterUnreachable. KeyboardInterrupt,
     SIGTERM and `cancel` end the run in a consistent state and come back as a result. `job` is the job of a cluster that
     this run is; the output keeps which run it became.
     """
@@ -62,6 +66,8 @@ class _Run:
         listener: Listener | None,
         job: JobRecord | None,
     ) -> None:
+        if executor == "ray":  # before anything is written
+            check_address(address or os.environ.get("RAY_ADDRESS"))
         self.spec = spec
         self.output = absolute(spec.output)
         self.store: ObjectStore = open_store(self.output)
@@ -93,7 +99,7 @@ class _Run:
     def _models(self, heartbeat: Heartbeat, stop: Stop) -> None:
         fleet = resolve(self.spec, allow_code=self._allow_code)
         self._begin(fleet)
-        plans = self._plans(fleet.models)
+        plans = self._plans(fleet.models, rows_of(self.journal.look_back()))
         if not plans:
             return
         work = Work(plans, Ledger(self.store), self._leases(heartbeat), self.journal, stop)
@@ -115,19 +121,19 @@ class _Run:
             executor.close()
 
     def _begin(self, fleet: Fleet) -> None:
+        self.journal.accept({model.name: model.recipe.validation.max_drop for model in fleet.models})
         for model in fleet.models:
             self.journal.set(ModelResult(name=model.name, state="pending"), quiet=True)
         for problem in fleet.problems:
             self._fail(problem.model, problem.reason, unreachable=problem.unreachable)
 
-    def _plans(self, models: tuple[Model, ...]) -> list[ModelPlan]:
+    def _plans(self, models: tuple[Model, ...], known: Mapping[str, ModelResult]) -> list[ModelPlan]:
         """The tasks of every model that is not published yet; those that cannot be planned fail here."""
         workers, seed = self.spec.resources.workers, self.spec.seed
         digests = {model.name: artifact_digest(model, seed=seed, workers=workers) for model in models}
         there = find_published(self.store, digests)
-        for name, found in unchanged(
-            self.store, {name: digests[name] for name in digests if name in there}, self.run
-        ):
+        ours = {name: digests[name] for name in digests if name in there}
+        for name, found in unchanged(self.store, ours, self.run, known):
             if isinstance(found, ModelResult):
                 self.journal.set(found)
             else:

@@ -61,7 +61,8 @@ def line_of(event: Mapping[str, Any]) -> str:
     """An event as one line of text."""
     at, seconds = event.get("at_seconds"), event.get("seconds")
     words = [f"{at:.1f}s"] if isinstance(at, (int, float)) else []
-    words += [str(event[name]) for name in ("model", "task", "kind") if event.get(name)]
+    model, task = str(event.get("model", "")), str(event.get("task", ""))
+    words += [word for word in (model, task.removeprefix(f"{model}/"), str(event.get("kind", ""))) if word]
     if isinstance(seconds, (int, float)):
         words.append(f"({seconds:.1f} s)")
     text = event.get("text")

@@ -83,12 +83,9 @@ def pack(spec_path: str, *, allow_code: bool, code: Sequence[str | Path] = ()) -
     spec = parse_spec(text, spec_path)
     warnings = [*_folders(spec, spec_path)]
     factories = sorted({model.factory for model in spec.models if model.factory})
+    files = _code(code, factories) if code else {}
     if code and not allow_code:
         raise UsageError("--code sends code to run on the cluster; allow it with --allow-code")
-    files: dict[str, Path] = {}
-    for place in code:
-        files |= _code(Path(place))
-    _check_code(files, factories, bool(code))
     if factories and not allow_code:
         warnings.append(f"{factories[0]} is code: its models fail without --allow-code")
     return Shipment(
@@ -133,36 +130,43 @@ def _package() -> Iterator[tuple[str, Path]]:
                 yield f"fleetpress/{package}/{path}", file
 
 
-def _code(place: Path) -> dict[str, Path]:
-    """A module's file, a package's folder, or a folder with modules and packages in it."""
-    if place.is_file() and place.suffix == ".py":
-        return {place.name: place}
-    if not place.is_dir():
-        raise UsageError(
-            f"--code {place}: no Python file and no folder; name the one that holds the factories"
-        )
-    root = place.resolve()
-    prefix = f"{root.name}/" if (root / "__init__.py").exists() else ""
-    return {f"{prefix}{path}": file for path, file in _files(root)}
-
-
-def _check_code(files: dict[str, Path], factories: Sequence[str], is_given: bool) -> None:
-    tops = {path.partition("/")[0].removesuffix(".py") for path in files}
+def _code(places: Sequence[str | Path], factories: Sequence[str]) -> dict[str, Path]:
+    """Files to send along, by their paths in the job's folder, where the factories must be found."""
+    found: dict[str, Path] = {}
+    size_bytes = 0
+    for path, file in (item for place in places for item in _code_at(Path(place))):
+        found[path] = file
+        size_bytes += file.stat().st_size
+        if size_bytes > _MOST_CODE_BYTES:
+            raise UsageError(
+                f"--code: more than {_MOST_CODE_BYTES >> 20} MiB are no code; name the folder of the code alone"
+            )
+    tops = {path.partition("/")[0].removesuffix(".py") for path in found}
     hiding = sorted(tops & _HIDING)
     if hiding:
         raise UsageError(
             f"--code: its {hiding[0]!r} would hide another package; name the folder of the code alone"
         )
-    size_bytes = sum(file.stat().st_size for file in files.values())
-    if size_bytes > _MOST_CODE_BYTES:
-        raise UsageError(
-            f"--code: {size_bytes} bytes, {_MOST_CODE_BYTES} at most may go along; name the folder of the code alone"
-        )
-    wanted = {factory.partition(":")[0].partition(".")[0] for factory in factories}
-    if is_given and not wanted & tops:
+    if not tops & {factory.partition(":")[0].partition(".")[0] for factory in factories}:
         named = ", ".join(factories) or "none"
         raise UsageError(
             f"--code holds no module of the spec's factories ({named}); name the folder that holds them"
+        )
+    return found
+
+
+def _code_at(place: Path) -> Iterator[tuple[str, Path]]:
+    """A module's file, a package's folder, or the modules and packages in a folder."""
+    if place.is_file() and place.suffix == ".py":
+        yield place.name, place
+    elif place.is_dir():
+        root = place.resolve()
+        prefix = f"{root.name}/" if (root / "__init__.py").exists() else ""
+        for path, file in _files(root):
+            yield f"{prefix}{path}", file
+    else:
+        raise UsageError(
+            f"--code {place}: no Python file and no folder; name the one that holds the factories"
         )
 
 

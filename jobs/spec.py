@@ -1,9 +1,11 @@
 """The spec: which models, with which data and recipes, to where. Strict; every problem of a file is told at once."""
 
 import os
+import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from fleetpress.storage.errors import InvalidUri, ObjectNotFound
 from fleetpress.storage.near_misses import hint
@@ -30,11 +32,12 @@ from .spec_fields import (
     Word,
     tuple_of,
 )
-from .spec_lines import read_yaml
+from .spec_lines import Problem, read_yaml
 from .spec_messages import explain
 
 _MOST_BYTES = 16 << 20  # a hundred thousand models, one by one; a minute to read
 _MOST_PROBLEMS = 1_000
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")  # of any address, in comments too
 
 
 class InputSpec(Strict):
@@ -83,6 +86,12 @@ class Spec(Strict):
     recipes: dict[str, Recipe]
     resources: Resources = Resources()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    _text: str | None = PrivateAttr(default=None)
+
+    @property
+    def text(self) -> str | None:
+        """The YAML that it was read from, as a run keeps it: without passwords in addresses. None if it was built."""
+        return self._text
 
 
 def load_spec(path: str) -> Spec:
@@ -147,17 +156,19 @@ def parse_spec(text: str, name: str) -> Spec:
         problems += explain(error, Spec, document)
     problems += check(document)
     if problems or spec is None:
-        ordered = sorted(problems, key=lambda problem: problem.line)
-        lines = list(dict.fromkeys(problem.render(name) for problem in ordered))
-        more = (
-            [f"{name}: and {len(lines) - _MOST_PROBLEMS} more problems"]
-            if len(lines) > _MOST_PROBLEMS
-            else []
-        )
-        raise SpecError("\n".join(lines[:_MOST_PROBLEMS] + more))
-    return spec.model_copy(
-        update={"recipes": {key: _completed(recipe) for key, recipe in spec.recipes.items()}}
-    )
+        raise all_at_once(problems, name)
+    completed = {key: _completed(recipe) for key, recipe in spec.recipes.items()}
+    spec = spec.model_copy(update={"recipes": completed})
+    spec._text = _USERINFO.sub("***@", text)
+    return spec
+
+
+def all_at_once(problems: Sequence[Problem], name: str) -> SpecError:
+    """One error of all problems of a file, in the order of their lines."""
+    ordered = sorted(problems, key=lambda problem: problem.line)
+    lines = list(dict.fromkeys(problem.render(name) for problem in ordered))
+    more = [f"{name}: and {len(lines) - _MOST_PROBLEMS} more problems"] if len(lines) > _MOST_PROBLEMS else []
+    return SpecError("\n".join(lines[:_MOST_PROBLEMS] + more))
 
 
 def _completed(recipe: Recipe) -> Recipe:

@@ -25,7 +25,7 @@ def hint(place: str) -> str:
         return ""
     close = difflib.get_close_matches(here, _names(posixpath.dirname(so_far) or "."), n=1)
     if close:
-        meant = posixpath.join(posixpath.dirname(so_far), close[0], rest)
+        meant = posixpath.join(posixpath.dirname(so_far), close[0], rest).rstrip("/")
         return f"; did you mean `{meant}`?"
     if so_far == here and rest:
         return f"; there is no folder `{here}` here, and a bucket is written s3://{path}"

@@ -165,6 +165,9 @@ _BY_CODE: dict[str, _Meaning] = {
     "XAmzContentChecksumMismatch": _DAMAGED,
 }
 
+# Those that a server's own proxy answers as a web page are left out: it is busy, and no stranger.
+_NOT_OF_A_PROXY = ("200", "400", "401", "403", "404", "405", "500", "501")
+
 _BY_TYPE: tuple[tuple[tuple[type[Exception], ...], _Meaning], ...] = (
     ((botocore_errors.NoCredentialsError, botocore_errors.PartialCredentialsError), _NO_CREDENTIALS),
     (
@@ -246,6 +249,10 @@ def _meaning(error: Exception) -> _Meaning:
 
 def _meaning_of_reply(error: botocore_errors.ClientError) -> _Meaning:
     code = error_code(error)
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    has_body = not error.operation_name.startswith("Head")
+    if has_body and code in _NOT_OF_A_PROXY and headers.get("content-type", "").startswith("text/html"):
+        return _NO_S3
     if code in _BY_CODE:
         return _BY_CODE[code]
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

@@ -126,6 +126,29 @@ def stop(address: str, state: JobState, *, as_json: bool) -> int:
     return 0
 
 
+def list_jobs(arguments: argparse.Namespace) -> int:
+    """Jobs that a cluster knows, those of one output only if it is given; or those that an output has kept."""
+    from fleetpress.storage.store import open_store
+
+    from ..job_records import jobs_in
+    from ..submission import job_states
+    from ..tables import print_jobs
+
+    output = arguments.output
+    if arguments.address:
+        states = job_states(arguments.address)
+        found = [state.as_dict() for state in states if output in (None, state.metadata.get("output"))]
+    elif output is None:
+        raise UsageError("--jobs lists those of an OUTPUT; give one, or --address URL")
+    else:
+        found = [record.as_dict() for record in jobs_in(open_store(output))]
+    if arguments.json:
+        print_json(found)
+    else:
+        print_jobs(found)
+    return 0
+
+
 def _line(state: JobState) -> str:
     code = "" if state.exit_code is None else f", exit code {state.exit_code}"
     return f"job {state.job}: {state.state}{code}" + (f" ({state.reason})" if state.reason else "")

@@ -29,7 +29,8 @@ from ..errors import ClusterUnreachable, UsageError
 from ..job_state import JobState
 
 _REQUEST_SECONDS = (10.0, 60.0)  # to connect, and for an answer
-_FOLLOW_SECONDS = 30.0  # how long a head may be silent while a log is followed
+_QUIET_SECONDS = 120.0  # without a word in a log, then its job is looked at
+_PATIENCE_SECONDS = 30.0  # with a head that does not answer while a log is followed
 _LOOK_SECONDS = 1.0
 _TOKEN_FILE = Path(".ray", "auth_token")  # in the home folder
 _OVERRULING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -46,10 +47,16 @@ class _Client(JobSubmissionClient):
     def _do_request(self, *args: Any, **kwargs: Any) -> Any:
         return super()._do_request(*args, **{"timeout": _REQUEST_SECONDS, **kwargs})
 
-    def metadata(self) -> Mapping[str, Any]:
-        """What the cluster says of itself; empty if it does not."""
+    def versions(self) -> dict[str, str]:
+        """Of the cluster: `ray`, and `python` if it tells."""
+        found = {"ray": str(self._do_request("GET", "/api/version").json()["ray_version"])}
         answer = self._do_request("GET", "/api/v0/cluster_metadata")
-        return dict(answer.json().get("data", {})) if answer.status_code == 200 else {}
+        python = answer.json().get("data", {}).get("pythonVersion") if answer.status_code == 200 else None
+        return {**found, "python": str(python)} if python else found
+
+
+class _Broken(Exception):
+    """A log's connection is."""
 
 
 class JobServer:
@@ -58,16 +65,15 @@ class JobServer:
     def __init__(self, address: str) -> None:
         self._url = _url(address)
         self.address = without_userinfo(self._url)
+        headers = _token_header()
+        self._has_token = bool(headers)
         with self._asking(), _given_address():
-            self._client = _Client(self._url, headers=_token_header())
+            self._client = _Client(self._url, headers=headers)
 
     def versions(self) -> dict[str, str]:
         """Of the cluster: `ray`, and `python` if it tells."""
         with self._asking():
-            told = self._client.metadata()
-            found = {"ray": self._client.get_version() if not told else told.get("rayVersion")}
-            found["python"] = told.get("pythonVersion")
-        return {name: str(value) for name, value in found.items() if value}
+            return self._client.versions()
 
     def submit(
         self, job: str, entrypoint: str, *, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]
@@ -121,35 +127,48 @@ class JobServer:
     def follow(self, job: str, write: Callable[[str], object]) -> JobState:
         """Hand on what the job prints until it ends. A connection that breaks is taken up where it was left.
 
-        Raises ClusterUnreachable when the head stays silent, or does not know the job any more.
+        Raises ClusterUnreachable when the head stays silent, UsageError when it does not know the job (any more).
         """
-        seen = 0
-        heard = time.monotonic()
+        seen, silent_since = 0, 0.0
         while True:
+            is_broken = False
             try:
                 for text in self._news(job, seen):
                     seen += len(text)
-                    heard = time.monotonic()
                     write(text)
+            except _Broken:  # or there is a proxy that lets no websocket through
+                is_broken = True
+            try:
                 state = self.state(job)
+                rest = self.log(job)[seen:] if is_broken and state is not None else ""
+            except ClusterUnreachable as error:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > _PATIENCE_SECONDS:
+                    raise ClusterUnreachable(f"{error}; job {job} may be going on") from None
+            else:
+                silent_since = 0.0
                 if state is None:
-                    raise ClusterUnreachable(f"the cluster at {self.address} does not know job {job}")
+                    raise UsageError(
+                        f"the cluster at {self.address} does not know job {job}; was it started anew?"
+                    )
+                seen += len(rest)
+                write(rest)
                 if state.is_over:
                     return state
-            except (ClusterUnreachable, RuntimeError, aiohttp.ClientError, OSError) as error:
-                if time.monotonic() - heard > _FOLLOW_SECONDS:
-                    raise ClusterUnreachable(
-                        f"the job server at {self.address} has been silent for {_FOLLOW_SECONDS:g} seconds; job {job} "
-                        "may be going on"
-                    ) from error
             time.sleep(_LOOK_SECONDS)
 
     def _news(self, job: str, skip: int) -> Iterator[str]:
-        """What a job prints, after the first `skip` signs, until it ends or the connection does."""
+        """What a job prints, after the first `skip` signs, until it ends or has been quiet for long."""
         tail: Any = self._client.tail_job_logs(job)  # an asynchronous generator
         with asyncio.Runner() as runner:
             try:
-                while (text := runner.run(_next(tail))) is not None:
+                while True:
+                    try:
+                        text = runner.run(_next(tail))
+                    except (RuntimeError, aiohttp.ClientError, OSError) as error:
+                        raise _Broken from error
+                    if text is None:
+                        return
                     fresh, skip = text[skip:], max(0, skip - len(text))
                     if fresh:
                         yield fresh
@@ -162,10 +181,11 @@ class JobServer:
         start = "start the cluster, or correct --address (the dashboard's, http://host:8265)"
         try:
             yield
-        except AuthenticationError as error:
+        except AuthenticationError:
+            refusal = "refuses this token" if self._has_token else "asks for a token"
             raise ClusterUnreachable(
-                f"the cluster at {self.address} {_refusal(str(error))}; give its token in RAY_AUTH_TOKEN, or its file "
-                "in RAY_AUTH_TOKEN_PATH"
+                f"the cluster at {self.address} {refusal}; give the one that it was started with in RAY_AUTH_TOKEN, or "
+                "its file in RAY_AUTH_TOKEN_PATH"
             ) from None
         except (requests.exceptions.Timeout, requests.exceptions.ConnectionError, ConnectionError):
             raise ClusterUnreachable(f"no Ray job server answers at {self.address}; {start}") from None
@@ -180,7 +200,11 @@ class JobServer:
 
 
 async def _next(tail: AsyncIterator[str]) -> str | None:
-    return await anext(tail, None)
+    """None at the end, and after a long silence: the head may be gone without a word."""
+    try:
+        return await asyncio.wait_for(anext(tail, None), _QUIET_SECONDS)
+    except TimeoutError:
+        return None
 
 
 def _url(address: str) -> str:
@@ -188,7 +212,7 @@ def _url(address: str) -> str:
     url = address if "://" in address else f"http://{address}"
     try:
         parts = urlsplit(url.rstrip("/"))
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         fits = False
     if not fits or not url.isprintable() or " " in url:
@@ -224,10 +248,6 @@ def _token_header() -> dict[str, str]:
     if not token.isprintable() or not token.isascii():
         raise UsageError("the token of the Ray cluster has unprintable characters in it; copy it again")
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _refusal(text: str) -> str:
-    return "asks for a token" if text.startswith("Authentication required") else "refuses this token"
 
 
 def _last_line(text: str) -> str:

@@ -149,18 +149,16 @@ def test_a_model_that_changes_after_the_plan(tmp_path: Path, write_fleet: Any, g
     assert not (tmp_path / "out/models/moving").exists()
 
 
-@pytest.mark.parametrize("kind", ["silent", "closed", "nonsense"])
+@pytest.mark.parametrize("kind", ["silent", "closed"])
 def test_a_wrong_cluster_address(kind: str, tmp_path: Path, write_fleet: Any, cli: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         if kind == "closed":
             server.close()
         started = time.monotonic()
-        outcome = cli(
-            "run", write_fleet(tmp_path, tmp_path), "--address", "nonsense" if kind == "nonsense" else address
-        )
+        outcome = cli("run", write_fleet(tmp_path, tmp_path), "--address", address)
     assert outcome.code == 5
-    assert "--address" in outcome.err or "give host:port" in outcome.err
+    assert "--address" in outcome.err
     assert time.monotonic() - started < 30
     status = cli("status", f"{tmp_path}/out", "--json")
     assert json.loads(status.out)["state"] == "interrupted"  # and not running for ever

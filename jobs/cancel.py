@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from fleetpress.storage import canonical_json
@@ -83,6 +83,6 @@ def _bury(store: ObjectStore, result: FleetResult) -> Cancelled:
     """Write down, as itself would have, that a dead run has ended. The wish stays, in case its driver only slept."""
     from .report import write_end
 
-    write_end(store, replace(result, state="interrupted"))
+    write_end(store, result.ended("interrupted"))
     store.delete(alive_key(result.run))
     return Cancelled(run=result.run, state="interrupted", outcome="dead")

@@ -99,18 +99,23 @@ class Watch:
 
     def is_alive(self, run: str) -> bool:
         """False once the run has ended, or its sign has stayed the same for DEAD_SECONDS of looking."""
+        silent_seconds = self.silent_seconds(run)
+        return silent_seconds is not None and silent_seconds < DEAD_SECONDS
+
+    def silent_seconds(self, run: str) -> float | None:
+        """For how long the run's sign was seen to stay the same; None if it has ended, or died on this machine."""
         try:
             sign = self._store.get(alive_key(run), most_bytes=MOST_JSON_BYTES)
         except ObjectNotFound:
-            return False
+            return None
         if _has_died_here(sign):
-            return False
+            return None
         now = self._clock()
         before, since = self._seen.get(run, (b"", now))
         if sign != before:
             self._seen[run] = (sign, now)
-            return True
-        return now - since < DEAD_SECONDS
+            return 0.0
+        return now - since
 
 
 def _has_died_here(sign: bytes) -> bool:

@@ -1,25 +1,29 @@
 """What a run says of itself: states of models, the summary in the bucket, the exit code. No torch, no ray."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from heapq import nlargest
 from typing import Any, Literal, get_args
 
 from fleetpress.storage.artifact import METRICS, artifact_key
-from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
+from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound
+from fleetpress.storage.near_misses import hint
 from fleetpress.storage.store import ObjectStore, read_json
 
 from .threads import side_by_side
 
 ModelState = Literal["pending", "running", "published", "unchanged", "rejected", "failed"]
 RunState = Literal["running", "done", "interrupted"]
+GOOD: tuple[ModelState, ...] = ("published", "unchanged")
 RUNS = "runs/"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 EVENTS = "events.jsonl"
+SPEC = "spec.yaml"
 DETAILED = 50  # models of a page that show their layers; each costs a request
 
 _KINDS = {
@@ -28,6 +32,9 @@ _KINDS = {
     "digest": str | None,
     "before": Mapping | None,
     "after": Mapping | None,
+    "compression_ratio": float | int | None,
+    "bits_per_weight": float | int | None,
+    "max_drop": float | int | None,
 }
 _SUMMARY_SECONDS = 2.0
 _SUMMARY_SHARE = 0.05
@@ -48,11 +55,41 @@ class ModelResult:
     after: Mapping[str, Any] | None = None
     compression_ratio: float | None = None
     bits_per_weight: float | None = None
+    max_drop: float | None = None  # what validation accepts, in the metric's own unit
     unreachable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetResult:
+class RunningTask:
+    """A task that is being worked on, for so long."""
+
+    model: str
+    task: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """The tasks of a run as they stand. Of those that run, some fifty are named in `running`.
+
+    Bytes are those that tasks have read and written of objects. `seconds_left` is an estimate, None if there is none;
+    with `seconds_left_is_least` there are steps left of which no task has ended, and it takes longer.
+    """
+
+    executor: str = ""
+    tasks_total: int = 0
+    tasks_left: int = 0
+    tasks_running: int = 0
+    running: tuple[RunningTask, ...] = ()
+    retries: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    seconds_left: float | None = None
+    seconds_left_is_least: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetResult(Standing):
     """A run: its id, its state, its output, and its models in the order of the spec."""
 
     run: str
@@ -63,18 +100,25 @@ class FleetResult:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     job: str | None = None  # of the cluster that was told to run it
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the driver, by library
 
     @property
     def exit_code(self) -> int:
         """0 all well, 3 some models were not published, 4 none was, 5 none because of storage, 130 interrupted."""
         if self.state == "interrupted":
             return 130
-        good = [model for model in self.models if model.state in ("published", "unchanged")]
+        good = [model for model in self.models if model.state in GOOD]
         if len(good) == len(self.models):
             return 0
         if good:
             return 3
         return 5 if all(model.unreachable for model in self.models) else 4
+
+    def ended(self, state: RunState) -> "FleetResult":
+        """The run with its last state: nothing is under way any more."""
+        return replace(
+            self, state=state, running=(), tasks_running=0, seconds_left=None, seconds_left_is_least=False
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The documented form of `status --json`."""
@@ -86,34 +130,17 @@ class FleetResult:
             "seconds": self.seconds,
             "warnings": list(self.warnings),
             "job": self.job,
+            "versions": dict(self.versions),
+            "totals": totals(self.models),
+            **{name: getattr(self, name) for name in _STANDING},
+            "running": [asdict(task) for task in self.running],
             "models": [{name: getattr(model, name) for name in _TOLD} for model in self.models],
         }
 
 
-_TOLD = tuple(field.name for field in fields(ModelResult) if field.name != "unreachable")
-
-
-class Progress:
-    """A run as its listeners see it: a live view that costs the same for every event, however large the fleet is."""
-
-    def __init__(self, *, run: str, started: float) -> None:
-        self.run = run
-        self.models: dict[str, ModelResult] = {}
-        self.counts: dict[str, int] = {}
-        self._started = started
-
-    @property
-    def seconds(self) -> float:
-        """Since the run began."""
-        return round(time.monotonic() - self._started, 3)
-
-    def set(self, model: ModelResult) -> None:
-        """A model reached a state."""
-        before = self.models.get(model.name)
-        if before is not None:
-            self.counts[before.state] -= 1
-        self.models[model.name] = model
-        self.counts[model.state] = self.counts.get(model.state, 0) + 1
+_TOLD = tuple(known.name for known in fields(ModelResult) if known.name != "unreachable")
+_STANDING = tuple(known.name for known in fields(Standing))
+_OF_RUN = tuple(known.name for known in fields(FleetResult))
 
 
 class SummaryWriter:
@@ -175,13 +202,29 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     if run is None:
         known = run_ids(store)
         if not known:
-            raise ObjectNotFound(f"{store.uri} holds no runs; give the `output` of a spec that was run")
+            what = f"{store.uri} holds no runs; give the `output` of a spec that was run"
+            raise ObjectNotFound(what + hint(store.uri))
         run = known[-1]
     key = summary_key(run)
     try:
         told = read_json(store, key, most_bytes=_MOST_SUMMARY_BYTES, most_signs=_MOST_SUMMARY_SIGNS)
-        models = tuple(map(_row, told["models"]))
-        return FleetResult(**{**told, "models": models, "warnings": tuple(told.get("warnings", ()))})
+        if not isinstance(told, dict):
+            raise ValueError("it is no object")
+        its = {name: told[name] for name in _OF_RUN if name in told}  # a newer version may tell more
+        for name in ("run", "state", "name", "output"):
+            if not isinstance(its.get(name), str):
+                raise ValueError(f"{name} is missing, or no text")
+        if number(its, "seconds") is None:
+            raise ValueError("seconds is missing, or no number")
+        return FleetResult(
+            **{
+                **its,
+                **_standing(told),
+                "models": tuple(map(_row, told["models"])),
+                "warnings": tuple(told.get("warnings", ())),
+                "versions": dict(told.get("versions", {})),
+            }
+        )
     except ObjectNotFound:
         latest = ", ".join(run_ids(store)[-_NAMED_RUNS:]) or "none"
         raise ObjectNotFound(f"{store.uri} holds no run {run!r}; the latest are: {latest}") from None
@@ -189,8 +232,30 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
         raise ArtifactCorrupt(f"{store.uri}/{key} is no run summary ({error}); delete it") from None
 
 
+def _standing(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of tasks; those of older versions say nothing."""
+    found: dict[str, Any] = {"running": tuple(RunningTask(**task) for task in told.get("running", ()))}
+    for name in (
+        "executor",
+        "tasks_total",
+        "tasks_left",
+        "tasks_running",
+        "retries",
+        "bytes_read",
+        "bytes_written",
+    ):
+        kind = str if name == "executor" else int
+        found[name] = told.get(name, kind())
+        if not isinstance(found[name], kind):
+            raise ValueError(f"{name} is of the wrong type")
+    left = told.get("seconds_left")
+    if not isinstance(left, (int, float, type(None))):
+        raise ValueError("seconds_left is of the wrong type")
+    return found
+
+
 def _row(told: Mapping[str, Any]) -> ModelResult:
-    row = ModelResult(**told)
+    row = ModelResult(**{name: told[name] for name in _TOLD if name in told})
     for name, kinds in _KINDS.items():
         if not isinstance(getattr(row, name), kinds):
             raise ValueError(f"{name} of a model is of the wrong type")
@@ -215,36 +280,35 @@ def measured_result(
     )
 
 
-def latest_ended(store: ObjectStore) -> tuple[int, FleetResult | None]:
-    """The latest run that has ended and can be read, and how many summaries were read to find it."""
-    runs = run_ids(store)
-    for reads, run in enumerate(reversed(runs), start=1):
-        try:
-            result = read_result(store, run)
-        except StorageError:
-            continue
-        if result.state != "running":
-            return reads, result
-    return len(runs), None
-
-
-def rows_of(result: FleetResult | None) -> dict[str, ModelResult]:
-    """Published and unchanged models of a run, by name."""
-    rows = result.models if result else ()
-    return {row.name: row for row in rows if row.state in ("published", "unchanged")}
-
-
-def latest_rows(store: ObjectStore) -> dict[str, ModelResult]:
-    """Published and unchanged models of the latest run that has ended, by name; empty if there is none to be read."""
-    return rows_of(latest_ended(store)[1])
-
-
 def counts(models: Sequence[ModelResult]) -> dict[str, int]:
     """How many models are in which state, in the order of first appearance."""
     found: dict[str, int] = {}
     for model in models:
         found[model.state] = found.get(model.state, 0) + 1
     return found
+
+
+def totals(models: Sequence[ModelResult]) -> dict[str, Any]:
+    """A fleet in four numbers: models by state, and bytes before and after of those that are published."""
+    before, after = published_bytes(models)
+    return {"models": counts(models), "bytes_before": before, "bytes_after": after}
+
+
+def published_bytes(models: Iterable[ModelResult]) -> tuple[float, float]:
+    """Bytes before and after of all models that are published; a rejected model saves nothing."""
+    before = after = 0.0
+    for model in models:
+        if model.state in GOOD:
+            old, new = number(model.before, "bytes"), number(model.after, "bytes")
+            if old is not None and new is not None and math.isfinite(old + new):
+                before, after = before + old, after + new
+    return before, after
+
+
+def number(fields: Mapping[str, Any] | None, key: str) -> float | None:
+    """The number at `key`, None for whatever else a file may hold there."""
+    value = (fields or {}).get(key)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def detailed(result: FleetResult) -> list[ModelResult]:
@@ -270,5 +334,4 @@ def _metrics(store: ObjectStore, model: ModelResult) -> Mapping[str, Any] | None
 
 
 def _bytes_before(model: ModelResult) -> float:
-    size = (model.before or {}).get("bytes")
-    return size if isinstance(size, (int, float)) else 0.0
+    return number(model.before, "bytes") or 0.0

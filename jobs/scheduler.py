@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Literal
 
@@ -62,6 +63,7 @@ class Scheduler:
         self._small: set[str] = set()
         self._state = {name: _State.DONE if name in done else _State.WAITING for name in self._tasks}
         self._left = sum(state is _State.WAITING for state in self._state.values())
+        self._left_of = Counter(task.kind for task in tasks if self._state[task.id] is _State.WAITING)
         self._running: set[str] = set()
         self._missing = {
             name: sum(self._state[need] is not _State.DONE for need in set(task.needs))
@@ -93,6 +95,11 @@ class Scheduler:
     def is_over(self) -> bool:
         """True when nothing runs and nothing will."""
         return self._left == 0
+
+    @property
+    def left(self) -> Mapping[str, int]:
+        """How many tasks are not over, by kind; always as it stands."""
+        return self._left_of
 
     @property
     def next_at(self) -> float | None:
@@ -208,6 +215,7 @@ class Scheduler:
         assert self._state[task_id] not in _OVER, task_id
         self._state[task_id] = state
         self._left -= 1
+        self._left_of[self._tasks[task_id].kind] -= 1
 
     def _check_running(self, task_id: str) -> None:
         assert self._state[task_id] is _State.RUNNING, (

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 from .tasks import Failure, Task, TaskRecord
 
 # What these write lies below the model's name, so it serves no other model.
 _OWN_KINDS = ("open", "convert", "finish", "assemble", "publish")
+
+_End = TypeVar("_End", TaskRecord, Failure)
 
 
 class SharedWork:
@@ -31,7 +34,7 @@ class SharedWork:
         """The task's record if the work is done; otherwise the task is in flight from here."""
         work = self._work.setdefault(task.id, task.id if task.kind in _OWN_KINDS else task.digest)
         if work in self._records:
-            return replace(self._records[work], seconds=0.0)
+            return _free(self._records[work])
         self._flights.setdefault(work, []).append(task)
         return None
 
@@ -48,6 +51,11 @@ class SharedWork:
         yield first, end
         for task in others:
             if isinstance(end, TaskRecord):
-                yield task, replace(end, seconds=0.0)
+                yield task, _free(end)
             else:
-                yield task, replace(end, task=task.id, model=task.model, details="")
+                yield task, _free(replace(end, task=task.id, model=task.model, details=""))
+
+
+def _free(end: _End) -> _End:
+    """The same end of a task that only waited for it."""
+    return replace(end, seconds=0.0, where="", bytes_read=0, bytes_written=0)

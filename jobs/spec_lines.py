@@ -31,8 +31,11 @@ _WORDS: dict[str, Callable[[str], Any]] = {
 }
 _REMEDIES = {
     "'\\t'": "indent with spaces, not tabs",
-    "mapping values are not allowed": "put text that holds `: ` in quotes, and check the indentation",
-    "could not find expected ':'": "write `key: value`",
+    "mapping values are not allowed": "put text that holds `: ` in quotes, a space behind the colon of a key, "
+    "and check the indentation",
+    "could not find expected ':'": "write `key: value`, with a space behind the colon",
+    "sequence entries are not allowed": "put every `- ` item on a line of its own",
+    "while scanning a quoted scalar": "close the quote",
     "expected <block end>": "check the indentation and the quotes",
     "undefined alias": "define it before with `&name`",
     "expected a single document": "keep one spec per file",

@@ -14,6 +14,9 @@ from fleetpress.storage.uri import validate_key
 
 ErrorClass = Literal["input", "transient", "lost", "memory", "bug"]
 
+GPU = "cuda"
+"""The `device` in the payload, and so in the digest, of a task that computes on a GPU."""
+
 _LEAST_BLOCK_BYTES = 1 << 20
 
 
@@ -23,8 +26,8 @@ class Task:
 
     `digest` names everything that can change the result, and so names its record in the ledger; `needs` are
     ids of tasks of the same model; `payload` is JSON-like and small; `memory_bytes` is what each worker of
-    the task may use (0 = not declared); `workers` counts data-parallel workers of a training task; `small` asks
-    for the smallest unit that gives the same bytes.
+    the task may use (0 = not declared), `gpus` the share of a GPU, or how many, that each of them needs; `workers`
+    counts data-parallel workers of a training task; `small` asks for the smallest unit that gives the same bytes.
     """
 
     id: str
@@ -34,6 +37,7 @@ class Task:
     needs: tuple[str, ...] = ()
     payload: Mapping[str, Any] = field(default_factory=dict)
     memory_bytes: int = 0
+    gpus: float = 0.0
     workers: int = 1
     small: bool = False
 
@@ -61,7 +65,10 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
-    """The ledger's proof that a task is done: what came out, how long it took, at which attempt."""
+    """The ledger's proof that a task is done: what came out, how long it took, at which attempt, on which node.
+
+    Bytes are those of the objects that the task read and wrote, this record left out.
+    """
 
     task: str
     model: str
@@ -72,6 +79,9 @@ class TaskRecord:
     seconds: float
     attempts: int = 1
     fleetpress_version: str
+    where: str = ""
+    bytes_read: int = 0
+    bytes_written: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +98,10 @@ class Failure:
     reason: str
     error_class: ErrorClass
     details: str = ""
+    seconds: float = 0.0
+    where: str = ""
+    bytes_read: int = 0
+    bytes_written: int = 0
 
 
 def smaller(task: Task) -> Task:
@@ -121,8 +135,12 @@ def record_from_json(fields: object) -> TaskRecord:
     for name, kind in _RECORD_FIELDS.items():
         if not isinstance(fields.get(name), kind):
             raise ValueError(f"field {name!r} is missing or of the wrong type")
+    for name, kind in _LATER_FIELDS.items():
+        if not isinstance(fields.get(name, kind()), kind):
+            raise ValueError(f"field {name!r} is of the wrong type")
     return TaskRecord(
         **{name: fields[name] for name in _RECORD_FIELDS if name != "outputs"},
+        **{name: fields[name] for name in _LATER_FIELDS if name in fields},
         outputs=_outputs(fields["outputs"]),
     )
 
@@ -144,6 +162,11 @@ _RECORD_FIELDS: dict[str, type | tuple[type, ...]] = {
     "attempts": int,
     "fleetpress_version": str,
 }
+_LATER_FIELDS: dict[str, type] = {
+    "where": str,
+    "bytes_read": int,
+    "bytes_written": int,
+}  # old records lack them
 
 
 def _outputs(items: list[Any]) -> tuple[Output, ...]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from fleetpress.storage.artifact import manifest_exists
 
+from .events import Event
 from .executors import Executor
-from .journal import Event, Journal
+from .journal import Journal
 from .leases import Lease, Leases
 from .ledger import Ledger
 from .plan import ModelPlan
@@ -53,6 +54,7 @@ class Work:
         self._theirs: set[str] = set()  # tasks that other runs have done since this one began
         tasks = [task for plan in plans for task in plan.tasks]
         self._scheduler = Scheduler(tasks, done=self._done_before(tasks))
+        journal.progress.tasks, journal.progress.left = len(tasks), self._scheduler.left
 
     @property
     def is_over(self) -> bool:
@@ -108,7 +110,7 @@ class Work:
                 if not self._is_ours(task):
                     continue
                 self._journal.set(replace(self._state_of(task.model), state="running"), quiet=True)
-                self._journal.tell(Event(kind="started", model=task.model, task=task.id))
+                self._journal.tell(Event(kind="started", model=task.model, task=task.id, step=task.kind))
                 record = self._shared.begin(task)
                 if record is not None:
                     self._ended(task, record)
@@ -184,14 +186,14 @@ class Work:
     def _ended(self, task: Task, end: TaskRecord | Failure) -> None:
         if isinstance(end, TaskRecord):
             self._scheduler.finished(task.id)
-            self._journal.tell(Event(kind="finished", model=task.model, task=task.id, seconds=end.seconds))
+            self._journal.tell(_end_event("finished", task, end))
             self._publish_state(task.model, end)
             self._settle(task.model)
             return
         if end.details:
             _log.error("%s: %s\n%s", task.id, end.reason, end.details)
         what = self._scheduler.failed(task.id, end, time.monotonic())
-        self._journal.tell(Event(kind=what, model=task.model, task=task.id, text=end.reason))
+        self._journal.tell(_end_event(what, task, end))
         if what == "give_up" and self._state_of(task.model).state != "failed":
             tries = self._scheduler.attempts(task.id)
             reason = end.reason if tries == 1 else f"{end.reason} (tried {tries} times)"
@@ -223,6 +225,20 @@ class Work:
 
     def _state_of(self, model: str) -> ModelResult:
         return self._journal.progress.models[model]
+
+
+def _end_event(kind: str, task: Task, end: TaskRecord | Failure) -> Event:
+    return Event(
+        kind=kind,
+        model=task.model,
+        task=task.id,
+        step=task.kind,
+        seconds=round(end.seconds, 6),
+        where=end.where,
+        bytes_read=end.bytes_read,
+        bytes_written=end.bytes_written,
+        text=end.reason if isinstance(end, Failure) else "",
+    )
 
 
 def with_unneeded(tasks: Sequence[Task], done: Collection[str]) -> set[str]:

@@ -10,13 +10,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.errors import StorageError, StoreUnreachable
 from fleetpress.storage.memory import is_out_of_memory
 from fleetpress.storage.store import open_store
+from fleetpress.storage.traffic import Traffic, counted
 
 from .ceiling import ceiling, needed_bytes
 from .errors import FleetpressError
@@ -44,8 +46,12 @@ _ERROR_CLASSES: tuple[tuple[type[BaseException], ErrorClass], ...] = (
 _MATERIALS = f"{__package__}.materials"
 
 
-def execute(task: Task, run_step: RunStep, ledger_uri: str, *, attempts: int = 1) -> TaskRecord | Failure:
+def execute(
+    task: Task, run_step: RunStep, ledger_uri: str, *, attempts: int = 1, where: str = ""
+) -> TaskRecord | Failure:
     """Run one task on one thread, within the memory it declared, and record it in the ledger at `ledger_uri`.
+
+    `where` is the name of this node.
 
     No Exception leaves: errors of the three packages become failures with their message, running out of
     memory becomes "memory", and everything else is a bug of ours with its traceback in `details`.
@@ -55,28 +61,39 @@ def execute(task: Task, run_step: RunStep, ledger_uri: str, *, attempts: int = 1
     if task.small:
         _forget()
     started = time.perf_counter()
-    with ceiling(task.memory_bytes):
+    # The driver of a GPU reserves far more than it uses, which the kernel would count.
+    with ceiling(0 if task.gpus else task.memory_bytes), counted() as traffic:
         try:
-            return _recorded(task, run_step, ledger_uri, attempts, started)
+            step_result = run_step(task)
+            cost = _cost(started, where, traffic)
+            record = _record(task, step_result, attempts, cost)
+            Ledger(open_store(ledger_uri)).write(record)
         except Exception as error:  # noqa: BLE001 - the border: one bad model must not stop the fleet
-            return failure_of(task, error)
+            return replace(failure_of(task, error), **_cost(started, where, traffic))
+        return record
 
 
-def _recorded(task: Task, run_step: RunStep, ledger_uri: str, attempts: int, started: float) -> TaskRecord:
-    step_result = run_step(task)
-    record = TaskRecord(
+def _cost(started: float, where: str, traffic: Traffic) -> dict[str, Any]:
+    return {
+        "seconds": round(time.perf_counter() - started, 6),
+        "where": where,
+        "bytes_read": traffic.bytes_read,
+        "bytes_written": traffic.bytes_written,
+    }
+
+
+def _record(task: Task, step_result: StepResult, attempts: int, cost: dict[str, Any]) -> TaskRecord:
+    return TaskRecord(
         task=task.id,
         model=task.model,
         kind=task.kind,
         digest=task.digest,
         outputs=step_result.outputs,
         result=step_result.result,
-        seconds=round(time.perf_counter() - started, 6),
         attempts=attempts,
         fleetpress_version=version("fleetpress"),
+        **cost,
     )
-    Ledger(open_store(ledger_uri)).write(record)
-    return record
 
 
 def _forget() -> None:

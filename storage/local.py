@@ -40,6 +40,7 @@ from .local_files import (
 )
 from .local_links import check_inside
 from .store import MAX_PARTS, ObjectInfo, StoreProbe, Unfinished, bytes_of, check_size, flat_view, probe_store
+from .traffic import note_read, note_written
 from .uri import is_valid_key, normalize, validate_key
 
 _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has only the second
@@ -67,7 +68,8 @@ class FolderStore:
             file.seek(0)
             data = file.read()
             self._check_untouched(file, path, etag, before)
-            return data
+        note_read(len(data))
+        return data
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         """See ObjectStore."""
@@ -86,6 +88,7 @@ class FolderStore:
                     f"{path} ends before byte {start + buffer.nbytes}: it was truncated, or its index is wrong"
                 )
             self._check_untouched(file, path, etag, before)
+        note_read(buffer.nbytes)
 
     def stored_crc32(self, key: str, *, etag: str) -> tuple[int, int] | None:
         """See ObjectStore. File systems keep none that could be asked for."""
@@ -122,6 +125,7 @@ class FolderStore:
             etag = etag_of_bytes(data) if small else etag_of_identity(identity_of(temporary))
             os.replace(temporary, path)
             sync_folder(os.path.dirname(path))
+        note_written(len(data))
         return ObjectInfo(key=key, size_bytes=len(data), etag=etag)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -134,6 +138,7 @@ class FolderStore:
                 pass
             else:
                 sync_folder(os.path.dirname(path))
+                note_written(len(data))
                 return True
         try:
             return self.get(key) == data
@@ -163,6 +168,7 @@ class FolderStore:
                 written = os.pwrite(file.fileno(), view, offset)
                 view, offset = view[written:], offset + written
             _sync_data(file.fileno())  # in parts it costs less than once at the end: others compute meanwhile
+        note_written(part.size_bytes)
         return str(part)
 
     def upload_exists(self, key: str, upload_id: str) -> bool:

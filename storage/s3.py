@@ -25,6 +25,7 @@ from .s3_bodies import Body, body_of, fill
 from .s3_client import shared_client
 from .s3_errors import error_code, s3_errors
 from .store import MAX_PARTS, ObjectInfo, StoreProbe, Unfinished, bytes_of, check_size, flat_view, probe_store
+from .traffic import carried, note_read, note_written
 from .uri import bucket_and_prefix, is_valid_key, normalize, validate_key, without_userinfo
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class S3Store:
             self._check_etag(key, reply, etag)
             with closing(cast("Body", reply["Body"])) as body:
                 check_size(self._place(key), reply["ContentLength"], most_bytes)
-                return bytes_of(lambda view: fill(view, body, self._place(key)), reply["ContentLength"])
+                data = bytes_of(lambda view: fill(view, body, self._place(key)), reply["ContentLength"])
+        note_read(len(data))
+        return data
 
     def get_range(self, key: str, start: int, length: int, *, etag: str | None = None) -> bytes:
         """See ObjectStore."""
@@ -78,6 +81,7 @@ class S3Store:
             with closing(cast("Body", reply["Body"])) as body:
                 self._check_range(key, reply, start, buffer.nbytes, etag)
                 fill(flat_view(buffer), body, self._place(key))
+        note_read(buffer.nbytes)
 
     def stored_crc32(self, key: str, *, etag: str) -> tuple[int, int] | None:
         """See ObjectStore. Uploads in parts have one too, but of the parts' checksums: that is no help here."""
@@ -136,12 +140,14 @@ class S3Store:
                 Body=body_of(data),
                 ChecksumCRC32=_checksum(zlib.crc32(data)),
             )
+        note_written(len(data))
         return ObjectInfo(key=key, size_bytes=len(data), etag=reply["ETag"].strip('"'))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See ObjectStore."""
         with self._errors("write", key):
             if self._create(key, data):
+                note_written(len(data))
                 return True
         # A lost reply makes the client repeat its own successful write and get 412 for it: what is there decides.
         try:
@@ -172,7 +178,9 @@ class S3Store:
                 Body=body_of(data),
                 ChecksumCRC32=_checksum(crc32),
             )
-        return str(Part(offset, memoryview(data).nbytes, crc32, reply["ETag"].strip('"')))
+        size_bytes = memoryview(data).nbytes
+        note_written(size_bytes)
+        return str(Part(offset, size_bytes, crc32, reply["ETag"].strip('"')))
 
     def upload_exists(self, key: str, upload_id: str) -> bool:
         """See ObjectStore."""
@@ -289,7 +297,7 @@ class S3Store:
 
         try:
             with ThreadPoolExecutor(_UPLOAD_THREADS) as pool:
-                etags = list(pool.map(upload, range(0, len(data), part_bytes)))
+                etags = list(pool.map(carried(upload), range(0, len(data), part_bytes)))
             return self.complete_upload(key, upload_id, etags)
         except StorageError:
             with suppress(StorageError):  # the first error is the one that says why

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from .buffers import Buffers
+from .traffic import carried
 
 PART_BYTES = 8 << 20  # parts are this large at least, and less than twice that (S3 wants 5 MiB)
 ONE_PUT_BYTES = 2 * PART_BYTES  # smaller objects go up in one request
@@ -95,7 +96,7 @@ def read_ahead(
                 ):
                     view = buffers.take(upcoming.bytes)
                     held_bytes += upcoming.bytes
-                    future = pool.submit(_filled, stages.read, read, upcoming, view)
+                    future = pool.submit(carried(_filled), stages.read, read, upcoming, view)
                     waiting.append((upcoming, view, future))
                     upcoming = next(source, None)
                 request, view, future = waiting[0]
@@ -188,7 +189,7 @@ class PartWriter:
         assert self._part is not None
         while len(self._sending) >= _SENDING:
             self._collect()
-        self._sending.append(self._pool.submit(self._sent, self._number, self._offset, self._part))
+        self._sending.append(self._pool.submit(carried(self._sent), self._number, self._offset, self._part))
         self._number += 1
         self._offset += len(self._part)
         self._part, self._filled = None, 0

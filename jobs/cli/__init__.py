@@ -12,8 +12,10 @@ from importlib.metadata import version
 
 from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 
+from .. import log_lines
 from ..errors import FleetpressError
 from . import about, artifacts, beginning, runs, schedules, submitting
+from .mistakes import Parser
 from .options import EXIT_CODES, message
 
 __all__ = ["EXIT_CODES", "main", "parser"]
@@ -22,7 +24,28 @@ __all__ = ["EXIT_CODES", "main", "parser"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is the answer. User errors become one message on stderr, never a traceback."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(log_lines.Formatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    with log_lines.written_as(getattr(arguments, "log_format", "text")):
+        return _answer(arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every verb with its options; the README's table is made from it."""
+    top = Parser(
+        prog="fleetpress",
+        description="Compress fleets of models: prune, quantize, validate and publish, on Ray, from and to S3.",
+        epilog=f"begin with `fleetpress demo`, or `fleetpress init FOLDER`; how-to pages are in docs/. {EXIT_CODES}",
+    )
+    top.add_argument("--version", action="version", version=f"fleetpress {version('fleetpress')}")
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for module in (beginning, runs, submitting, schedules, artifacts, about):
+        module.add_verbs(verbs)
+    return top
+
+
+def _answer(arguments: argparse.Namespace) -> int:
     try:
         return int(arguments.verb(arguments))
     except FleetpressError as error:
@@ -36,20 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Every verb with its options; the README's table is made from it."""
-    top = argparse.ArgumentParser(
-        prog="fleetpress",
-        description="Compress fleets of models: prune, quantize, validate and publish, on Ray, from and to S3.",
-        epilog=EXIT_CODES,
-    )
-    top.add_argument("--version", action="version", version=f"fleetpress {version('fleetpress')}")
-    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (beginning, runs, submitting, schedules, artifacts, about):
-        module.add_verbs(verbs)
-    return top
 
 
 def _complain(what: object, code: int) -> int:

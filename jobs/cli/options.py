@@ -2,11 +2,13 @@
 
 import argparse
 import json
-import sys
 from typing import Any
+
+from .. import log_lines
 
 EXIT_CODES = """exit codes: 0 all published or unchanged; 2 wrong usage or spec; 3 some models rejected or failed;
 4 none succeeded; 5 storage or cluster unreachable; 1 our own bug; 130 interrupted"""
+SPEC_HELP = "the spec: path or s3:// uri of a YAML file (`fleetpress init` writes a first one)"
 
 
 def add_verb(verbs: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
@@ -29,6 +31,16 @@ def executor_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def log_options(verb: argparse.ArgumentParser) -> None:
+    """How a run is told on stderr."""
+    verb.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="lines on stderr: words, or one JSON object each (default: %(default)s)",
+    )
+
+
 def print_json(value: Any) -> None:
     """Data, on stdout."""
     print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
@@ -36,4 +48,4 @@ def print_json(value: Any) -> None:
 
 def message(text: str) -> None:
     """Words, on stderr."""
-    print(text, file=sys.stderr)
+    log_lines.say(text)

@@ -14,12 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import ray
 
+from ..errors import UsageError
 from ..tasks import (
     ErrorClass,
     Failure,
@@ -59,12 +60,14 @@ class _Flight:
     losses: int
     since: float
     node: str = ""
+    where: str = ""  # the same for people
     silent_since: float | None = None
     hopeless_since: float | None = None
 
 
 class RayExecutor:
-    """Tasks as Ray tasks. Raises ClusterUnreachable when there is no cluster to join, or none any more.
+    """Tasks as Ray tasks. Raises ClusterUnreachable when there is no cluster to join, or none any more, and UsageError
+    when tasks are to ask for `gpus` that no node has.
 
     A task is given up as transient when its node is lost or it takes longer than `task_seconds`, and for good when no
     node has had room for it for `grace_seconds`. A cluster without any CPU for as long counts as gone.
@@ -79,8 +82,11 @@ class RayExecutor:
         address: str | None = None,
         task_seconds: float = TASK_SECONDS,
         grace_seconds: float = _GRACE_SECONDS,
+        gpus: float = 0.0,
     ) -> None:
         self._owns_cluster = ray_cluster.connect(address)
+        if gpus:
+            self._check_gpus(gpus)
         self._run_step = run_step
         self._run_rank = run_rank
         self._ledger_uri = ledger_uri
@@ -92,6 +98,13 @@ class RayExecutor:
         self._attempts: Counter[str] = Counter()
         self._in_flight: dict[Any, _Flight] = {}
         self._refused: list[tuple[str, Failure]] = []
+
+    def _check_gpus(self, gpus: float) -> None:
+        problem = ray_cluster.gpu_problem(gpus, ray_cluster.rooms())
+        if problem:
+            if self._owns_cluster:
+                ray.shutdown()
+            raise UsageError(problem)
 
     @property
     def slots(self) -> int:
@@ -122,7 +135,9 @@ class RayExecutor:
         if train_apart:
             handle: Any = _train_remote.options(name=name).remote(request)
         else:
-            handle = _run_remote.options(name=name, memory=task.memory_bytes or None).remote(request)
+            handle = _run_remote.options(
+                name=name, memory=task.memory_bytes or None, num_gpus=task.gpus or None
+            ).remote(request)
         self._in_flight[handle] = _Flight(task, workers, self._lookout.losses, time.monotonic())
 
     def wait(self, timeout_seconds: float) -> list[tuple[str, TaskRecord | Failure]]:
@@ -158,13 +173,14 @@ class RayExecutor:
         for handle in ready:
             flight = self._in_flight[handle]
             said = _said(flight.task, handle)
-            if isinstance(said, str):
-                flight.node, flight.since = said, time.monotonic()
+            if isinstance(said, tuple):
+                flight.node, flight.where = said
+                flight.since = time.monotonic()
             else:
                 del self._in_flight[handle]
-                yield flight.task.id, said
+                yield flight.task.id, said if isinstance(said, TaskRecord) else _placed(said, flight)
 
-    def _overdue(self) -> Iterator[tuple[str, Failure]]:
+    def _overdue(self) -> Iterator[tuple[str, TaskRecord | Failure]]:
         """Tasks that will not end by themselves, or not in time."""
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS or not self._in_flight:
@@ -177,7 +193,7 @@ class RayExecutor:
                 with suppress(ray.exceptions.RayError):
                     ray.cancel(handle, force=True)
                 del self._in_flight[handle]
-                yield flight.task.id, failure
+                yield flight.task.id, _placed(failure, flight)
 
     def _lost(self, flight: _Flight, nodes: set[str], now: float) -> Failure | None:
         task = flight.task
@@ -220,8 +236,15 @@ def _pack(function: Any) -> bytes:
     return bytes(ray.cloudpickle.dumps(function))  # type: ignore[no-untyped-call]
 
 
-def _said(task: Task, handle: Any) -> str | TaskRecord | Failure:
-    """The node that a task begins on, or its end."""
+def _placed(end: Failure, flight: _Flight) -> Failure:
+    """The end of a task that could not say itself where it ran, and for how long, because it is lost."""
+    if end.where or not flight.where:
+        return end
+    return replace(end, where=flight.where, seconds=round(time.monotonic() - flight.since, 6))
+
+
+def _said(task: Task, handle: Any) -> tuple[str, str] | TaskRecord | Failure:
+    """The node that a task begins on, by id and for people, or its end."""
     try:
         answer = ray.get(next(handle))
     except StopIteration:
@@ -231,7 +254,7 @@ def _said(task: Task, handle: Any) -> str | TaskRecord | Failure:
         details = str(error) if error_class == "bug" else ""
         return _failure(task, f"{task.kind} did not end: {what}", error_class, details)
     if "node" in answer:
-        return str(answer["node"])
+        return str(answer["node"]), str(answer["where"])
     return failure_from_json(answer["failure"]) if "failure" in answer else record_from_json(answer["record"])
 
 
@@ -241,7 +264,8 @@ def _failure(task: Task, reason: str, error_class: ErrorClass, details: str = ""
 
 def _run(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What a Ray worker does: the function is a RunStep, or a RunRank when the training has workers of its own."""
-    yield {"node": ray.get_runtime_context().get_node_id()}
+    node, where = ray_cluster.this_node()
+    yield {"node": node, "where": where}
     function = ray.cloudpickle.loads(request["function"])
     task, variables = task_from_json(request["task"]), request["variables"]
     if variables is not None:
@@ -250,7 +274,7 @@ def _run(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         from .ray_train import run_on_workers
 
         function = partial(run_on_workers, run_rank=function, workers=task.workers, variables=variables)
-    end = execute(task, function, request["ledger_uri"], attempts=request["attempts"])
+    end = execute(task, function, request["ledger_uri"], attempts=request["attempts"], where=where)
     yield {"failure" if isinstance(end, Failure) else "record": to_json(end)}
 
 

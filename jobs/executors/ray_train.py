@@ -13,6 +13,8 @@ import torch.distributed
 from ray.exceptions import RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from fleetpress.storage.traffic import counted, note_read, note_written
+
 from ..tasks import StepResult, Task, step_result_from_json, to_json
 from ..worker import RunRank, classify
 from . import ray_cluster
@@ -87,13 +89,14 @@ def run_on_workers(
     """
     os.environ.update(_TRAIN_SETTINGS)
     room = {"CPU": 1.0} | ({"memory": float(task.memory_bytes)} if task.memory_bytes else {})
+    room |= {"GPU": task.gpus} if task.gpus else {}
     with tempfile.TemporaryDirectory(prefix="fleetpress-train-") as folder:
         trainer = TorchTrainer(
             _train_rank,  # type: ignore[arg-type]  # what rank 0 returns is kept since Ray 2.5x
             train_loop_config={"task": task, "run_rank": run_rank, "variables": variables},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=False, resources_per_worker=room
+                num_workers=workers, use_gpu=bool(task.gpus), resources_per_worker=room
             ),
             run_config=ray.train.RunConfig(
                 name="training", storage_path=folder, failure_config=ray.train.FailureConfig(max_failures=0)
@@ -103,7 +106,10 @@ def run_on_workers(
             result: Any = trainer.fit()  # its declared class is the one of Ray Train's first version
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from error
-    return step_result_from_json(result.return_value)
+    answer = result.return_value
+    for note, size_bytes in zip((note_read, note_written), answer["moved"], strict=True):
+        note(size_bytes)  # by all ranks, for the task in this process
+    return step_result_from_json(answer["result"])
 
 
 def _train_rank(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -112,8 +118,11 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any] | None:
         ray_cluster.adopt_aws_variables(config["variables"])
     # Ray Train never gives back the CPUs of a group that loses a rank before all of them have begun.
     torch.distributed.barrier()
-    result = config["run_rank"](config["task"], TorchDistributedCollective())
-    return None if result is None else to_json(result)
+    with counted() as traffic:
+        result = config["run_rank"](config["task"], TorchDistributedCollective())
+    moved = torch.tensor([traffic.bytes_read, traffic.bytes_written])
+    _all_reduce(moved)
+    return None if result is None else {"result": to_json(result), "moved": moved.tolist()}
 
 
 def _cause(error: ray.train.TrainingFailedError) -> BaseException:

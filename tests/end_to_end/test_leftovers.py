@@ -10,9 +10,9 @@ from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.checkpoint import layout
 from fleetpress.jobs.cli import main
+from fleetpress.jobs.events import Event
 from fleetpress.jobs.gc import find_leftovers
-from fleetpress.jobs.journal import Event
-from fleetpress.jobs.results import Progress
+from fleetpress.jobs.progress import Progress
 from fleetpress.jobs.spec import Spec, parse_spec
 from fleetpress.storage.store import ObjectStore, open_store
 

@@ -1,7 +1,7 @@
 """A night: a real S3 server, a cluster of two nodes, two machines that tick, a node that is lost, and the next night.
 
 Nobody waits for the run, and nobody begins it by hand: the ticks submit it once, the cluster goes on without the lost
-node, and the bucket tells the next morning.
+node, and the next morning a browser shows what the bucket tells.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetpress.jobs.cli import main
 from fleetpress.jobs.job_records import read_job
 from fleetpress.jobs.results import read_result, run_ids
 from fleetpress.jobs.schedule.file import load_schedules
@@ -23,8 +24,9 @@ from fleetpress.jobs.seaweed import SeaweedFS
 from fleetpress.storage.store import open_store
 
 ROOT = Path(__file__).parents[2]
-sys.path += [str(ROOT / "benchmarks" / "faults"), str(ROOT / "benchmarks" / "ray_matrix")]
+sys.path += [str(ROOT / "benchmarks" / folder) for folder in ("faults", "ray_matrix", "report")]
 
+from browser import Browser  # noqa: E402
 from fault_fleet import files  # noqa: E402
 from ray_hosts import Hosts  # noqa: E402
 
@@ -46,6 +48,10 @@ version: 1
 output: {place}/out
 schedules:
   - {{name: nightly, spec: fleet.yaml, cron: "{minute} {hour} * * *", address: "{address}"}}
+"""
+ROWS = """\
+Array.from(document.querySelectorAll("table.fleet tbody > tr:not(.opened)"),
+           (it) => [it.cells[0].innerText, it.cells[1].innerText]).sort()
 """
 COMMAND = "from fleetpress.jobs.cli import main; raise SystemExit(main())"
 PATIENCE_SECONDS = 200
@@ -98,6 +104,14 @@ def test_a_fleet_is_compressed_at_night_and_nothing_is_done_twice(
     assert {model.name: model.state for model in first.models} == {"tiny": "published", "lone": "published"}
     assert {model.name: model.state for model in second.models} == {"tiny": "unchanged", "lone": "unchanged"}
     assert [read_job(output, name).run for name in (job, begun.job)] == [first.run, second.run]
+
+    page = tmp_path / "report.html"
+    assert main(["report", output.uri, job, "--html", str(page)]) == 0
+    with Browser() as browser:
+        shown = browser.open(page)
+        assert shown.run(ROWS) == [["lone", "published"], ["tiny", "published"]]
+        assert "tried again" in shown.run("document.getElementById('timeline').textContent")
+        assert shown.complaints() == []
 
 
 def _ticked(path: Path, fire: datetime) -> list[Row]:

@@ -120,13 +120,15 @@ class Enforcing:
         self.relay.rules = conditions(policy)
         return list(self.relay.rules)
 
-    def run(self, output: str) -> Outcome:
+    def run(self, output: str, *options: str) -> Outcome:
         """`fleetpress run` of the small fleet."""
         text = SPEC.replace("{source}/train", "s3://samples/team/points/train")
         text = text.replace("{source}/eval", "s3://samples/team/points/eval")
         spec = self._folder / "spec.yaml"
         spec.write_text(text.format(source="s3://sources/team/in", output=output))
-        return self._runner.run(["run", str(spec), "--executor", "inline", "--json"], self.environment)
+        return self._runner.run(
+            ["run", str(spec), "--executor", "inline", "--json", *options], self.environment
+        )
 
     def command(self, *arguments: str) -> Outcome:
         """Any other verb."""
@@ -166,7 +168,7 @@ def finished(server: Enforcing) -> str:
     """An output with a fleet in it, made by a user with exactly the policy."""
     rules = server.allow(POLICY)
     output = "s3://results/team/out/whole"
-    done = server.run(output)
+    done = server.run(output, "--job", "job-1")  # as the driver of a submitted job does
     assert (done.code, done.reason) == (0, "")
     assert {rule.name: rule.hits for rule in rules if rule.name != "bucket"} == {
         "list sources": 0, "list samples": 0, "list results": 0
@@ -182,8 +184,15 @@ def test_the_policy_is_enough_for_a_run_and_for_all_that_looks_at_it(
     assert not found.doubled()
     again = as_user.run(finished)
     assert {model["state"] for model in again.models.values()} == {"unchanged"}
-    for verb in (["status"], ["list"], ["report"]):
-        assert as_user.command(*verb, finished, "--json").code == 0
+    for words in (
+        ["status", finished],
+        ["list", finished],
+        ["report", finished],
+        ["list", finished, "--jobs"],
+    ):
+        assert as_user.command(*words, "--json").code == 0
+    for verb in ("status", "logs", "cancel"):
+        assert as_user.command(verb, finished, "job-1", "--json").code == 0
     for model, how in (("tiny", []), ("language", ["--deep"])):
         done = as_user.command("verify", f"{finished}/models/{model}", *how, "--json")
         assert (done.code, done.err) == (0, "")

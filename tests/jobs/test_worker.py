@@ -1,5 +1,6 @@
 """The border: every end of a step becomes a record or a failure of the right class."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,45 @@ def test_a_step_that_returns_is_recorded_by_the_worker(tmp_path: Path) -> None:
     assert end.result == {"seen": ["fc"]}
     assert 0 <= end.seconds < 60
     assert Ledger(open_store(str(tmp_path))).find("d1") == end
+
+
+def test_an_end_tells_where_the_task_ran_and_what_it_moved(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("in", b"12345")
+
+    def step(task: Task) -> StepResult:
+        store.put("out", store.get("in")[:3])
+        if task.payload.get("fail"):
+            raise ModelError("no")
+        return StepResult(result={})
+
+    end = execute(TASK, step, str(tmp_path), where="here")
+    assert (end.where, end.bytes_read, end.bytes_written) == ("here", 5, 3)
+    failed = execute(replace(TASK, payload={"fail": True}), step, str(tmp_path), where="here")
+    assert isinstance(failed, Failure)
+    assert (failed.where, failed.bytes_read, failed.bytes_written) == ("here", 5, 3)
+    assert failed.seconds > 0
+
+
+def test_records_of_older_versions_are_read() -> None:
+    record = TaskRecord(
+        task="t",
+        model="m",
+        kind="k",
+        digest="d",
+        outputs=(),
+        result={},
+        seconds=1.0,
+        fleetpress_version="0.3.0",
+    )
+    old = {
+        name: value
+        for name, value in to_json(record).items()
+        if name not in ("where", "bytes_read", "bytes_written")
+    }
+    assert record_from_json(old) == record
+    with pytest.raises(ValueError, match="bytes_read"):
+        record_from_json(old | {"bytes_read": "many"})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from fleetpress.jobs.errors import ClusterUnreachable, ModelError
+from fleetpress.jobs.errors import ClusterUnreachable, ModelError, UsageError
 from fleetpress.jobs.executors import Executor, open_executor
 from fleetpress.jobs.executors.ray import RayExecutor
 from fleetpress.jobs.executors.ray_cluster import Room, adopt_aws_variables, connect, problem_of
@@ -74,10 +75,14 @@ def test_the_same_records_as_inline(executor: Executor, tmp_path: Path) -> None:
     ledger = Ledger(open_store(str(tmp_path / "ray")))
     assert ledger.known() == {one.id for one in tasks} - {"bad"}
     assert ledger.find("t3") == theirs["t3"]
+    assert {end.where for end in ours.values()} == {"inline"}
+    nodes = {end.where for end in theirs.values()}
+    assert len(nodes) == 1
+    assert re.fullmatch(r"[\d.]+/[0-9a-f]{6}", nodes.pop())
 
 
 def untimed(end: TaskRecord | Failure) -> TaskRecord | Failure:
-    return replace(end, seconds=0.0) if isinstance(end, TaskRecord) else end
+    return replace(end, seconds=0.0, where="")
 
 
 def test_slots_are_the_cpus_of_the_cluster(executor: Executor) -> None:
@@ -237,7 +242,7 @@ def test_something_else_listens(not_connected: None, kind: str, request: pytest.
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":1", "host:99999", "http://host/x"])
 def test_no_address_at_all(not_connected: None, address: str) -> None:
-    with pytest.raises(ClusterUnreachable, match="is no address of a Ray cluster"):
+    with pytest.raises(UsageError, match=r"is no address of a Ray cluster|is the address of a web page"):
         connect(address)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..figures import one_line
 from .options import message, print_json
 
 if TYPE_CHECKING:
@@ -151,4 +152,4 @@ def list_jobs(arguments: argparse.Namespace) -> int:
 
 def _line(state: JobState) -> str:
     code = "" if state.exit_code is None else f", exit code {state.exit_code}"
-    return f"job {state.job}: {state.state}{code}" + (f" ({state.reason})" if state.reason else "")
+    return one_line(f"job {state.job}: {state.state}{code}" + (f" ({state.reason})" if state.reason else ""))

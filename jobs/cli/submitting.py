@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import UsageError
 from ..figures import one_line
 from .job_places import address_of, address_option, find, output_and_run, unknown_job
-from .options import add_verb, message, print_json
+from .options import SPEC_HELP, add_verb, message, print_json
 
 
 def add_verbs(verbs: Any) -> None:
@@ -15,7 +15,7 @@ def add_verbs(verbs: Any) -> None:
     verb = add_verb(
         verbs, "submit", _submit, "run a spec as a job of a Ray cluster; again joins the job that runs"
     )
-    verb.add_argument("spec", metavar="SPEC")
+    verb.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
     address_option(verb)
     verb.add_argument(
         "--no-wait", action="store_true", help="print the job's id and leave, do not follow its log"

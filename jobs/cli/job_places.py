@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from fleetpress.storage.store import ObjectStore
 
     from ..job_state import JobState
+
+_OUR_JOB = re.compile(r"fleetpress-.+-[0-9a-f]{12}(-\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,14 @@ def find(arguments: argparse.Namespace) -> Place:
     from ..job_records import run_of
 
     if not arguments.address:
+        if (
+            arguments.run is None
+            and _OUR_JOB.fullmatch(arguments.output)
+            and not os.path.exists(arguments.output)
+        ):
+            raise UsageError(
+                f"{arguments.output} is the id of a job; add the --address of its cluster, or put its OUTPUT before it"
+            )
         store = open_store(arguments.output)
         return Place(store=store, run=run_of(store, arguments.run))
     state = ask(arguments)

@@ -107,7 +107,7 @@ def _make_fleet(uri: str) -> None:
     from .demo_models import EPOCHS, NETS
 
     store = open_store(uri)
-    train_set, test_set = _digits()
+    train_set, test_set = read_digits()
     half = len(train_set["targets"]) // 2
     shards = {
         "train-0": (train_set, slice(half)),
@@ -132,7 +132,7 @@ def _make_fleet(uri: str) -> None:
     store.put(f"models/{_BROKEN}.pt2", data[: len(data) // 2])
 
 
-def _digits() -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
+def read_digits() -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
     """The 1,797 handwritten digits that ship inside scikit-learn: 1,257 to train on, 540 to test on."""
     import torch
 

@@ -1,10 +1,11 @@
 """The spec: which models, with which data and recipes, to where. Strict; every problem of a file is told at once."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from fleetpress.storage.errors import InvalidUri, ObjectNotFound
 from fleetpress.storage.near_misses import hint
@@ -36,6 +37,7 @@ from .spec_messages import explain
 
 _MOST_BYTES = 16 << 20  # a hundred thousand models, one by one; a minute to read
 _MOST_PROBLEMS = 1_000
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")  # of any address, in comments too
 
 
 class InputSpec(Strict):
@@ -66,11 +68,14 @@ class DataSpec(Strict):
 
 
 class Resources(Strict):
-    """What one task may use: data-parallel training workers, bytes of memory, and (on Ray) time."""
+    """What one task may use: data-parallel training workers, bytes of memory, and (on Ray) time and GPUs."""
 
     workers: Count = 1
     memory_per_task_bytes: Size = Field(default=2 * 2**30, alias="memory_per_task")
     time_per_task_seconds: Duration = Field(default=TASK_SECONDS, alias="time_per_task")
+    gpus_per_task: Annotated[float, Field(ge=0, le=1)] = (
+        0.0  # more than one would idle: a task computes on one
+    )
 
 
 class Spec(Strict):
@@ -84,6 +89,12 @@ class Spec(Strict):
     recipes: dict[str, Recipe]
     resources: Resources = Resources()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    _text: str | None = PrivateAttr(default=None)
+
+    @property
+    def text(self) -> str | None:
+        """The YAML that it was read from, as a run keeps it: without passwords in addresses. None if it was built."""
+        return self._text
 
 
 def load_spec(path: str) -> Spec:
@@ -149,9 +160,10 @@ def parse_spec(text: str, name: str) -> Spec:
     problems += check(document)
     if problems or spec is None:
         raise all_at_once(problems, name)
-    return spec.model_copy(
-        update={"recipes": {key: _completed(recipe) for key, recipe in spec.recipes.items()}}
-    )
+    completed = {key: _completed(recipe) for key, recipe in spec.recipes.items()}
+    spec = spec.model_copy(update={"recipes": completed})
+    spec._text = _USERINFO.sub("***@", text)
+    return spec
 
 
 def all_at_once(problems: Sequence[Problem], name: str) -> SpecError:

@@ -86,6 +86,7 @@ def quiet_environment(
         patch.setenv("AWS_CONFIG_FILE", str(home / "aws-config"))
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(home / "aws-credentials"))
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("HF_HUB_OFFLINE", "1")
         for name in _AWS_VARIABLES:
             patch.delenv(name, raising=False)
         request.config.stash[_ENVIRONMENT] = _environment()
@@ -193,6 +194,7 @@ def ray_cluster(moto_server: str) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=False,
             object_store_memory=128 << 20,
+            _system_config={"metrics_report_interval_ms": 1000},  # a test waits for them
         )
     yield
     ray.shutdown()

@@ -37,8 +37,11 @@ def add_verbs(verbs: Any) -> None:
     verb = add_verb(verbs, "cancel", _cancel, "end a run that is under way; what is done is kept")
     output_and_run(verb, which="the one that is under way")
 
-    verb = add_verb(verbs, "report", _report, "the table of a run, and its HTML page")
+    verb = add_verb(verbs, "report", _report, "the table of a run, and its HTML page; of all runs with --all")
     output_and_run(verb)
+    verb.add_argument(
+        "--all", action="store_true", help="every run of the output in a line, bytes saved over time"
+    )
     verb.add_argument("--html", metavar="FILE", help="write the page to this file")
 
 
@@ -159,19 +162,15 @@ def _report(arguments: argparse.Namespace) -> int:
     from ..results import REPORT, RUNS, read_result
     from ..tables import print_result
 
+    if arguments.all:
+        return _all_runs(arguments)
     place = find(arguments)
     if place.job is not None and place.run is None:
         return tell_job(place.job, as_json=arguments.json)
     store = place.store
     result = read_result(store, place.run)
     if arguments.html:
-        page = page_of(store, result)
-        try:
-            Path(arguments.html).write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"{arguments.html}: cannot be written: {error.strerror}; name another file"
-            ) from None
+        _write_page(arguments.html, page_of(store, result))
     if arguments.json:
         print_json(result.as_dict())
     else:
@@ -181,3 +180,33 @@ def _report(arguments: argparse.Namespace) -> int:
         else:
             message(f"report: {arguments.html or join(store.uri, RUNS + result.run, REPORT)}")
     return 0
+
+
+def _all_runs(arguments: argparse.Namespace) -> int:
+    from fleetpress.storage.store import open_store
+
+    from ..report import render_runs
+    from ..run_lines import run_lines
+    from ..tables import print_runs
+
+    if arguments.run:
+        raise UsageError(f"--all tells of every run: leave {arguments.run!r} out, or leave --all out")
+    runs, unread = run_lines(open_store(arguments.output))
+    if arguments.html:
+        _write_page(arguments.html, render_runs(arguments.output, runs, unread, page=arguments.html))
+    if arguments.json:
+        print_json({"output": arguments.output, "runs": [run.as_dict() for run in runs]})
+    else:
+        print_runs(runs)
+        if arguments.html:
+            message(f"report: {arguments.html}")
+    for run in unread:
+        message(f"run {run} is left out: its summary cannot be read")
+    return 0
+
+
+def _write_page(path: str, page: str) -> None:
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; name another file") from None

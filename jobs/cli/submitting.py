@@ -125,6 +125,11 @@ def _kept_logs(arguments: argparse.Namespace) -> int:
     place = find(arguments)
     if arguments.follow:
         result = follow_run(place.store, place.run, lambda line: print(line, flush=True))
+        if result.state == "running":
+            message(
+                f"run {result.run} shows no sign of life; if it stays so, run or submit the spec again to go on"
+            )
+            return 130
         return result.exit_code
     events = kept_log(place.store, place.run)
     if arguments.json:

@@ -208,10 +208,17 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     key = summary_key(run)
     try:
         told = read_json(store, key, most_bytes=_MOST_SUMMARY_BYTES, most_signs=_MOST_SUMMARY_SIGNS)
-        known = {name: told[name] for name in _OF_RUN if name in told}  # a newer version may tell more
+        if not isinstance(told, dict):
+            raise ValueError("it is no object")
+        its = {name: told[name] for name in _OF_RUN if name in told}  # a newer version may tell more
+        for name in ("run", "state", "name", "output"):
+            if not isinstance(its.get(name), str):
+                raise ValueError(f"{name} is missing, or no text")
+        if number(its, "seconds") is None:
+            raise ValueError("seconds is missing, or no number")
         return FleetResult(
             **{
-                **known,
+                **its,
                 **_standing(told),
                 "models": tuple(map(_row, told["models"])),
                 "warnings": tuple(told.get("warnings", ())),

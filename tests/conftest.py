@@ -195,6 +195,7 @@ def ray_cluster(moto_server: str) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=False,
             object_store_memory=128 << 20,
+            _system_config={"metrics_report_interval_ms": 1000},  # a test waits for them
         )
     yield
     ray.shutdown()

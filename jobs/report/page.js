@@ -103,15 +103,17 @@
     const heads = [
       ["Layer"], ["Kind"], ["Bits", "bar: 0 to 16 bits"], ["Sparsity", "share of units or weights removed; bar: 0 to 100 %"],
       ["Error", `root mean square error of the weights, relative to their own; bar: 0 to ${worst.toPrecision(2)} %`],
-      ["SQNR, dB"], ["Group"], ["Bytes before"], ["after"], ["Left alone because"],
+      ["SQNR, dB", "signal to quantization noise of the weights", "number"], ["Group", "weights that share a scale", "number"],
+      ["Bytes", "before and after", "number"], ["Left alone because"],
     ];
     const head = element("tr");
-    for (const [label, title] of heads) head.append(element("th", { scope: "col", ...(title ? { title } : {}) }, label));
+    for (const [label, title, kind] of heads) head.append(element("th", { scope: "col", title: title || "", class: kind || "" }, label));
     const rows = layers.map(([name, kind, removed, sparsity, bits, group, before, after, sqnr, error, skipped]) => {
       const row = element("tr", null, element("th", { scope: "row" }, element("code", null, name)), element("td", null, kind || "–"));
       row.append(bar("bits", bits, 16, "as it was"), bar("sparsity", sparsity, 100), bar("error", error, worst));
-      if (removed) row.cells[3].append(element("span", { class: "soft" }, ` ${removed} units`));
-      for (const text of [sqnr, group, before, after]) row.append(element("td", null, text || "–"));
+      if (removed) row.cells[3].title = `${removed} units removed`;
+      const bytes = before || after ? `${before || "–"} → ${after || "–"}` : "–";
+      for (const text of [sqnr || "–", group || "–", bytes]) row.append(element("td", { class: "number" }, text));
       row.append(element("td", { class: "why" }, skipped || "–"));
       return row;
     });

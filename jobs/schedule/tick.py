@@ -110,6 +110,7 @@ class _Look:
         self._how = how
         self._claims = Claims(store, schedule.name)
         self._active: dict[datetime, OpenJob] = {}  # jobs that live, or may live
+        self._is_unsure = False  # whether of one of them nobody can tell
 
     def rows(self) -> list[Row]:
         """What was done."""
@@ -132,13 +133,16 @@ class _Look:
             try:
                 yield from self._settle(fire, job, is_wanted=fire == newest and not control.paused)
             except (FleetpressError, StorageError) as error:
-                self._active[fire] = job  # it may live: nobody could tell
+                self._active[fire] = job
+                self._is_unsure = True
                 yield self._failed(error, fire)
         if newest is None or self._claims.claim(newest) is not None:
             yield self._row("waiting", None, _told_next(schedule.times.next(now, 1)))
         elif reason := "paused" if control.paused else self._why_missed(newest):
             claim, _ = self._claims.take(newest, "skip", reason=reason, by=self._how.by, now=now)
             yield self._row("skipped", newest, claim.reason)
+        elif self._is_unsure and schedule.concurrency != "allow":
+            yield self._row("waiting", newest, "until it can be told whether an earlier job still runs")
         else:
             yield from self._begin(newest)
 

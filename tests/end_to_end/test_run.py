@@ -9,6 +9,7 @@ import torch
 
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, published, verify
+from fleetpress.jobs.cli import main
 from fleetpress.jobs.preview import preview
 from fleetpress.jobs.results import FleetResult, read_result
 from fleetpress.jobs.spec import Spec, parse_spec
@@ -245,6 +246,29 @@ def test_status_and_list_read_the_output_alone(inline_run: FleetResult) -> None:
     store = open_store(inline_run.output)
     assert read_result(store).as_dict() == json.loads(store.get(f"runs/{inline_run.run}/summary.json"))
     assert [entry["name"] for entry in published(inline_run.output)] == ["cnn", "mlp"]
+
+
+def test_a_run_keeps_what_its_page_tells(fleet_at: Write, tmp_path: Path, spec_text: str) -> None:
+    text = "# see https://reader:secret@docs.example/fleet\n" + spec_text
+    first = run_fleet(fleet_at(tmp_path, text), executor="inline")
+    store = open_store(first.output)
+    kept = store.get(f"runs/{first.run}/spec.yaml").decode()
+    assert kept == text.format(place=tmp_path).replace("reader:secret@", "***@")
+    assert {"python", "torch", "ray", "fleetpress"} <= first.versions.keys()
+    assert [model.max_drop for model in first.models] == [0.05, 0.05]
+    again = run_fleet(fleet_at(tmp_path, text), executor="inline")
+    pages = [store.get(f"runs/{run.run}/report.html").decode() for run in (first, again)]
+    assert "Since the last run" not in pages[0]
+    assert f'Since the last run <span class="soft">{first.run}</span>' in pages[1]
+    for page in pages:
+        assert "reader:***@docs" not in page
+        assert "secret" not in page
+        assert "accepted drop" in page
+    assert "k-finetune" in pages[0]
+    # The verb makes the same page of the output alone.
+    written = tmp_path / "page.html"
+    assert main(["report", first.output, first.run, "--html", str(written)]) == 0
+    assert written.read_text(encoding="utf-8") == pages[0]
 
 
 def test_unlabelled_data_is_served_by_distillation(

@@ -4,6 +4,7 @@ No traceback, the documented exit code, and nothing in the output.
 """
 
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -172,10 +173,15 @@ def test_an_output_that_is_misspelt(here: Path, cli: Any) -> None:
     assert "holds no runs" in outcome.err
     assert "did you mean `out`?" in outcome.err
     assert "a bucket is written s3://my-bucket/out" in cli("status", "my-bucket/out").err
+    assert "did you mean `out`?" in cli("list", "outt").err
+    assert "did you mean `out/models/good`?" in cli("verify", "out/models/godo").err
+    assert cli("verify", "out/models/good").code == 0
 
 
 def test_an_output_that_is_a_model(here: Path, cli: Any) -> None:
+    """`plan` sees it, and `run` overwrites nothing."""
     before = (here / "in/good.pt2").read_bytes()
+    check(cli("plan", wrote(output="in/good.pt2")), 5, "in/good.pt2 cannot be created: a part of its path is")
     outcome = cli("run", wrote(output="in/good.pt2"), *INLINE)
     check(outcome, 5, "a part of its path is a file")
     assert (here / "in/good.pt2").read_bytes() == before
@@ -259,6 +265,22 @@ def test_addresses_that_are_none(address: str, here: Path, cli: Any, monkeypatch
     check(cli("run", "fleet.yaml", "--address", address), 2, address, ADDRESSES[address])
     monkeypatch.setenv("RAY_ADDRESS", address)
     check(cli("run", "fleet.yaml"), 2, ADDRESSES[address], "" if "8265" not in address else "RAY_ADDRESS")
+
+
+def test_a_cluster_s_address_where_its_dashboard_s_is_wanted(here: Path, cli: Any) -> None:
+    spec = wrote(
+        output=str(here / "out"), models=[{"source": str(here / "in/*.pt2"), "recipe": "pack"}], data={}
+    )
+    check(cli("submit", spec, "--address", "ray://head:10001"), 2, "give its dashboard's, http://host:8265")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    outcome = cli("submit", spec, "--address", f"127.0.0.1:{port}")
+    check(
+        outcome,
+        5,
+        f"no Ray job server answers at http://127.0.0.1:{port}",
+        "the dashboard's, http://host:8265",
+    )
 
 
 def test_a_task_larger_than_every_machine(here: Path, cli: Any, ray_cluster: None) -> None:

@@ -19,7 +19,7 @@ _STEPS = ("collect", "prune", "finetune", "quantize", "publish")
 
 def model(index: int, chance: random.Random) -> ModelResult:
     """One of a fleet: most are published, some unchanged, a few rejected or failed."""
-    name = f"customer-{index % 17:02}/segmentation-{index:05}"
+    name = f"customer-{index % 17:02}-segmentation-{index:05}"
     lot = chance.random()
     if lot < 0.02:
         reason = f"s3://models/{name}/model.pt2: AccessDenied; let the worker's role read the bucket"
@@ -89,7 +89,7 @@ def fleet_before(now: FleetResult) -> FleetResult:
         if its.state == "rejected" and index % 2:
             its = replace(its, state="published", digest="1" * 32, reason=None)  # noqa: PLW2901
         earlier.append(its)
-    earlier.append(ModelResult(name="retired/old-model", state="published", digest="2" * 32))
+    earlier.append(ModelResult(name="retired-old-model", state="published", digest="2" * 32))
     return replace(now, run=RUN_BEFORE, models=tuple(earlier))
 
 

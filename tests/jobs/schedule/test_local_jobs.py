@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.schedule import attend as attending
 from fleetpress.jobs.schedule.attend import attend, job_key, log_key, stop_key
 from fleetpress.jobs.schedule.file import Schedule, parse_schedules
@@ -133,6 +134,25 @@ def test_a_job_that_shows_no_sign_of_life_is_lost(place: ObjectStore) -> None:
     launcher.stop(JOB)  # of another machine: no process of ours is touched
     now += timedelta(seconds=LOST_SECONDS)
     assert launcher.state(JOB) == "failed"
+
+
+def test_a_job_whose_process_never_came_up_is_begun_again(place: ObjectStore) -> None:
+    sign = LocalJob(job=JOB, phase="starting", host="elsewhere", process=1, beat_at="20260301T023000Z")
+    place.put(job_key(JOB), record_bytes(sign))
+    FakeCommand(place, schedule(), clock=lambda: datetime(2026, 3, 1, 2, 31, tzinfo=UTC)).launch("a", JOB)
+    assert read_record(place, job_key(JOB), LocalJob) == sign
+    FakeCommand(place, schedule()).launch("a", JOB)
+    until(lambda: log_key(JOB) in place.sizes("schedules/"))
+
+
+def test_a_machine_that_can_start_no_process_says_so_and_may_try_again(
+    place: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    launcher = FakeCommand(place, schedule())
+    with pytest.raises(UsageError, match=f"no process could be started for {JOB}: No such file or directory"):
+        launcher.launch("fleet.yaml", JOB)
+    assert launcher.state(JOB) == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ help:
 	@echo "make faults     every fault of the store, one run each          (3 min)"
 	@echo "make crashes    a crash at every operation of the store"
 	@echo "make ray-matrix workers, nodes, drivers and heads die           (6 min)"
-	@echo "make soak       200 models while everything dies and throttles  (5 min)"
+	@echo "make soak       200 models while everything dies and throttles (13 min)"
 	@echo "make fuzz       guided by coverage, everything that is parsed  (40 min; FUZZ_ARGS='uri --minutes 1')"
 	@echo "make scale      100, 1,000 and 10,000 models, no-op steps       (4 min)"
 	@echo "make check      lint + types + contracts"
@@ -34,8 +34,9 @@ help:
 demo: $(VENV)/.demo
 	$(BIN)/fleetpress demo $(DEMO_ARGS)
 
+# Two workers, whole files to each (tests/conftest.py); PYTEST_ARGS='-n 0' is one process, for a debugger.
 test: $(VENV)/.test
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
 
 # The long proofs; make test runs a selection of the first.
 faults: $(VENV)/.test

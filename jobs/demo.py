@@ -81,8 +81,10 @@ def _run(uri: str, folder: Path, executor: ExecutorName, address: str | None, as
         print(json.dumps(result.as_dict(), indent=2, sort_keys=True))
     else:
         print_result(result)
+    _say(f"{_BROKEN} is broken on purpose: the others go on all the same")
     _say(f"spec:   {spec_file}")
     _say(f"report: {join(result.output, RUNS + result.run, REPORT)}")
+    _say("yours:  fleetpress init FOLDER")
     return 0 if _as_expected(result) else result.exit_code or 1
 
 
@@ -105,7 +107,7 @@ def _make_fleet(uri: str) -> None:
     from .demo_models import EPOCHS, NETS
 
     store = open_store(uri)
-    train_set, test_set = _digits()
+    train_set, test_set = read_digits()
     half = len(train_set["targets"]) // 2
     shards = {
         "train-0": (train_set, slice(half)),
@@ -130,7 +132,7 @@ def _make_fleet(uri: str) -> None:
     store.put(f"models/{_BROKEN}.pt2", data[: len(data) // 2])
 
 
-def _digits() -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
+def read_digits() -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
     """The 1,797 handwritten digits that ship inside scikit-learn: 1,257 to train on, 540 to test on."""
     import torch
 

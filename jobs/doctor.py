@@ -15,7 +15,7 @@ from fleetpress.storage.errors import ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore, StoreProbe, open_store
 from fleetpress.storage.uri import is_s3, without_userinfo
 
-from .errors import ClusterUnreachable
+from .errors import FleetpressError
 from .figures import sized
 
 _LIBRARIES = ("fleetpress", "torch", "ray", "boto3")
@@ -202,7 +202,7 @@ def _ask_cluster(address: str, answer: Connection) -> None:
 
     try:
         connect(address)
-    except ClusterUnreachable as error:
+    except FleetpressError as error:
         answer.send((False, str(error)))
         return
     found = rooms()

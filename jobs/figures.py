@@ -1,20 +1,14 @@
 """How numbers and foreign text are written for people: three digits that count, decimal units, nothing that hides."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from .results import ModelResult
+from .results import ModelResult, number
 
 MISSING = "\N{EN DASH}"
 # The directions of compression.metrics.METRICS, which lies behind torch; a test compares the two.
 LOWER_IS_BETTER = frozenset({"mse", "perplexity"})
-
-
-def number(fields: Mapping[str, Any] | None, key: str) -> float | None:
-    """The number at `key`, None for whatever else a file may hold there."""
-    value = (fields or {}).get(key)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def counted(value: float | None) -> str:
@@ -59,23 +53,26 @@ def elapsed(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
+def metric_of(model: ModelResult) -> str | None:
+    """The metric that was measured."""
+    name = (model.before or {}).get("metric")
+    return name if isinstance(name, str) and name else None
+
+
 def lost(model: ModelResult) -> float | None:
     """How much worse the metric became, in its own unit; negative when it became better."""
     before, after = number(model.before, "value"), number(model.after, "value")
     if before is None or after is None:
         return None
-    return after - before if (model.before or {}).get("metric") in LOWER_IS_BETTER else before - after
+    return after - before if metric_of(model) in LOWER_IS_BETTER else before - after
 
 
-def published_bytes(models: Iterable[ModelResult]) -> tuple[float, float]:
-    """Bytes before and after of all models that are published; a rejected model saves nothing."""
-    pairs = [
-        (number(model.before, "bytes"), number(model.after, "bytes"))
-        for model in models
-        if model.state in ("published", "unchanged")
-    ]
-    known = [(before, after) for before, after in pairs if before is not None and after is not None]
-    return sum(before for before, _ in known), sum(after for _, after in known)
+def accepted_drop(limit: float | str | None, before: Mapping[str, Any] | None) -> float | None:
+    """How much worse the metric may get, in its own unit: `limit` is that, or as `1%` a share of the metric before."""
+    value = number(before, "value")
+    if limit is None or value is None:
+        return None
+    return abs(value) * float(limit.rstrip("%")) / 100 if isinstance(limit, str) else limit
 
 
 def one_line(text: object) -> str:
@@ -86,7 +83,9 @@ def one_line(text: object) -> str:
 def _scaled(value: float | None, units: tuple[str, ...]) -> str:
     if value is None:
         return MISSING
-    if not math.isfinite(value) or abs(value) < 1000:
+    if not math.isfinite(value):
+        return f"{value}{units[0]}"
+    if abs(value) < 1000:
         return f"{value:.0f}{units[0]}" if value == round(value) else f"{value:.3g}{units[0]}"
     power = 1
     while abs(value) / 1000**power >= 999.5 and power < len(units) - 1:

@@ -22,7 +22,7 @@ _RECIPES = {
     "small": """\
   small:                              # halves the neurons, trains what is left, 4 bits a weight
     prune: {method: gradient_stability, sparsity: 0.5}       # `fleetpress methods` lists the others
-    finetune: {epochs: 2, lr: 1.0e-3}
+    finetune: {epochs: 10, lr: 3.0e-3}
     quantize: {scheme: W4A16}                                # W8A16 is safer
     validate: {max_drop: 1%}                                 # else it is rejected, and the next run tries again
 """,
@@ -187,7 +187,7 @@ def _default_output(place: str) -> str:
 def _text(place: str, entries: Sequence[_Unit], data: dict[str, dict[str, str]], output: str) -> str:
     chosen = {unit.source: _recipe(unit.kind, bool(data)) for unit in entries}
     lines = [
-        f"# A first spec for the models at {place}. Look what it would do, then do it; the same command again resumes:",
+        f"# A first spec for the models at `{place}`. See what it would do, then do it; the second again resumes:",
         "#   fleetpress plan THIS_FILE",
         "#   fleetpress run THIS_FILE",
         "version: 1",

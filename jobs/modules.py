@@ -45,7 +45,8 @@ def _module(factory: str) -> nn.Module:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ModelError(
-            f"factory {factory!r} cannot be imported here: {error}; install its package on every worker"
+            f"factory {factory!r} cannot be imported here: {error}; correct its name, install its package on every "
+            "worker, or put its folder on PYTHONPATH"
         ) from None
     except Exception as error:  # code of the user may raise anything
         raise _failed(factory, "importing it", error) from error

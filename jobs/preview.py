@@ -6,8 +6,10 @@ from typing import Any
 
 from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.checkpoint import open_checkpoint
-from fleetpress.storage.errors import StorageError
+from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
+from fleetpress.storage.local_files import check_writable
 from fleetpress.storage.store import open_store
+from fleetpress.storage.uri import is_s3
 
 from .checkpoint.choice import choose
 from .checkpoint.forecast import forecast
@@ -54,15 +56,17 @@ class Preview:
     name: str
     output: str
     models: tuple[PlannedModel, ...]
-    problems: tuple[Mapping[str, str], ...] = field(default=())
+    problems: tuple[Mapping[str, Any], ...] = field(default=())
     requests: Mapping[str, int] | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 without problems; 3 if some models cannot be done, 4 if none can."""
+        """0 without problems; 3 if some models cannot be done, 4 if none can, 5 if none because of the storage."""
         if not self.problems:
             return 0
-        return 3 if self.models else 4
+        if self.models:
+            return 3
+        return 5 if all(problem["unreachable"] for problem in self.problems) else 4
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -79,8 +83,10 @@ class Preview:
 
 def preview(spec: Spec, *, allow_code: bool = False) -> Preview:
     """Plan every model of the spec. Problems are collected, never raised, except those of the output itself."""
+    if not is_s3(spec.output):
+        check_writable(absolute(spec.output))
     fleet = resolve(spec, allow_code=allow_code)
-    problems = [{"model": problem.model, "reason": problem.reason} for problem in fleet.problems]
+    problems = [_problem(problem.model, problem.reason, problem.unreachable) for problem in fleet.problems]
     store = open_store(absolute(spec.output))
     digests = {model.name: digest_of(model, spec) for model in fleet.models}
     there = find_published(store, digests)
@@ -90,7 +96,7 @@ def preview(spec: Spec, *, allow_code: bool = False) -> Preview:
         try:
             planned.append(_unchanged(model) if model.name in there else _planned(model, spec, done))
         except (CompressionError, StorageError, FleetpressError) as error:
-            problems.append({"model": model.name, "reason": str(error)})
+            problems.append(_problem(model.name, str(error), isinstance(error, UNUSABLE_STORE)))
     nothing_to_do = bool(digests) and len(there) == len(digests) and not problems
     return Preview(
         name=spec.name,
@@ -99,6 +105,10 @@ def preview(spec: Spec, *, allow_code: bool = False) -> Preview:
         problems=tuple(problems),
         requests=unchanged_requests(spec, store, digests) if nothing_to_do else None,
     )
+
+
+def _problem(model: str, reason: str, unreachable: bool) -> dict[str, Any]:
+    return {"model": model, "reason": reason, "unreachable": unreachable}
 
 
 def _shared(model: Model) -> dict[str, Any]:

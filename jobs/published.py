@@ -15,7 +15,7 @@ from fleetpress.storage.artifact import (
 from fleetpress.storage.errors import ArtifactCorrupt, StorageError
 from fleetpress.storage.store import ObjectStore, read_json, text_field
 
-from .results import ModelResult, latest_rows, measured_result
+from .results import ModelResult, measured_result
 from .threads import side_by_side
 
 _MODELS = "models/"
@@ -31,13 +31,12 @@ def find_published(store: ObjectStore, digests: Mapping[str, str]) -> set[str]:
 
 
 def unchanged(
-    store: ObjectStore, digests: Mapping[str, str], run: str
+    store: ObjectStore, digests: Mapping[str, str], run: str, known: Mapping[str, ModelResult]
 ) -> list[tuple[str, ModelResult | StorageError]]:
     """Published models with their numbers, or why they cannot be had; a pointer that shows another artifact is mended.
 
-    Numbers come from the summary of an earlier run where it tells of the same artifact, else from metrics.json.
+    Numbers come from `known`, the rows of an earlier run, where they tell of the same artifact, else from metrics.json.
     """
-    known = latest_rows(store) if len(digests) > ONE_BY_ONE else {}
     found = side_by_side(partial(_unchanged, store, run, known), digests.items())
     return list(zip(digests, found, strict=True))
 

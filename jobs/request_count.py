@@ -12,14 +12,15 @@ from fleetpress.storage.sources import KIND_BY_SUFFIX
 from fleetpress.storage.store import ObjectStore, open_store
 from fleetpress.storage.uri import normalize
 
+from .past_runs import look_back, rows_of
 from .published import ONE_BY_ONE, pointed_to
-from .results import DETAILED, RUNS, latest_ended, rows_of
+from .results import DETAILED, RUNS
 from .spec import Spec
 from .threads import side_by_side
 
 PAGE_KEYS = 1000  # of a listing, at most: S3's own limit
-_OWN_KEYS = 2  # a run's first summary and sign of life are listed before it looks at the runs before it
-_OWN_PUTS = 5  # first summary, sign of life, events, page, last summary
+_OWN_KEYS = 3  # a run's spec, first summary and sign of life are listed when it looks at the runs before it
+_OWN_PUTS = 6  # spec, first summary, sign of life, events, page, last summary
 
 
 def unchanged_requests(spec: Spec, store: ObjectStore, digests: Mapping[str, str]) -> dict[str, int]:
@@ -27,22 +28,23 @@ def unchanged_requests(spec: Spec, store: ObjectStore, digests: Mapping[str, str
 
     Lists what the run will list. Raises the store's errors.
     """
-    count = Counter(PUT=_OWN_PUTS, DELETE=1)
+    told = spec.text is not None
+    count = Counter(PUT=_OWN_PUTS if told else _OWN_PUTS - 1, DELETE=1)
     for entry in spec.models:
         count += _to_find(entry.source, is_file=splitext(normalize(entry.source))[1] in KIND_BY_SUFFIX)
     for data in spec.data.values():
         for pattern in (*(data.train or ()), *(data.eval or ())):
             count += _to_find(pattern, is_file=True)
     models = len(digests)
-    rows: set[str] = set()
     if models <= ONE_BY_ONE:
         count["HEAD"] += models
     else:
-        reads, ended = latest_ended(store)
-        known = rows_of(ended)
-        rows = {name for name, digest in digests.items() if name in known and known[name].digest == digest}
-        count["LIST"] += _pages(len(store.sizes("models/"))) + _pages(len(store.sizes(RUNS)) + _OWN_KEYS)
-        count["GET"] += reads + 1  # its own summary comes first, and has not ended
+        count["LIST"] += _pages(len(store.sizes("models/")))
+    past = look_back(store, spec.name)
+    known = rows_of(past.ended)
+    rows = {name for name, digest in digests.items() if name in known and known[name].digest == digest}
+    count["LIST"] += _pages(len(store.sizes(RUNS)) + (_OWN_KEYS if told else _OWN_KEYS - 1))
+    count["GET"] += past.reads
     others = [name for name in digests if name not in rows]
     count["GET"] += models + len(others) + min(DETAILED, models)  # pointers, numbers, layers for the page
     pointers = side_by_side(lambda name: pointed_to(store, name), others)

@@ -1,25 +1,29 @@
 """What a run says of itself: states of models, the summary in the bucket, the exit code. No torch, no ray."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from heapq import nlargest
 from typing import Any, Literal, get_args
 
 from fleetpress.storage.artifact import METRICS, artifact_key
-from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
+from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound
+from fleetpress.storage.near_misses import hint
 from fleetpress.storage.store import ObjectStore, read_json
 
 from .threads import side_by_side
 
 ModelState = Literal["pending", "running", "published", "unchanged", "rejected", "failed"]
 RunState = Literal["running", "done", "interrupted"]
+GOOD: tuple[ModelState, ...] = ("published", "unchanged")
 RUNS = "runs/"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 EVENTS = "events.jsonl"
+SPEC = "spec.yaml"
 DETAILED = 50  # models of a page that show their layers; each costs a request
 
 _KINDS = {
@@ -28,6 +32,9 @@ _KINDS = {
     "digest": str | None,
     "before": Mapping | None,
     "after": Mapping | None,
+    "compression_ratio": float | int | None,
+    "bits_per_weight": float | int | None,
+    "max_drop": float | int | None,
 }
 _SUMMARY_SECONDS = 2.0
 _SUMMARY_SHARE = 0.05
@@ -48,6 +55,7 @@ class ModelResult:
     after: Mapping[str, Any] | None = None
     compression_ratio: float | None = None
     bits_per_weight: float | None = None
+    max_drop: float | None = None  # what validation accepts, in the metric's own unit
     unreachable: bool = False
 
 
@@ -91,13 +99,15 @@ class FleetResult(Standing):
     models: tuple[ModelResult, ...]
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    job: str | None = None  # of the cluster that was told to run it
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the driver, by library
 
     @property
     def exit_code(self) -> int:
         """0 all well, 3 some models were not published, 4 none was, 5 none because of storage, 130 interrupted."""
         if self.state == "interrupted":
             return 130
-        good = [model for model in self.models if model.state in ("published", "unchanged")]
+        good = [model for model in self.models if model.state in GOOD]
         if len(good) == len(self.models):
             return 0
         if good:
@@ -119,14 +129,18 @@ class FleetResult(Standing):
             "output": self.output,
             "seconds": self.seconds,
             "warnings": list(self.warnings),
+            "job": self.job,
+            "versions": dict(self.versions),
+            "totals": totals(self.models),
             **{name: getattr(self, name) for name in _STANDING},
             "running": [asdict(task) for task in self.running],
             "models": [{name: getattr(model, name) for name in _TOLD} for model in self.models],
         }
 
 
-_TOLD = tuple(field.name for field in fields(ModelResult) if field.name != "unreachable")
-_STANDING = tuple(field.name for field in fields(Standing))
+_TOLD = tuple(known.name for known in fields(ModelResult) if known.name != "unreachable")
+_STANDING = tuple(known.name for known in fields(Standing))
+_OF_RUN = tuple(known.name for known in fields(FleetResult))
 
 
 class SummaryWriter:
@@ -188,18 +202,27 @@ def read_result(store: ObjectStore, run: str | None = None) -> FleetResult:
     if run is None:
         known = run_ids(store)
         if not known:
-            raise ObjectNotFound(f"{store.uri} holds no runs; give the `output` of a spec that was run")
+            what = f"{store.uri} holds no runs; give the `output` of a spec that was run"
+            raise ObjectNotFound(what + hint(store.uri))
         run = known[-1]
     key = summary_key(run)
     try:
         told = read_json(store, key, most_bytes=_MOST_SUMMARY_BYTES, most_signs=_MOST_SUMMARY_SIGNS)
-        understood = {field.name: told[field.name] for field in fields(FleetResult) if field.name in told}
+        if not isinstance(told, dict):
+            raise ValueError("it is no object")
+        its = {name: told[name] for name in _OF_RUN if name in told}  # a newer version may tell more
+        for name in ("run", "state", "name", "output"):
+            if not isinstance(its.get(name), str):
+                raise ValueError(f"{name} is missing, or no text")
+        if number(its, "seconds") is None:
+            raise ValueError("seconds is missing, or no number")
         return FleetResult(
             **{
-                **understood,  # a newer version may tell more
+                **its,
                 **_standing(told),
                 "models": tuple(map(_row, told["models"])),
                 "warnings": tuple(told.get("warnings", ())),
+                "versions": dict(told.get("versions", {})),
             }
         )
     except ObjectNotFound:
@@ -232,7 +255,7 @@ def _standing(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row(told: Mapping[str, Any]) -> ModelResult:
-    row = ModelResult(**told)
+    row = ModelResult(**{name: told[name] for name in _TOLD if name in told})
     for name, kinds in _KINDS.items():
         if not isinstance(getattr(row, name), kinds):
             raise ValueError(f"{name} of a model is of the wrong type")
@@ -257,36 +280,35 @@ def measured_result(
     )
 
 
-def latest_ended(store: ObjectStore) -> tuple[int, FleetResult | None]:
-    """The latest run that has ended and can be read, and how many summaries were read to find it."""
-    runs = run_ids(store)
-    for reads, run in enumerate(reversed(runs), start=1):
-        try:
-            result = read_result(store, run)
-        except StorageError:
-            continue
-        if result.state != "running":
-            return reads, result
-    return len(runs), None
-
-
-def rows_of(result: FleetResult | None) -> dict[str, ModelResult]:
-    """Published and unchanged models of a run, by name."""
-    rows = result.models if result else ()
-    return {row.name: row for row in rows if row.state in ("published", "unchanged")}
-
-
-def latest_rows(store: ObjectStore) -> dict[str, ModelResult]:
-    """Published and unchanged models of the latest run that has ended, by name; empty if there is none to be read."""
-    return rows_of(latest_ended(store)[1])
-
-
 def counts(models: Sequence[ModelResult]) -> dict[str, int]:
     """How many models are in which state, in the order of first appearance."""
     found: dict[str, int] = {}
     for model in models:
         found[model.state] = found.get(model.state, 0) + 1
     return found
+
+
+def totals(models: Sequence[ModelResult]) -> dict[str, Any]:
+    """A fleet in four numbers: models by state, and bytes before and after of those that are published."""
+    before, after = published_bytes(models)
+    return {"models": counts(models), "bytes_before": before, "bytes_after": after}
+
+
+def published_bytes(models: Iterable[ModelResult]) -> tuple[float, float]:
+    """Bytes before and after of all models that are published; a rejected model saves nothing."""
+    before = after = 0.0
+    for model in models:
+        if model.state in GOOD:
+            old, new = number(model.before, "bytes"), number(model.after, "bytes")
+            if old is not None and new is not None and math.isfinite(old + new):
+                before, after = before + old, after + new
+    return before, after
+
+
+def number(fields: Mapping[str, Any] | None, key: str) -> float | None:
+    """The number at `key`, None for whatever else a file may hold there."""
+    value = (fields or {}).get(key)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def detailed(result: FleetResult) -> list[ModelResult]:
@@ -312,5 +334,4 @@ def _metrics(store: ObjectStore, model: ModelResult) -> Mapping[str, Any] | None
 
 
 def _bytes_before(model: ModelResult) -> float:
-    size = (model.before or {}).get("bytes")
-    return size if isinstance(size, (int, float)) else 0.0
+    return number(model.before, "bytes") or 0.0

@@ -1,7 +1,10 @@
 """Drive a fleet: resolve, plan, let the scheduler and an executor do the tasks, and write down what came out."""
 
+import os
 import secrets
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fleetpress.compression.errors import CompressionError
@@ -12,11 +15,14 @@ from fleetpress.storage.store import ObjectStore, open_store
 from .errors import FleetpressError
 from .events import Event
 from .executors import ExecutorName, open_executor, open_metrics
+from .executors.address import check_address
 from .fleet import Fleet, Model, absolute, resolve
 from .heartbeat import Heartbeat
+from .job_records import JobRecord, write_job
 from .journal import Journal
 from .leases import Leases
 from .ledger import Ledger
+from .past_runs import rows_of
 from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
 from .progress import Listener
 from .published import find_published, unchanged
@@ -38,14 +44,16 @@ def run_fleet(
     address: str | None = None,
     allow_code: bool = False,
     listener: Listener | None = None,
+    job: JobRecord | None = None,
 ) -> FleetResult:
     """Compress every model of the spec and publish what passes validation. Running it again is the resume.
 
     One bad model never stops the others; its state says why. Several runs of one output at the same time share the
-    work. Raises SpecError, StorageError when the output cannot be used, and ClusterUnreachable. KeyboardInterrupt,
-    SIGTERM and `cancel` end the run in a consistent state and come back as a result.
+    work. Raises UsageError, StorageError when the output cannot be used, and ClusterUnreachable. KeyboardInterrupt,
+    SIGTERM and `cancel` end the run in a consistent state and come back as a result. `job` is the job of a cluster that
+    this run is; the output keeps which run it became.
     """
-    return _Run(spec, executor, address, allow_code, listener).drive()
+    return _Run(spec, executor, address, allow_code, listener=listener, job=job).drive()
 
 
 class _Run:
@@ -55,13 +63,20 @@ class _Run:
         executor: ExecutorName,
         address: str | None,
         allow_code: bool,
+        *,
         listener: Listener | None,
+        job: JobRecord | None,
     ) -> None:
+        if executor == "ray":  # before anything is written
+            check_address(address or os.environ.get("RAY_ADDRESS"))
         self.spec = spec
         self.output = absolute(spec.output)
         self.store: ObjectStore = open_store(self.output)
         self.run = new_run_id(time.time())
-        self.journal = Journal(self.store, self.run, spec, listener, executor=executor)
+        self.journal = Journal(
+            self.store, self.run, spec, listener, executor=executor, job=job.job if job else None
+        )
+        self._job = job
         self._executor_name = executor
         self._address = address
         self._allow_code = allow_code
@@ -71,6 +86,8 @@ class _Run:
         try:
             with Stop() as stop:
                 self.journal.begin()
+                if self._job is not None:
+                    write_job(self.store, replace(self._job, run=self.run))
                 with Heartbeat(self.store, self.run, stop.now) as heartbeat:
                     self._models(heartbeat, stop)
         except KeyboardInterrupt:
@@ -83,7 +100,7 @@ class _Run:
     def _models(self, heartbeat: Heartbeat, stop: Stop) -> None:
         fleet = resolve(self.spec, allow_code=self._allow_code)
         self._begin(fleet)
-        plans = self._plans(fleet.models)
+        plans = self._plans(fleet.models, rows_of(self.journal.look_back()))
         if not plans:
             return
         work = Work(plans, Ledger(self.store), self._leases(heartbeat), self.journal, stop)
@@ -109,18 +126,18 @@ class _Run:
             executor.close()
 
     def _begin(self, fleet: Fleet) -> None:
+        self.journal.accept({model.name: model.recipe.validation.max_drop for model in fleet.models})
         for model in fleet.models:
             self.journal.set(ModelResult(name=model.name, state="pending"), quiet=True)
         for problem in fleet.problems:
             self._fail(problem.model, problem.reason, unreachable=problem.unreachable)
 
-    def _plans(self, models: tuple[Model, ...]) -> list[ModelPlan]:
+    def _plans(self, models: tuple[Model, ...], known: Mapping[str, ModelResult]) -> list[ModelPlan]:
         """The tasks of every model that is not published yet; those that cannot be planned fail here."""
         digests = {model.name: digest_of(model, self.spec) for model in models}
         there = find_published(self.store, digests)
-        for name, found in unchanged(
-            self.store, {name: digests[name] for name in digests if name in there}, self.run
-        ):
+        ours = {name: digests[name] for name in digests if name in there}
+        for name, found in unchanged(self.store, ours, self.run, known):
             if isinstance(found, ModelResult):
                 self.journal.set(found)
             else:

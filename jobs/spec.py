@@ -1,10 +1,15 @@
 """The spec: which models, with which data and recipes, to where. Strict; every problem of a file is told at once."""
 
+import os
+import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from fleetpress.storage.errors import InvalidUri, ObjectNotFound
+from fleetpress.storage.near_misses import hint
+from fleetpress.storage.sources import KIND_BY_SUFFIX
 from fleetpress.storage.store import open_store
 from fleetpress.storage.uri import is_s3, split
 
@@ -27,11 +32,12 @@ from .spec_fields import (
     Word,
     tuple_of,
 )
-from .spec_lines import read_yaml
+from .spec_lines import Problem, read_yaml
 from .spec_messages import explain
 
 _MOST_BYTES = 16 << 20  # a hundred thousand models, one by one; a minute to read
 _MOST_PROBLEMS = 1_000
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")  # of any address, in comments too
 
 
 class InputSpec(Strict):
@@ -83,20 +89,44 @@ class Spec(Strict):
     recipes: dict[str, Recipe]
     resources: Resources = Resources()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    _text: str | None = PrivateAttr(default=None)
+
+    @property
+    def text(self) -> str | None:
+        """The YAML that it was read from, as a run keeps it: without passwords in addresses. None if it was built."""
+        return self._text
 
 
 def load_spec(path: str) -> Spec:
     """The spec in a file or at an `s3://` uri. Raises SpecError; StorageError when the store cannot be read."""
+    return parse_spec(read_spec(path), path)
+
+
+def read_spec(path: str) -> str:
+    """The text of a spec, unchecked. Raises as `load_spec`."""
     try:
-        text = _read(path).decode("utf-8-sig")
+        return _read(path).decode("utf-8-sig")
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}; give the path of a YAML file") from None
+        what = f"{path}: cannot be read: {error.strerror}; give the path of a YAML file"
+        raise SpecError(f"{what}{_instead(path)}") from None
     except (InvalidUri, ObjectNotFound) as error:
         raise SpecError(f"{error}; give the path or uri of a YAML file") from None
     except UnicodeDecodeError as error:
+        if _is_model(path):
+            raise SpecError(f"{path}: is a model, not a spec{_instead(path)}") from None
         line = error.object.count(b"\n", 0, error.start) + 1
         raise SpecError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    return parse_spec(text, path)
+
+
+def _instead(path: str) -> str:
+    """What may have been meant by a path that is no spec."""
+    if _is_model(path) or os.path.isdir(path):
+        return f"; `fleetpress init {path}` writes one for the models there"
+    return hint(path)
+
+
+def _is_model(path: str) -> bool:
+    return os.path.splitext(path)[1] in KIND_BY_SUFFIX
 
 
 def _read(path: str) -> bytes:
@@ -129,17 +159,19 @@ def parse_spec(text: str, name: str) -> Spec:
         problems += explain(error, Spec, document)
     problems += check(document)
     if problems or spec is None:
-        ordered = sorted(problems, key=lambda problem: problem.line)
-        lines = list(dict.fromkeys(problem.render(name) for problem in ordered))
-        more = (
-            [f"{name}: and {len(lines) - _MOST_PROBLEMS} more problems"]
-            if len(lines) > _MOST_PROBLEMS
-            else []
-        )
-        raise SpecError("\n".join(lines[:_MOST_PROBLEMS] + more))
-    return spec.model_copy(
-        update={"recipes": {key: _completed(recipe) for key, recipe in spec.recipes.items()}}
-    )
+        raise all_at_once(problems, name)
+    completed = {key: _completed(recipe) for key, recipe in spec.recipes.items()}
+    spec = spec.model_copy(update={"recipes": completed})
+    spec._text = _USERINFO.sub("***@", text)
+    return spec
+
+
+def all_at_once(problems: Sequence[Problem], name: str) -> SpecError:
+    """One error of all problems of a file, in the order of their lines."""
+    ordered = sorted(problems, key=lambda problem: problem.line)
+    lines = list(dict.fromkeys(problem.render(name) for problem in ordered))
+    more = [f"{name}: and {len(lines) - _MOST_PROBLEMS} more problems"] if len(lines) > _MOST_PROBLEMS else []
+    return SpecError("\n".join(lines[:_MOST_PROBLEMS] + more))
 
 
 def _completed(recipe: Recipe) -> Recipe:

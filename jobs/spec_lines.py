@@ -17,6 +17,7 @@ Path = tuple[str | int, ...]
 
 _MOST_VALUES = 500_000  # aliases can multiply a small file into billions of values
 _MOST_MERGES = 100_000  # so can `<<`, without a single new value
+_SPEC_NEEDS = "the spec is empty; it needs version, name, output, models and recipes"
 _LONGEST_SHOWN = 100
 _LONGEST_MESSAGE = 500
 _PLAIN = "tag:yaml.org,2002:"
@@ -30,8 +31,11 @@ _WORDS: dict[str, Callable[[str], Any]] = {
 }
 _REMEDIES = {
     "'\\t'": "indent with spaces, not tabs",
-    "mapping values are not allowed": "put text that holds `: ` in quotes, and check the indentation",
-    "could not find expected ':'": "write `key: value`",
+    "mapping values are not allowed": "put text that holds `: ` in quotes, a space behind the colon of a key, "
+    "and check the indentation",
+    "could not find expected ':'": "write `key: value`, with a space behind the colon",
+    "sequence entries are not allowed": "put every `- ` item on a line of its own",
+    "while scanning a quoted scalar": "close the quote",
     "expected <block end>": "check the indentation and the quotes",
     "undefined alias": "define it before with `&name`",
     "expected a single document": "keep one spec per file",
@@ -86,8 +90,8 @@ def shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def read_yaml(text: str, name: str) -> Document:
-    """Read one YAML document. `name` is the file's name for messages.
+def read_yaml(text: str, name: str, *, needs: str = _SPEC_NEEDS) -> Document:
+    """Read one YAML document. `name` is the file's name for messages, `needs` what an empty one is said to lack.
 
     Raises SpecError when the text does not parse; problems that still leave a readable document (a key
     written twice, a tag) are returned in it.
@@ -117,7 +121,7 @@ def read_yaml(text: str, name: str) -> Document:
             f"{name}: lists and mappings are nested too deeply; a spec needs five levels"
         ) from None
     if node is None:
-        raise SpecError(f"{name}: the spec is empty; it needs version, name, output, models and recipes")
+        raise SpecError(f"{name}: {needs}")
     reader = _Reader(name)
     try:
         data = reader.read(node, ())
@@ -131,6 +135,11 @@ def write_yaml(value: object) -> str:
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False))
 
 
+def write_yaml_blocks(value: object) -> str:
+    """The same with texts of several lines as blocks, and no anchors: for people to read."""
+    return str(yaml.dump(value, Dumper=_BlockDumper, sort_keys=False, width=120))
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML with the words of YAML 1.2 in place of those of 1.1."""
 
@@ -140,6 +149,17 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes what either version of YAML would take for something else than text."""
 
+
+class _BlockDumper(_Dumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(f"{_PLAIN}str", text, style="|" if "\n" in text else None)
+
+
+_BlockDumper.add_representer(str, _represent_text)
 
 for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),

@@ -22,6 +22,7 @@ _EXPECTED = {
     "dict_type": "a mapping of names to values",
     "tuple_type": "a list",
 }
+_SOURCE = re.compile(r"\.(pt2|safetensors|pt|pth|bin)$|/$")
 _PLAIN_WORD = re.compile(r"true|false|[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -37,20 +38,22 @@ def _what(detail: ErrorDetails, root: type[BaseModel]) -> str:
     if kind == "spec":
         return detail["msg"]
     if kind == "missing":
-        return "is missing; add it"
+        return "is missing; add `version: 1`" if loc == ("version",) else "is missing; add it"
     if kind == "extra_forbidden":
         return f"unknown key; {nearest(str(loc[-1]), _keys(root, loc[:-1]))}"
     if kind in ("too_short", "string_too_short"):
         return "is empty; name at least one, or delete the key"
     if kind == "literal_error":
         words = str(detail["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        return f"should be {' or '.join(words)}, not {_shown(value)}" + _hint(value, words)
+        return f"should be {' or '.join(words)}, not {_shown(value)}" + _hint(loc, value, words)
     what = _EXPECTED.get(kind)
     expected = f"should be {what}" if what else detail["msg"].replace("Input should", "should")
-    return f"{expected}, not {_shown(value)}{_remedy(kind, value)}"
+    return f"{expected}, not {_shown(value)}{_remedy(kind, value) or _as_model(kind, value)}"
 
 
-def _hint(value: object, words: list[str]) -> str:
+def _hint(loc: tuple[int | str, ...], value: object, words: list[str]) -> str:
+    if loc == ("version",) and isinstance(value, int) and value > 1:
+        return "; the spec is for a newer fleetpress: install that, or write version: 1"
     if value in words:
         return "; write it without quotes"
     hint = nearest(value, words) if isinstance(value, str) else ""
@@ -73,6 +76,11 @@ def _remedy(kind: str, value: object) -> str:
     ):
         return "; write it without quotes"
     return ""
+
+
+def _as_model(kind: str, value: object) -> str:
+    is_source = kind == "model_type" and isinstance(value, str) and _SOURCE.search(value)
+    return f"; write {{source: {shortened(str(value))}, recipe: NAME}}" if is_source else ""
 
 
 def _shown(value: object) -> str:

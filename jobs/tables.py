@@ -11,13 +11,13 @@ from .figures import (
     counted,
     elapsed,
     measured,
-    number,
+    metric_of,
     one_line,
-    published_bytes,
     sized,
     three_digits,
 )
-from .results import FleetResult, ModelResult, counts
+from .results import FleetResult, ModelResult, counts, number, published_bytes
+from .run_lines import RunLine
 
 if TYPE_CHECKING:
     from .doctor import Finding
@@ -33,6 +33,7 @@ _STATE_STYLES = {
     "rejected": "yellow",
     "failed": "red",
 }
+_ENDED = ("published", "unchanged", "rejected", "failed")
 _GAP = "  "
 _SHORTEST_NAME = 12
 
@@ -47,8 +48,8 @@ def print_result(result: FleetResult) -> None:
     if not result.models:
         _line("no models yet")
         return
-    metrics = {(model.before or {}).get("metric") for model in result.models} - {None}
-    common = str(metrics.pop()) if len(metrics) == 1 else None
+    metrics = {metric for model in result.models if (metric := metric_of(model)) is not None}
+    common = metrics.pop() if len(metrics) == 1 else None
     rows = [_result_row(model, common) for model in result.models]
     headers = ("model", "state", common or "metric", "parameters", "MACs", "bytes", "ratio")
     _table(headers, rows, right=range(2, 7))
@@ -57,6 +58,26 @@ def print_result(result: FleetResult) -> None:
         if model.reason:
             _line(f"{model.state} {model.name}: {model.reason}", _STATE_STYLES.get(model.state))
     _line(_summary(result.models))
+
+
+def print_runs(runs: Sequence[RunLine]) -> None:
+    """The runs of an output, one line each, the latest last."""
+    if not runs:
+        _line("no runs are told of here")
+        return
+    rows = [
+        (
+            line.run,
+            line.name,
+            line.state,
+            *(str(line.models.get(state, 0)) for state in _ENDED),
+            f"{sized(line.bytes_before)} -> {sized(line.bytes_after)}" if line.bytes_before else "-",
+            sized(line.bytes_before - line.bytes_after) if line.bytes_before else "-",
+            elapsed(line.seconds),
+        )
+        for line in runs
+    ]
+    _table(("run", "spec", "state", *_ENDED, "bytes", "saved", "time"), rows, right=range(3, 10))
 
 
 def print_published(found: Sequence[Mapping[str, Any]]) -> None:
@@ -78,6 +99,16 @@ def print_published(found: Sequence[Mapping[str, Any]]) -> None:
     ]
     headers = ("model", "kind", "metric", "bytes", "ratio", "bits/weight", "digest")
     _table(headers, rows, right=range(2, 6))
+
+
+def print_jobs(found: Sequence[Mapping[str, Any]]) -> None:
+    """Jobs of a cluster, or those that an output has kept, one line each."""
+    if not found:
+        _line("no jobs of fleetpress are known here")
+        return
+    columns = [name for name in ("job", "state", "exit_code", "run", "name", "output") if name in found[0]]
+    rows = [[MISSING if job[name] is None else str(job[name]) for name in columns] for job in found]
+    _table(tuple(name.replace("_", " ") for name in columns), rows, right=())
 
 
 def print_preview(preview: _Preview | Mapping[str, Any]) -> None:

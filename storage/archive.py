@@ -169,7 +169,8 @@ def _relative_names(infos: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipIn
 def _check_names(members: Mapping[str, zipfile.ZipInfo]) -> None:
     for name in _REQUIRED:
         if name not in members:
-            raise InvalidModelFile(f"member {name} is missing; {_REMEDY}")
+            why = ": torch.save and torch.jit.save write no programs" if name == _REQUIRED[0] else ""
+            raise InvalidModelFile(f"member {name} is missing{why}; {_REMEDY}")
     for name, info in members.items():
         known = name in _FIXED or name in _REQUIRED or _PAYLOAD.fullmatch(name) or _DROPPED.fullmatch(name)
         if not known:

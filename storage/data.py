@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors import InvalidData, InvalidModelFile, ObjectNotFound
 from .globs import has_glob, matches, split_pattern
+from .near_misses import hint
 from .safetensors_header import header_of
 from .sources import SourceFile, source_file
 from .store import ObjectStore, open_store
@@ -60,9 +61,13 @@ def find_shards(uri_pattern: str) -> list[SourceFile]:
     if has_glob(uri_pattern):
         infos = [info for info in store.list() if matches(info.key.split("/"), pattern)]
     else:
-        infos = [store.head("/".join(pattern))]
+        try:
+            infos = [store.head("/".join(pattern))]
+        except ObjectNotFound as error:
+            raise ObjectNotFound(f"{error}; it is named as data{hint(uri_pattern)}") from None
     if not infos:
-        raise ObjectNotFound(f"{uri_pattern} matches no data below {root}; check the pattern and the folder")
+        what = f"{uri_pattern} matches no data below {root}; check the pattern and the folder"
+        raise ObjectNotFound(f"{what}{hint(uri_pattern)}")
     for info in infos:
         _reader(info.key, f"{root}/{info.key}")
     return sorted((source_file(info) for info in infos), key=lambda file: file.path)

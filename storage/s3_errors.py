@@ -6,9 +6,11 @@ The server's own text is never repeated: some servers put keys and signatures in
 import contextlib
 import http.client
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import urllib3.exceptions
 from botocore import exceptions as botocore_errors
+from botocore.parsers import ResponseParserError
 
 from .errors import (
     AccessDenied,
@@ -77,6 +79,23 @@ _FAILED: _Meaning = (
     "the server had an error of its own until the retries ran out: try again later",
 )
 _DOWN: _Meaning = (StoreUnreachable, "the server does not answer: check AWS_ENDPOINT_URL and the network")
+_NO_TLS: _Meaning = (
+    StoreUnreachable,
+    "no encrypted connection could be made: write http:// in AWS_ENDPOINT_URL if the server speaks plain HTTP, or "
+    "name the certificate it is signed with in AWS_CA_BUNDLE",
+)
+_WANTS_TLS: _Meaning = (
+    StoreUnreachable,
+    "the server ends the connection: try again, and write https:// in AWS_ENDPOINT_URL if it speaks that",
+)
+_NO_S3: _Meaning = (
+    StoreUnreachable,
+    "what answers there is no S3 server, or wants https://: check the port and the path of AWS_ENDPOINT_URL",
+)
+_NO_REGION: _Meaning = (
+    StoreUnreachable,
+    "AWS_REGION or AWS_DEFAULT_REGION names no region: write one such as eu-central-1",
+)
 _CUT: _Meaning = (StoreUnreachable, "the connection broke before the whole answer was here: try again")
 _CHECKSUM: _Meaning = (
     StoreUnreachable,
@@ -97,7 +116,11 @@ _BY_CODE: dict[str, _Meaning] = {
     "InvalidAccessKeyId": _BAD_CREDENTIALS,
     "SignatureDoesNotMatch": _BAD_CREDENTIALS,
     "InvalidToken": _BAD_CREDENTIALS,
-    "400": _BAD_CREDENTIALS,  # a HEAD has no body to name the reason, and this is the usual one
+    "400": (  # a HEAD has no body to name the reason, and these are the usual ones
+        AccessDenied,
+        "the credentials were refused: they are wrong or have expired (check AWS_PROFILE, or AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN)",
+    ),
     "ExpiredToken": _EXPIRED,
     "TokenRefreshRequired": _EXPIRED,
     "RequestTimeTooSkewed": _CLOCK,
@@ -142,6 +165,9 @@ _BY_CODE: dict[str, _Meaning] = {
     "XAmzContentChecksumMismatch": _DAMAGED,
 }
 
+# Those that a server's own proxy answers as a web page are left out: it is busy, and no stranger.
+_NOT_OF_A_PROXY = ("200", "400", "401", "403", "404", "405", "500", "501")
+
 _BY_TYPE: tuple[tuple[tuple[type[Exception], ...], _Meaning], ...] = (
     ((botocore_errors.NoCredentialsError, botocore_errors.PartialCredentialsError), _NO_CREDENTIALS),
     (
@@ -164,6 +190,9 @@ _BY_TYPE: tuple[tuple[tuple[type[Exception], ...], _Meaning], ...] = (
         (botocore_errors.EndpointProviderError,),
         (StoreUnreachable, "AWS_ENDPOINT_URL is no valid address: expected http(s)://host:port"),
     ),
+    ((botocore_errors.NoRegionError, botocore_errors.InvalidRegionError), _NO_REGION),
+    ((botocore_errors.SSLError,), _NO_TLS),
+    ((ResponseParserError,), _NO_S3),
     ((botocore_errors.ParamValidationError,), _BAD_NAME),
     ((botocore_errors.FlexibleChecksumError,), _CHECKSUM),
     (
@@ -183,6 +212,7 @@ _BY_TYPE: tuple[tuple[tuple[type[Exception], ...], _Meaning], ...] = (
 _FOREIGN = (
     botocore_errors.BotoCoreError,
     botocore_errors.ClientError,
+    ResponseParserError,
     urllib3.exceptions.HTTPError,
     http.client.HTTPException,
     OSError,
@@ -196,6 +226,10 @@ def s3_errors(action: str, place: str, endpoint: str) -> Iterator[None]:
         yield
     except _FOREIGN as error:
         kind, text = _meaning(error)
+        if isinstance(error, botocore_errors.ConnectionClosedError) and endpoint.startswith("http://"):
+            kind, text = _WANTS_TLS
+        if issubclass(kind, (ObjectNotFound, BucketNotFound)) and urlsplit(endpoint).path not in ("", "/"):
+            text += "; a bucket's name belongs into the uri, not into AWS_ENDPOINT_URL"
         raise kind(f"cannot {action} {place} at {without_userinfo(endpoint)}: {text}") from error
 
 
@@ -215,6 +249,10 @@ def _meaning(error: Exception) -> _Meaning:
 
 def _meaning_of_reply(error: botocore_errors.ClientError) -> _Meaning:
     code = error_code(error)
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    has_body = not error.operation_name.startswith("Head")
+    if has_body and code in _NOT_OF_A_PROXY and headers.get("content-type", "").startswith("text/html"):
+        return _NO_S3
     if code in _BY_CODE:
         return _BY_CODE[code]
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from .errors import ObjectNotFound
 from .globs import has_glob, matches, split_pattern
+from .near_misses import hint
 from .store import ObjectInfo, open_store
 from .uri import basename, join, normalize, split, validate_key
 
@@ -72,13 +73,16 @@ def find_models(source: str) -> list[ModelSource]:
         return _find_by_pattern(source)
     if _kind(normalize(source)) is not None:
         root, key = split(source)
-        info = open_store(root).head(key)
+        try:
+            info = open_store(root).head(key)
+        except ObjectNotFound as error:
+            raise ObjectNotFound(f"{error}{hint(source)}") from None
         return [_file_model(root, info)]
     store = open_store(source)
     found = _folder_model(store.uri, store.list())
     if found is None:
         raise ObjectNotFound(
-            f"{source} holds no model: {_LOOKED_FOR}; name one file or a pattern if it holds several"
+            f"{source} holds no model: {_LOOKED_FOR}; name one file or a pattern if it holds several{hint(source)}"
         )
     return [found]
 
@@ -125,7 +129,7 @@ def _find_by_pattern(source: str) -> list[ModelSource]:
         model = _folder_model(join(root, folder), below)
         found += [model] if model else []
     if not found:
-        raise ObjectNotFound(f"{source} matches no model below {root}: {_LOOKED_FOR}")
+        raise ObjectNotFound(f"{source} matches no model below {root}: {_LOOKED_FOR}{hint(source)}")
     return sorted(found, key=lambda model: model.uri.encode())
 
 

@@ -17,6 +17,12 @@ _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"  # would break a messa
 _UNPRINTABLE = re.compile(f"[{_CONTROL}]")
 _UNUSABLE = re.compile(rf"[{_CONTROL}\\]")
 _LONGEST_KEY_BYTES = 1024  # S3's own limit
+_ALMOST_S3 = (  # how other tools write what is meant by s3://
+    re.compile(r"s3[an]?://(.+)", re.IGNORECASE),
+    re.compile(r"arn:[a-z-]+:s3:::(.+)"),
+    re.compile(r"https?://s3[.-][a-z0-9.-]*amazonaws\.com(?:\.cn)?/(.+)"),
+)
+_HOST_OF_BUCKET = re.compile(r"https?://([a-z0-9.-]+?)\.s3[.-][a-z0-9.-]*amazonaws\.com(?:\.cn)?/?(.*)")
 _USERINFO = re.compile(r"(?<=://)[^/]*@")
 
 
@@ -39,10 +45,8 @@ def normalize(uri: str) -> str:
         bucket, prefix = bucket_and_prefix(uri)
         return f"{_S3}{bucket}/{prefix}" if prefix else f"{_S3}{bucket}"
     path = _path_of_file_uri(uri) if uri.startswith(_FILE) else uri
-    if not path or _SCHEME.match(path) or _UNPRINTABLE.search(path):
-        raise InvalidUri(
-            f"{without_userinfo(uri)!r} is no place to read or write: use s3://bucket/prefix, file:///folder or a path"
-        )
+    if not path or _SCHEME.match(path) or path.startswith("arn:") or _UNPRINTABLE.search(path):
+        raise InvalidUri(f"{without_userinfo(uri)!r} is no place to read or write: {_remedy(path)}")
     # POSIX gives exactly two leading slashes a meaning of their own; here they name the same folder.
     return re.sub(r"^//(?!/)", "/", posixpath.normpath(path))
 
@@ -109,6 +113,15 @@ def is_valid_key(key: str) -> bool:
     except InvalidUri:
         return False
     return True
+
+
+def _remedy(path: str) -> str:
+    if host := _HOST_OF_BUCKET.fullmatch(path):
+        return f"write {_S3}{host[1]}/{host[2]}".rstrip("/")
+    rest = next((found[1] for form in _ALMOST_S3 if (found := form.fullmatch(path))), None)
+    if rest is not None:
+        return f"write {_S3}{rest}"
+    return "use s3://bucket/prefix, file:///folder or a path"
 
 
 def _path_of_file_uri(uri: str) -> str:

@@ -1,10 +1,14 @@
 """Fixtures for every test: stores (folder, moto, SeaweedFS), one Ray cluster, and a quiet environment."""
 
+import logging
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +34,29 @@ _AWS_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
 )
+# scikit-learn, torch and Ray set some for their process when they are first used; pytest names the test that runs.
+_SET_BY_LIBRARIES = ("KMP_", "TORCH", "RAY_", "PYTEST_")
+_ENVIRONMENT = pytest.StashKey[dict[str, str]]()
+# `make test` runs files side by side. Those that name one of these words share a worker: it is made ready once, and
+# there are never two Ray clusters at work.
+_LANES = {"ray_cluster": "ray", "ray_hosts": "ray", "courses": "crashes", "shared_runner": "forks"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files go to a worker, which makes ready what they share; one Ray cluster is enough for 2 CPUs."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def lane(file: str) -> str:
+        words = set(re.findall(r"\w+", (config.rootpath / file).read_text(encoding="utf-8")))
+        return next((shared for word, shared in _LANES.items() if word in words), file)
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane(nodeid.partition("::")[0])
+
+    return Lanes(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,10 +72,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    logging.getLogger("torch.__trace").propagate = False  # a record for every step of every export
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def quiet_environment(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
     """No file of the developer's home is read or written, and no cloud address is asked for credentials."""
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("home")
@@ -57,9 +87,33 @@ def quiet_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("AWS_CONFIG_FILE", str(home / "aws-config"))
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(home / "aws-credentials"))
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("HF_HUB_OFFLINE", "1")
         for name in _AWS_VARIABLES:
             patch.delenv(name, raising=False)
+        request.config.stash[_ENVIRONMENT] = _environment()
         yield
+        del request.config.stash[_ENVIRONMENT]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """A test that leaves variables behind, by itself or by a fixture that outlives it, would decide those after it."""
+    yield
+    after = _environment()
+    before = item.config.stash.get(_ENVIRONMENT, after)  # nothing any more once the last test has ended
+    if after == before:
+        return
+    for name in after.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    changed = sorted({name for name, _ in after.items() ^ before.items()})
+    pytest.fail(
+        f"the test or one of its fixtures leaves these variables changed: {', '.join(changed)}", pytrace=False
+    )
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_SET_BY_LIBRARIES)}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,9 @@
-"""What docs/ says in numbers is what the scripts print."""
+"""docs/: numbers are those that the scripts print, the index names every page, links lead somewhere.
 
-import os
+tests/docs follows the pages themselves.
+"""
+
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +13,63 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(
-    ("part", "script"),
-    [("arithmetic", "checkpoints/arithmetic.py"), ("fleet", "fleet/arithmetic.py")],
-    ids=["a large checkpoint", "a large fleet"],
-)
-def test_the_arithmetic_is_the_script_s(part: str, script: str) -> None:
+SCRIPTS = {"arithmetic": "checkpoints/arithmetic.py", "fleet": "fleet/arithmetic.py"}  # by part of the page
+MARK = "-- next --"
+RUN_ALL = f"""
+import runpy, sys
+for path in sys.argv[1:]:
+    sys.path.insert(0, path.rpartition("/")[0])  # as Python itself does for a script
+    runpy.run_path(path, run_name="__main__")
+    print("{MARK}", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def printed() -> dict[str, str]:
+    """What each script prints; in one process, which loads torch once."""
     result = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / script)],
+        [sys.executable, "-c", RUN_ALL, *(str(ROOT / "benchmarks" / script) for script in SCRIPTS.values())],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
-        env=dict(os.environ),
     )
     assert result.returncode == 0, result.stderr
+    return dict(zip(SCRIPTS, result.stdout.split(MARK), strict=False))
+
+
+@pytest.mark.parametrize("part", SCRIPTS, ids=["a large checkpoint", "a large fleet"])
+def test_the_arithmetic_is_the_script_s(part: str, printed: dict[str, str]) -> None:
     text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     told = text.partition(f"<!-- {part} -->\n")[2].partition(f"<!-- /{part} -->")[0]
-    assert result.stdout.strip() == told.strip()
+    assert printed[part].strip() == told.strip()
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
+_FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    named = set(_LINK.findall(index))
+    assert {path.name for path in PAGES[1:]} - {"README.md"} <= named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(_FENCED.sub("", page.read_text(encoding="utf-8"))):
+        if "://" in link:
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{link}: no such file"
+        if anchor:
+            assert anchor in _anchors(path), f"{link}: no such heading in {path.name}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """Of every heading, as GitHub makes them."""
+    text = _FENCED.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -23,18 +23,17 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 DEAD = shutil.ignore_patterns("__pycache__", ".*", "*.so")
 LIBRARY = "fleetpress/compression/kernels/_quantize.abi3.so"
 
+ASK_KERNELS = """
+from fleetpress.compression import kernels
+from fleetpress.compression.scheme import SCHEMES
+print(kernels.available(), kernels.supports("BF16", SCHEMES["W4A16"], (8, 256)))
+"""
+
 IMPORT_EVERYTHING = """
 import importlib, json, sys
 from importlib.metadata import version
 modules = [importlib.import_module(name) for name in json.loads(sys.argv[1])]
 print(json.dumps({"version": version("fleetpress"), "files": [module.__file__ for module in modules]}))
-"""
-
-
-ASK_KERNELS = """
-from fleetpress.compression import kernels
-from fleetpress.compression.scheme import SCHEMES
-print(kernels.available(), kernels.supports("BF16", SCHEMES["W4A16"], (8, 256)))
 """
 
 
@@ -109,11 +108,17 @@ def test_wheel_holds_every_file_of_the_folders_and_the_library_and_no_other(whee
     assert len(notices) == 1
 
 
-def test_every_module_imports_from_the_wheel_alone(wheel: Path, installed: Path, tmp_path: Path) -> None:
+def test_every_module_imports_from_the_wheel_alone_and_the_kernel_works(
+    wheel: Path, installed: Path, tmp_path: Path
+) -> None:
+    assert "-cp311-abi3-" in wheel.name  # one for every Python
     with zipfile.ZipFile(wheel) as archive:
         files = [name for name in archive.namelist() if name.endswith(".py")]
     modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files]
-    found = json.loads(run(installed / "python", "-c", IMPORT_EVERYTHING, json.dumps(modules), cwd=tmp_path))
+    code = IMPORT_EVERYTHING + ASK_KERNELS
+    told, kernels = run(installed / "python", "-c", code, json.dumps(modules), cwd=tmp_path).splitlines()
+    assert kernels.split() == ["True", "True"]
+    found = json.loads(told)
     assert found["version"] == VERSION
     strangers = [file for file in found["files"] if not Path(file).is_relative_to(installed.parent)]
     assert not strangers
@@ -121,11 +126,6 @@ def test_every_module_imports_from_the_wheel_alone(wheel: Path, installed: Path,
 
 def test_the_command_of_the_wheel_answers(installed: Path, tmp_path: Path) -> None:
     assert "usage: fleetpress" in run(installed / "fleetpress", "--help", cwd=tmp_path)
-
-
-def test_the_kernel_of_the_wheel_works_in_every_python(wheel: Path, installed: Path, tmp_path: Path) -> None:
-    assert "-cp311-abi3-" in wheel.name
-    assert run(installed / "python", "-c", ASK_KERNELS, cwd=tmp_path).split() == ["True", "True"]
 
 
 def test_without_a_compiler_the_wheel_does_without_the_kernel(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ import random
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 MARK = "FLEETPRESS_HOSTS"
@@ -27,21 +28,36 @@ _START_SECONDS = 90
 
 
 class Hosts:
-    """A head without CPUs, and `nodes` nodes of `cpus` CPUs; from entering to leaving the context."""
+    """A head without CPUs, and `nodes` nodes of `cpus` CPUs; from entering to leaving the context.
 
-    def __init__(self, *, nodes: int = 2, cpus: int = 1) -> None:
-        self._nodes, self._cpus = nodes, cpus
+    With `takes_jobs` it has a job server at `jobs_address`, and `python` is this Python there. `variables` are added to
+    the environment of all of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        nodes: int = 2,
+        cpus: int = 1,
+        takes_jobs: bool = False,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._nodes, self._cpus, self._takes_jobs = nodes, cpus, takes_jobs
+        self._variables = dict(variables or {})
+        if takes_jobs:
+            here = os.path.dirname(sys.executable)
+            self._variables["PATH"] = os.pathsep.join((here, os.environ.get("PATH", os.defpath)))
 
     def __enter__(self) -> "Hosts":
         self.mark = secrets.token_hex(8)
         self.environment = self.new_environment()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(self._nodes), str(self._cpus)],
+            [sys.executable, __file__, str(self._nodes), str(self._cpus), str(int(self._takes_jobs))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**self.environment, MARK: self.mark},
+            env={**self.environment, **self._variables, MARK: self.mark},
         )
         assert self._process.stdout is not None
         try:
@@ -51,6 +67,7 @@ class Hosts:
             self.__exit__()
             raise RuntimeError("the cluster did not start") from None
         self.address: str = told["address"]
+        self.jobs_address: str = told["jobs_address"]
         self._head: list[int] = told["head"]
         self._raylets: list[int] = told["nodes"]
         return self
@@ -192,17 +209,27 @@ def _serve() -> None:
     """Start the cluster, say where it is, end with stdin."""
     from ray.cluster_utils import Cluster
 
-    nodes, cpus = (int(word) for word in sys.argv[1:])
+    nodes, cpus, takes_jobs = (int(word) for word in sys.argv[1:])
     common = {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common})
+    server = {"dashboard_port": _free_port(), "include_dashboard": True, "dashboard_agent_listen_port": 0}
+    head_args = {"num_cpus": 0, **common, **(server if takes_jobs else {})}
+    cluster = Cluster(initialize_head=True, head_node_args=head_args)
     added = [cluster.add_node(num_cpus=cpus, **common) for _ in range(nodes)]
     head = [one.process.pid for many in cluster.head_node.all_processes.values() for one in many]
     raylets = [node.all_processes["raylet"][0].process.pid for node in added]
-    print(json.dumps({"address": cluster.address, "head": head, "nodes": raylets}), flush=True)
+    jobs_address = f"http://{cluster.webui_url}" if takes_jobs else ""
+    told = {"address": cluster.address, "jobs_address": jobs_address, "head": head, "nodes": raylets}
+    print(json.dumps(told), flush=True)
     for _ in sys.stdin:  # a line asks for another node
         node = cluster.add_node(num_cpus=cpus, wait=False, **common)
         print(node.all_processes["raylet"][0].process.pid, flush=True)
     cluster.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

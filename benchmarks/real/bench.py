@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fleetpress.jobs import run_fleet
-from fleetpress.jobs.figures import counted, number, sized, three_digits
-from fleetpress.jobs.results import FleetResult, ModelResult
+from fleetpress.jobs.figures import counted, sized, three_digits
+from fleetpress.jobs.results import FleetResult, ModelResult, number
 from fleetpress.jobs.run import Event
 from fleetpress.jobs.spec import parse_spec
 

@@ -14,7 +14,8 @@ from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 
 from .. import log_lines
 from ..errors import FleetpressError
-from . import about, artifacts, beginning, runs
+from . import about, artifacts, beginning, runs, schedules, submitting
+from .mistakes import Parser
 from .options import EXIT_CODES, message
 
 __all__ = ["EXIT_CODES", "main", "parser"]
@@ -32,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Every verb with its options; the README's table is made from it."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="fleetpress",
         description="Compress fleets of models: prune, quantize, validate and publish, on Ray, from and to S3.",
-        epilog=EXIT_CODES,
+        epilog=f"begin with `fleetpress demo`, or `fleetpress init FOLDER`; how-to pages are in docs/. {EXIT_CODES}",
     )
     top.add_argument("--version", action="version", version=f"fleetpress {version('fleetpress')}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (beginning, runs, artifacts, about):
+    for module in (beginning, runs, submitting, schedules, artifacts, about):
         module.add_verbs(verbs)
     return top
 

@@ -3,13 +3,19 @@
 import argparse
 from typing import Any
 
-from .options import add_verb, print_json
+from ..errors import UsageError
+from .job_places import list_jobs
+from .options import add_verb, message, print_json
 
 
 def add_verbs(verbs: Any) -> None:
     """list, verify, dequantize, gc."""
-    verb = add_verb(verbs, "list", _list, "published models of an output")
-    verb.add_argument("output", metavar="OUTPUT")
+    verb = add_verb(verbs, "list", _list, "published models of an output; jobs of an output or of a cluster")
+    verb.add_argument("output", metavar="OUTPUT", nargs="?")
+    verb.add_argument(
+        "--jobs", action="store_true", help="the jobs that worked on the output, and their runs"
+    )
+    verb.add_argument("--address", metavar="URL", help="the jobs that this cluster knows: http://head:8265")
 
     verb = add_verb(verbs, "verify", _verify, "prove an artifact again: files, hashes, a run of the model")
     verb.add_argument(
@@ -36,6 +42,12 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    if arguments.address or arguments.jobs:
+        return list_jobs(arguments)
+    if arguments.output is None:
+        raise UsageError("nothing to list; give an OUTPUT, or --address URL for the jobs of a cluster")
+    from fleetpress.storage.near_misses import hint
+
     from ..artifacts import published
     from ..tables import print_published
 
@@ -44,6 +56,8 @@ def _list(arguments: argparse.Namespace) -> int:
         print_json(found)
     else:
         print_published(found)
+    if not found and (meant := hint(arguments.output)):
+        message(f"{arguments.output} is not there{meant}")
     return 0
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import add_verb, executor_options, log_options, message, output_and_run, print_json
+from .job_places import find, output_and_run, stop, tell_job
+from .options import SPEC_HELP, add_verb, executor_options, log_options, message, print_json
 
 
 def add_verbs(verbs: Any) -> None:
@@ -17,13 +18,15 @@ def add_verbs(verbs: Any) -> None:
     log_options(verb)
 
     verb = add_verb(verbs, "plan", _plan, "what a spec would do, from headers only")
-    verb.add_argument("spec", metavar="SPEC")
+    verb.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
     verb.add_argument("--allow-code", action="store_true", help="import the factories that the spec names")
 
     verb = add_verb(verbs, "run", _run, "compress the fleet of a spec; again is the resume")
-    verb.add_argument("spec", metavar="SPEC")
+    verb.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
     verb.add_argument("--allow-code", action="store_true", help="import the factories that the spec names")
     executor_options(verb)
+    verb.add_argument("--job", help=argparse.SUPPRESS)  # set by the driver of a submitted job
+    verb.add_argument("--job-address", default="", help=argparse.SUPPRESS)
     log_options(verb)
 
     verb = add_verb(verbs, "status", _status, "models and states of a run, from the output alone")
@@ -32,11 +35,13 @@ def add_verbs(verbs: Any) -> None:
     log_options(verb)
 
     verb = add_verb(verbs, "cancel", _cancel, "end a run that is under way; what is done is kept")
-    verb.add_argument("output", metavar="OUTPUT", help="the `output` of a spec")
-    verb.add_argument("run", metavar="RUN", nargs="?", help="a run's id (default: the one that is under way)")
+    output_and_run(verb, which="the one that is under way")
 
-    verb = add_verb(verbs, "report", _report, "the table of a run, and its HTML page")
+    verb = add_verb(verbs, "report", _report, "the table of a run, and its HTML page; of all runs with --all")
     output_and_run(verb)
+    verb.add_argument(
+        "--all", action="store_true", help="every run of the output in a line, bytes saved over time"
+    )
     verb.add_argument("--html", metavar="FILE", help="write the page to this file")
 
 
@@ -66,6 +71,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from ..job_records import JobRecord
     from ..live import Live
     from ..run import run_fleet
     from ..spec import load_spec
@@ -79,35 +85,39 @@ def _run(arguments: argparse.Namespace) -> int:
             address=arguments.address,
             allow_code=arguments.allow_code,
             listener=live.update,
+            job=JobRecord(job=arguments.job, address=arguments.job_address) if arguments.job else None,
         )
     if arguments.json:
         print_json(result.as_dict())
     else:
         print_result(result)
     if result.state == "interrupted":
-        message(f"interrupted; what is done is kept. Resume with: fleetpress run {arguments.spec}")
+        again = "submit the spec again" if arguments.job else f"fleetpress run {arguments.spec}"
+        message(f"interrupted; what is done is kept. Resume with: {again}")
     return result.exit_code
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from fleetpress.storage.artifact import exists
-    from fleetpress.storage.store import open_store
 
     from ..heartbeat import alive_key
     from ..results import read_result
     from ..tables import print_result
 
-    store = open_store(arguments.output)
+    place = find(arguments)
+    if place.job is not None and place.run is None:
+        return tell_job(place.job, as_json=arguments.json)
+    store = place.store
     if arguments.watch:
         from ..watching import Watcher
 
         try:
-            result = Watcher(store, arguments.run).follow()
+            result = Watcher(store, place.run).follow()
         except KeyboardInterrupt:
             message("watched no longer; the run goes on")
             return 130
     else:
-        result = read_result(store, arguments.run)
+        result = read_result(store, place.run)
     if arguments.json:
         print_json(result.as_dict())
     else:
@@ -130,11 +140,14 @@ _ENDS = {
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    from fleetpress.storage.store import open_store
-
     from ..cancel import cancel
 
-    ended = cancel(open_store(arguments.output), arguments.run)
+    place = find(arguments)
+    if place.job is not None and place.run is None:
+        return stop(arguments.address, place.job, as_json=arguments.json)
+    ended = cancel(place.store, place.run)
+    if place.job is not None and ended.outcome == "asked":
+        return stop(arguments.address, place.job, as_json=arguments.json)
     if arguments.json:
         print_json(ended.as_dict())
     else:
@@ -143,23 +156,21 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from fleetpress.storage.store import open_store
     from fleetpress.storage.uri import join
 
     from ..report import page_of
     from ..results import REPORT, RUNS, read_result
     from ..tables import print_result
 
-    store = open_store(arguments.output)
-    result = read_result(store, arguments.run)
+    if arguments.all:
+        return _all_runs(arguments)
+    place = find(arguments)
+    if place.job is not None and place.run is None:
+        return tell_job(place.job, as_json=arguments.json)
+    store = place.store
+    result = read_result(store, place.run)
     if arguments.html:
-        page = page_of(store, result)
-        try:
-            Path(arguments.html).write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(
-                f"{arguments.html}: cannot be written: {error.strerror}; name another file"
-            ) from None
+        _write_page(arguments.html, page_of(store, result))
     if arguments.json:
         print_json(result.as_dict())
     else:
@@ -167,5 +178,35 @@ def _report(arguments: argparse.Namespace) -> int:
         if result.state == "running" and not arguments.html:
             message("the run goes on: its page comes at its end, or as it stands with --html FILE")
         else:
-            message(f"report: {arguments.html or join(arguments.output, RUNS + result.run, REPORT)}")
+            message(f"report: {arguments.html or join(store.uri, RUNS + result.run, REPORT)}")
     return 0
+
+
+def _all_runs(arguments: argparse.Namespace) -> int:
+    from fleetpress.storage.store import open_store
+
+    from ..report import render_runs
+    from ..run_lines import run_lines
+    from ..tables import print_runs
+
+    if arguments.run:
+        raise UsageError(f"--all tells of every run: leave {arguments.run!r} out, or leave --all out")
+    runs, unread = run_lines(open_store(arguments.output))
+    if arguments.html:
+        _write_page(arguments.html, render_runs(arguments.output, runs, unread, page=arguments.html))
+    if arguments.json:
+        print_json({"output": arguments.output, "runs": [run.as_dict() for run in runs]})
+    else:
+        print_runs(runs)
+        if arguments.html:
+            message(f"report: {arguments.html}")
+    for run in unread:
+        message(f"run {run} is left out: its summary cannot be read")
+    return 0
+
+
+def _write_page(path: str, page: str) -> None:
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}; name another file") from None

@@ -178,7 +178,7 @@ class RayExecutor:
                 flight.since = time.monotonic()
             else:
                 del self._in_flight[handle]
-                yield flight.task.id, _with_place(said, flight)
+                yield flight.task.id, said if isinstance(said, TaskRecord) else _placed(said, flight)
 
     def _overdue(self) -> Iterator[tuple[str, TaskRecord | Failure]]:
         """Tasks that will not end by themselves, or not in time."""
@@ -193,7 +193,7 @@ class RayExecutor:
                 with suppress(ray.exceptions.RayError):
                     ray.cancel(handle, force=True)
                 del self._in_flight[handle]
-                yield flight.task.id, _with_place(failure, flight)
+                yield flight.task.id, _placed(failure, flight)
 
     def _lost(self, flight: _Flight, nodes: set[str], now: float) -> Failure | None:
         task = flight.task
@@ -236,9 +236,9 @@ def _pack(function: Any) -> bytes:
     return bytes(ray.cloudpickle.dumps(function))  # type: ignore[no-untyped-call]
 
 
-def _with_place(end: TaskRecord | Failure, flight: _Flight) -> TaskRecord | Failure:
+def _placed(end: Failure, flight: _Flight) -> Failure:
     """The end of a task that could not say itself where it ran, and for how long, because it is lost."""
-    if isinstance(end, TaskRecord) or end.where or not flight.where:
+    if end.where or not flight.where:
         return end
     return replace(end, where=flight.where, seconds=round(time.monotonic() - flight.since, 6))
 

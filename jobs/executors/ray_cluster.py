@@ -20,10 +20,10 @@ import ray
 
 from ..errors import ClusterUnreachable
 from ..tasks import Task
+from .address import host_and_port
 
 _log = logging.getLogger(__name__)
 
-_DEFAULT_CLIENT_PORT = 10001
 _LOOK_SECONDS = 0.5
 _HEAD_SECONDS = 12.0  # the head may be busy, or come back after a short fault of the network
 _OBJECT_STORE_BYTES = 128 * 2**20  # tensors never travel through Ray
@@ -47,7 +47,8 @@ class Room:
 def connect(address: str | None, deadline_seconds: float = 10.0) -> bool:
     """Join the cluster at `address`, or start one on this machine; True if it was started here.
 
-    A cluster that this process is connected to already is reused. Raises ClusterUnreachable, within about
+    A cluster that this process is connected to already is reused. Raises UsageError for what is no address, and
+    ClusterUnreachable, within about
     `deadline_seconds` when nothing, or something that is not Ray, is at the address.
     """
     if ray.is_initialized():
@@ -241,7 +242,7 @@ def _own_token() -> None:
 
 def _probe(address: str, deadline_seconds: float) -> None:
     """Refuse an address where no gRPC server answers: Ray would retry for minutes."""
-    host, port = _host_and_port(address)
+    host, port = host_and_port(address)
     remedy = "start the cluster, or correct --address or RAY_ADDRESS (host:port)"
     try:
         socket.create_connection((host, port), timeout=deadline_seconds / 2).close()
@@ -258,18 +259,6 @@ def _probe(address: str, deadline_seconds: float) -> None:
             grpc.channel_ready_future(channel).result(timeout=deadline_seconds / 2)
         except grpc.FutureTimeoutError as error:
             raise ClusterUnreachable(f"what listens at {address} is no Ray cluster; {remedy}") from error
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    place = address.removeprefix("ray://")
-    host, colon, port = place.rpartition(":")
-    if not colon and address != place:
-        host, port = place, str(_DEFAULT_CLIENT_PORT)
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ClusterUnreachable(
-            f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port or auto"
-        )
-    return host.strip("[]"), int(port)
 
 
 def _gib(count: int) -> str:

@@ -271,13 +271,15 @@ def test_two_workers_give_the_same_bytes(
 
 
 NODES = """
-import sys
+import os, sys, time
 from unittest.mock import patch
 import ray
 from ray.cluster_utils import Cluster
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.checkpoint import layout as checkpoint_layout
+from fleetpress.jobs.executors import open_executor
 from fleetpress.jobs.spec import load_spec
+from fleetpress.jobs.tasks import Failure, Task
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 nodes = [cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2)]
@@ -292,17 +294,38 @@ def listener(event, result):
 with patch.multiple(checkpoint_layout, TASK_BYTES=16 << 20, PART_BYTES=5 << 20):
     result = run_fleet(load_spec(sys.argv[1]), executor="ray", address=cluster.address, listener=listener)
 print("result", result.exit_code, len(nodes), len(done) == len(set(done)), [m.reason for m in result.models])
+
+def step(task):
+    open(task.payload["mark"], "w").close()
+    time.sleep(60)
+
+executor = open_executor("ray", step, sys.argv[2], address=cluster.address)
+assert executor.slots == 2, executor.slots
+mark = sys.argv[2] + "/mark"
+executor.submit(Task(id="a", model="m", kind="quantize", digest="a", payload={"mark": mark}))
+deadline = time.monotonic() + 60
+while not os.path.exists(mark):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+cluster.remove_node(nodes.pop(), allow_graceful=False)
+[(_, failure)] = executor.wait(30)
+assert isinstance(failure, Failure) and failure.error_class == "lost", failure
+print(failure.reason)
+executor.close()
+assert ray.is_initialized()  # a cluster that was there before stays
 ray.shutdown()
 cluster.shutdown()
 """
 
 
 def test_a_node_that_dies_takes_its_tasks_only(source: str, tmp_path: Path, quiet: dict[str, bytes]) -> None:
+    """First a run of which one of two nodes dies, then a task whose only node dies: in one cluster of its own."""
     spec = tmp_path / "spec.yaml"
     spec.write_text(SPEC.format(source=source, output=tmp_path / "out"))
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short enough for the paths of Ray's sockets
+        # In the usual folder, the cluster would leave its address for every later `ray.init()` of this machine.
         result = subprocess.run(
-            [sys.executable, "-c", NODES, str(spec)],
+            [sys.executable, "-c", NODES, str(spec), str(tmp_path)],
             env={**os.environ, "RAY_TMPDIR": folder},
             capture_output=True,
             text=True,
@@ -311,4 +334,5 @@ def test_a_node_that_dies_takes_its_tasks_only(source: str, tmp_path: Path, quie
         )
     assert result.returncode == 0, result.stderr
     assert "result 0 1 True [None]" in result.stdout.splitlines(), result.stdout[-2000:]
+    assert "its node died" in result.stdout
     assert files(str(tmp_path / "out")) == quiet

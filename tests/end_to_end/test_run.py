@@ -1,8 +1,6 @@
 """The whole road: fetch, collect, prune, fine-tune, quantize, validate, publish; everywhere the same bytes."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, published, verify
+from fleetpress.jobs.cli import main
 from fleetpress.jobs.preview import preview
 from fleetpress.jobs.results import FleetResult, read_result
 from fleetpress.jobs.spec import Spec, parse_spec
@@ -63,23 +62,6 @@ def test_metrics_name_removed_units_bits_and_errors(inline_run: FleetResult) -> 
         assert {layer["name"] for layer in quantized} == {layer["name"] for layer in metrics["layers"]}
         assert all(layer["sqnr_db"] > 10 for layer in quantized)
         assert metrics["bits_per_weight"] < 8
-
-
-def test_published_program_runs_with_plain_torch_where_fleetpress_is_not_imported(
-    inline_run: FleetResult, tmp_path: Path
-) -> None:
-    model = inline_run.models[0]
-    data = open_store(inline_run.output).get(f"models/{model.name}/{model.digest}/model.pt2")
-    (tmp_path / "model.pt2").write_bytes(data)
-    code = (
-        "import sys, torch\n"
-        "module = torch.export.load('model.pt2').module()\n"
-        "print(tuple(module(torch.zeros(3, 1, 8, 8)).shape), 'fleetpress' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split("\n")[-2] == "(3, 10) False"
 
 
 def test_load_artifact_gives_the_measured_accuracy(inline_run: FleetResult, digits: Sets) -> None:
@@ -264,6 +246,29 @@ def test_status_and_list_read_the_output_alone(inline_run: FleetResult) -> None:
     store = open_store(inline_run.output)
     assert read_result(store).as_dict() == json.loads(store.get(f"runs/{inline_run.run}/summary.json"))
     assert [entry["name"] for entry in published(inline_run.output)] == ["cnn", "mlp"]
+
+
+def test_a_run_keeps_what_its_page_tells(fleet_at: Write, tmp_path: Path, spec_text: str) -> None:
+    text = "# see https://reader:secret@docs.example/fleet\n" + spec_text
+    first = run_fleet(fleet_at(tmp_path, text), executor="inline")
+    store = open_store(first.output)
+    kept = store.get(f"runs/{first.run}/spec.yaml").decode()
+    assert kept == text.format(place=tmp_path).replace("reader:secret@", "***@")
+    assert {"python", "torch", "ray", "fleetpress"} <= first.versions.keys()
+    assert [model.max_drop for model in first.models] == [0.05, 0.05]
+    again = run_fleet(fleet_at(tmp_path, text), executor="inline")
+    pages = [store.get(f"runs/{run.run}/report.html").decode() for run in (first, again)]
+    assert "Since the last run" not in pages[0]
+    assert f'Since the last run <span class="soft">{first.run}</span>' in pages[1]
+    for page in pages:
+        assert "reader:***@docs" not in page
+        assert "secret" not in page
+        assert "accepted drop" in page
+    assert "k-finetune" in pages[0]
+    # The verb makes the same page of the output alone.
+    written = tmp_path / "page.html"
+    assert main(["report", first.output, first.run, "--html", str(written)]) == 0
+    assert written.read_text(encoding="utf-8") == pages[0]
 
 
 def test_unlabelled_data_is_served_by_distillation(

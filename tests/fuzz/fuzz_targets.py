@@ -14,7 +14,8 @@ from pathlib import Path
 from fleetpress.jobs.artifacts import published
 from fleetpress.jobs.errors import SpecError
 from fleetpress.jobs.ledger import Ledger
-from fleetpress.jobs.results import layers_of, read_result
+from fleetpress.jobs.report import page_of
+from fleetpress.jobs.results import read_result
 from fleetpress.jobs.spec import load_spec
 from fleetpress.storage.artifact import read_manifest, resolve, verify_files
 from fleetpress.storage.checkpoint import open_checkpoint, read_tensor
@@ -173,11 +174,11 @@ def _artifact(*, manifest: bytes = MANIFEST, metrics: bytes = METRICS, pointer: 
 
 
 def summary(data: bytes) -> None:
-    """A run's summary, and what its report asks of the artifacts that it names."""
+    """A run's summary, and the page that is made of it."""
     _write("runs/runs/r/summary.json", data)
     store = open_store(str(ROOT / "runs"))
     result = read_result(store, "r")
-    layers_of(store, result)
+    page_of(store, result)
     result.as_dict()
 
 

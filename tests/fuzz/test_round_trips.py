@@ -135,12 +135,11 @@ def test_artifacts_come_back(
         return  # a folder has no file and folder of one name
     store = open_store(str(tmp_path_factory.mktemp("output")))
     written = write_artifact(store, "m", "d", files)
-    manifest = {"files": [file.as_dict() for file in written], "source": source}
-    publish_manifest(store, "m", "d", manifest)
+    publish_manifest(store, "m", "d", {"source": source}, written)
     point_latest(store, "m", "d", "r")
     model = f"{store.uri}/models/m"
     assert resolve(model) == f"{model}/d"
-    assert read_manifest(model) == manifest
+    assert read_manifest(model) == {"files": [file.as_dict() for file in written], "source": source}
     assert verify_files(model) == []
 
 

@@ -12,14 +12,12 @@ from fleetpress.jobs.figures import (
     elapsed,
     lost,
     measured,
-    number,
     one_line,
-    published_bytes,
     share,
     sized,
     three_digits,
 )
-from fleetpress.jobs.results import ModelResult, ModelState
+from fleetpress.jobs.results import ModelResult, ModelState, number, published_bytes
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_plan_predicts_every_request(
     for _ in range(2):  # another summary lies there the second time
         predicted, made = predicted_and_made(spec, wire)
         assert predicted == made
-    assert made["GET"] == (9 if models == 3 else 24)
+    assert made["GET"] == (7 if models == 3 else 23)
 
 
 def test_pointers_to_mend_numbers_to_read_and_runs_that_never_ended(s3_uri: str, wire: Counter[str]) -> None:
@@ -129,13 +129,13 @@ def test_pointers_to_mend_numbers_to_read_and_runs_that_never_ended(s3_uri: str,
     summary = json.loads(store.get(f"runs/{first.run}/summary.json"))
     del summary["models"][3:]
     store.put(f"runs/{first.run}/summary.json", json.dumps(summary).encode())
-    store.put("runs/20991231/summary.json", json.dumps({**summary, "state": "running"}).encode())
-    store.put("runs/20991230/summary.json", b"torn")
+    store.put(f"runs/{first.run}z/summary.json", json.dumps({**summary, "state": "running"}).encode())
+    store.put(f"runs/{first.run}y/summary.json", b"torn")
     store.put("models/m009/latest.json", b'{"digest": "of an older recipe"}')
     store.delete("models/named/latest.json")
     predicted, made = predicted_and_made(spec, wire)
     assert predicted == made
-    assert made["PUT"] == 7
+    assert made["PUT"] == 8
 
 
 def test_listings_of_many_pages(s3_uri: str, wire: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,8 +163,8 @@ def test_plan_says_it(s3_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_fleet(spec, executor="inline")
     print_preview(preview(spec))
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "nothing to do: a run asks the storage 23 times: 1 DELETE, 9 GET, 5 HEAD, 3 LIST, 5 PUT"
-    assert preview(spec).as_dict()["requests"] == {"DELETE": 1, "GET": 9, "HEAD": 5, "LIST": 3, "PUT": 5}
+    assert last == "nothing to do: a run asks the storage 23 times: 1 DELETE, 7 GET, 5 HEAD, 4 LIST, 6 PUT"
+    assert preview(spec).as_dict()["requests"] == {"DELETE": 1, "GET": 7, "HEAD": 5, "LIST": 4, "PUT": 6}
 
 
 def test_nothing_is_predicted_of_a_fleet_with_problems(s3_uri: str) -> None:

@@ -28,7 +28,11 @@ from fleetpress.jobs.spec import Spec, load_spec, parse_spec
 from fleetpress.jobs.spec_lines import read_yaml, write_yaml
 from fleetpress.storage.store import open_store
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+EXAMPLES = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "examples").glob("*.yaml")
+    if path.name != "schedules.yaml"  # tests/jobs/schedule/test_file.py reads that one
+)
 
 FLEET = (EXAMPLES[0].parent / "fleet.yaml").read_text()
 

@@ -34,9 +34,13 @@ seed: 0
 
 MISTAKES = [
     # the whole
-    ("version: 1", "version: 2", "1: version: should be 1, not 2"),
+    (
+        "version: 1",
+        "version: 2",
+        "1: version: should be 1, not 2; the spec is for a newer fleetpress: install that, or write version: 1",
+    ),
     ("version: 1", 'version: "1"', "1: version: should be 1, not '1'; write it without quotes"),
-    ("version: 1\n", "", "1: version: is missing; add it"),
+    ("version: 1\n", "", "1: version: is missing; add `version: 1`"),
     ("seed: 0", "sead: 0", "24: sead: unknown key; did you mean `seed`?"),
     ("seed: 0", "seed: -1", "24: seed: should be greater than or equal to 0, not -1"),
     ("seed: 0", "seed: yes", "24: seed: should be a whole number, not 'yes'"),

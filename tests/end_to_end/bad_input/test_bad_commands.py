@@ -149,18 +149,16 @@ def test_a_model_that_changes_after_the_plan(tmp_path: Path, write_fleet: Any, g
     assert not (tmp_path / "out/models/moving").exists()
 
 
-@pytest.mark.parametrize("kind", ["silent", "closed", "nonsense"])
+@pytest.mark.parametrize("kind", ["silent", "closed"])
 def test_a_wrong_cluster_address(kind: str, tmp_path: Path, write_fleet: Any, cli: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         if kind == "closed":
             server.close()
         started = time.monotonic()
-        outcome = cli(
-            "run", write_fleet(tmp_path, tmp_path), "--address", "nonsense" if kind == "nonsense" else address
-        )
+        outcome = cli("run", write_fleet(tmp_path, tmp_path), "--address", address)
     assert outcome.code == 5
-    assert "--address" in outcome.err or "give host:port" in outcome.err
+    assert "--address" in outcome.err
     assert time.monotonic() - started < 30
     status = cli("status", f"{tmp_path}/out", "--json")
     assert json.loads(status.out)["state"] == "interrupted"  # and not running for ever
@@ -191,6 +189,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(
     assert "Traceback" not in err
     assert f"interrupted; what is done is kept. Resume with: fleetpress run {spec}" in err
     assert json.loads(cli("status", f"{tmp_path}/out", "--json").out)["state"] == "interrupted"
+    left = open_store(f"{tmp_path}/out").sizes()
+    assert [key for key in left if "alive" in key or key.startswith("leases/")] == []
     shorter = {"slow": {"train": {"epochs": 1}, "validate": {"max_drop": 1}}}
     again = cli(
         "run",

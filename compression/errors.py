@@ -8,7 +8,8 @@ CompressionError
 ├── QuantizationError   a weight cannot be quantized (NaN, infinite, unknown dtype)
 ├── NotFiniteError      a weight holds NaN or infinity
 ├── DataMismatchError        arrays that do not fit the program or the loss
-└── TrainingDivergedError    loss or gradients became NaN or infinite
+├── TrainingDivergedError    loss or gradients became NaN or infinite
+└── DeviceMissingError       a step is to run on a GPU, and there is none
 """
 
 
@@ -46,3 +47,7 @@ class DataMismatchError(CompressionError):
 
 class TrainingDivergedError(CompressionError):
     """Loss or gradients became NaN or infinite."""
+
+
+class DeviceMissingError(CompressionError):
+    """A step is to run on a GPU, and there is none."""

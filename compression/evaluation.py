@@ -14,6 +14,7 @@ from fleetpress.compression.batches import (
     count,
     padded,
 )
+from fleetpress.compression.device import CPU, batch_on, to_device
 from fleetpress.compression.errors import DataMismatchError, MethodError
 from fleetpress.compression.metrics import METRICS
 from fleetpress.compression.modes import eval_module, fixed_batch
@@ -55,13 +56,18 @@ def is_about_memory(error: RuntimeError) -> bool:
 
 
 class Runner:
-    """A program in eval mode over named arrays; batches are padded where it was exported with one batch size."""
+    """A program in eval mode over named arrays; batches are padded where it was exported with one batch size.
 
-    def __init__(self, program: ExportedProgram, *, widen: bool = False) -> None:
+    Arrays come from the processor's memory; outputs lie on the `device`.
+    """
+
+    def __init__(self, program: ExportedProgram, *, widen: bool = False, device: torch.device = CPU) -> None:
         self.program = program
         self.module: fx.GraphModule = eval_module(program, widen=widen)
         self.batch_size = fixed_batch(program)
         self._widen = widen
+        self._device = device
+        to_device(self.module, device)
 
     def outputs(self, batch: Arrays) -> Tensor:
         """The program's first output tensor for at most `batch_size` samples."""
@@ -71,7 +77,7 @@ class Runner:
         )
         if self.batch_size is not None:
             inputs = padded(inputs, self.batch_size)
-        return run(self.module, self.program, inputs)[:samples]
+        return run(self.module, self.program, batch_on(self._device, inputs))[:samples]
 
 
 def evaluate(

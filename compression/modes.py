@@ -66,7 +66,7 @@ def eval_program(program: ExportedProgram) -> ExportedProgram:
 
 
 def state_of(module: nn.Module, program: ExportedProgram) -> dict[str, Tensor]:
-    """The module's values by the program's state names and in its dtypes; tied names share one tensor object."""
+    """The module's values by the program's state names, in its dtypes and memory; tied names share one tensor."""
     values: dict[str, Tensor] = {}
     stored = tensors(program)
     tied = aliases(stored)
@@ -75,7 +75,7 @@ def state_of(module: nn.Module, program: ExportedProgram) -> dict[str, Tensor]:
             values[name] = values[tied[name]]
         else:
             value = _attribute(module, name)
-            values[name] = value.detach().clone().to(original.dtype)
+            values[name] = value.detach().clone().to(original.device, original.dtype)
     return values
 
 

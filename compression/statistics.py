@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.device import CPU
 from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors, trainable
@@ -128,12 +129,12 @@ def _neurons(sums: LayerSums, batches: int) -> NeuronStatistics:
 
 
 class GradientCollector:
-    """Adds up the gradients of a program's layers, batch by batch.
+    """Adds up the gradients of a program's layers, batch by batch, on the device where they are computed.
 
     Each entry is converted to float64, added and squared once; `benchmarks/collect_cost.py` measures what that costs.
     """
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, device: torch.device = CPU) -> None:
         stored = tensors(program)
         self._owners = aliases(stored)
         self._parts: list[_Part] = []
@@ -144,10 +145,18 @@ class GradientCollector:
             if layer.kind in UNIT_KINDS and weight in learned and weight not in seen:
                 seen.add(weight)
                 self._parts.append(
-                    _part(program, layer, weight, stored=stored, learned=learned, owners=self._owners)
+                    _part(
+                        program,
+                        layer,
+                        weight,
+                        stored=stored,
+                        learned=learned,
+                        owners=self._owners,
+                        device=device,
+                    )
                 )
         largest = max((part.sums.weight.numel() for part in self._parts), default=0)
-        self._scratch = torch.empty(largest, dtype=torch.float64)
+        self._scratch = torch.empty(largest, dtype=torch.float64, device=device)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -170,13 +179,13 @@ class GradientCollector:
         self._batches += 1
 
     def statistics(self) -> GradientStatistics:
-        """The sums so far; later updates leave them as they are."""
+        """The sums so far, in the processor's memory; later updates leave them as they are."""
         return GradientStatistics(
             layers={
                 part.layer: LayerSums(
-                    weight=part.sums.weight.clone(),
-                    bias=None if part.sums.bias is None else part.sums.bias.clone(),
-                    squares=part.sums.squares.clone(),
+                    weight=part.sums.weight.clone().to(CPU),
+                    bias=None if part.sums.bias is None else part.sums.bias.clone().to(CPU),
+                    squares=part.sums.squares.clone().to(CPU),
                 )
                 for part in self._parts
             },
@@ -201,6 +210,7 @@ def _part(
     stored: Mapping[str, Tensor],
     learned: set[str],
     owners: Mapping[str, str],
+    device: torch.device,
 ) -> _Part:
     rows = _rows(program, layer)
     units, entries = rows(stored[weight]).shape
@@ -214,9 +224,9 @@ def _part(
         bias=bias,
         rows=rows,
         sums=LayerSums(
-            weight=torch.zeros(units, entries, dtype=torch.float64),
-            bias=None if bias is None else torch.zeros(units, dtype=torch.float64),
-            squares=torch.zeros(units, dtype=torch.float64),
+            weight=torch.zeros(units, entries, dtype=torch.float64, device=device),
+            bias=None if bias is None else torch.zeros(units, dtype=torch.float64, device=device),
+            squares=torch.zeros(units, dtype=torch.float64, device=device),
         ),
     )
 

@@ -22,6 +22,7 @@ from fleetpress.compression.batches import (
     shuffled_batches,
 )
 from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm
+from fleetpress.compression.device import CPU, batch_on, deterministic, random_devices, to_device
 from fleetpress.compression.errors import DataMismatchError, MethodError, TrainingDivergedError
 from fleetpress.compression.evaluation import Runner, is_about_memory, run
 from fleetpress.compression.losses import LOSSES, Loss, sampled_loss
@@ -92,8 +93,9 @@ def train(
     collect: bool = False,
     collective: Collective = ALONE,
     progress: Progress | None = None,
+    device: torch.device = CPU,
 ) -> TrainResult:
-    """Train in train mode; the program itself stays as it is.
+    """Train in train mode, on the `device`; the program itself stays as it is.
 
     `teacher` gives the targets of a loss that needs none (`distillation`). Every rank of `collective` takes its slice
     of each global batch, so that summed gradients and batch statistics are those of one process (dropout draws differ).
@@ -102,10 +104,17 @@ def train(
     arrays that do not fit, MethodError for options that do not go together.
     """
     run = _Run(
-        program, arrays, options, loss=LOSSES[loss], teacher=teacher, collect=collect, collective=collective
+        program,
+        arrays,
+        options,
+        loss=LOSSES[loss],
+        teacher=teacher,
+        collect=collect,
+        collective=collective,
+        device=device,
     )
     done, losses = 0, []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=random_devices(device)), deterministic(device):
         torch.manual_seed((seed * 1_000_003 + collective.rank) % 2**63)
         for epoch in range(options.epochs):
             total = weights = 0.0
@@ -157,6 +166,7 @@ class _Run:
         teacher: ExportedProgram | None,
         collect: bool,
         collective: Collective,
+        device: torch.device,
     ) -> None:
         check_arrays(program, arrays, loss.needs_targets, loss=loss.name)
         check_differentiable(program)
@@ -165,9 +175,11 @@ class _Run:
         self.smallest = fixed or _smallest_batch(program)
         self.batches = _batches(count(arrays), self.batch_size, self.smallest)
         self._program, self._loss, self._collective = program, loss, collective
-        self._teacher = _teacher(loss, teacher, collect)
+        self._device = device
+        self._teacher = _teacher(loss, teacher, collect, device)
         self.module = training_module(program)
         self._norms = _synchronize(self.module, collective) if collective.size > 1 else []
+        to_device(self.module, device)
         self._params = _parameters(self.module, program)
         if not self._params:
             raise MethodError(
@@ -175,7 +187,7 @@ class _Run:
             )
         self._optimizer = OPTIMIZERS[options.optimizer](self._params.values(), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
-        self.collector = GradientCollector(program) if collect else None
+        self.collector = GradientCollector(program, device) if collect else None
 
     def step(self, batch: Arrays) -> tuple[float, int]:
         """One optimizer step on a global batch: its mean loss, and the number of samples (or labels) in that mean."""
@@ -183,7 +195,7 @@ class _Run:
         for norm in self._norms:
             norm.share = 0.0 if empty else 1.0
         total = self._loss.weight(batch[TARGETS]) if self._loss.needs_targets else count(batch)
-        inputs = cast(self._program, mine, widen=True)
+        inputs = batch_on(self._device, cast(self._program, mine, widen=True))
         outputs = self._outputs(inputs)
         targets = inputs[TARGETS] if self._teacher is None else self._teacher_outputs(mine)
         check_rows(outputs, targets)
@@ -232,8 +244,9 @@ def collect(
     loss: str,
     seed: int,
     first_batch: int = 0,
+    device: torch.device = CPU,
 ) -> GradientStatistics:
-    """Gradient statistics at fixed weights, in eval mode and file order.
+    """Gradient statistics at fixed weights, in eval mode and file order, on the `device`.
 
     A loss without targets (`distillation`) has no gradient at the original weights: the targets are then drawn from
     the program's own predictions, for each batch by (seed, its number), where `first_batch` is the number of the first
@@ -242,29 +255,31 @@ def collect(
     rule = LOSSES[loss]
     check_arrays(program, arrays, rule.needs_targets, loss=loss)
     check_differentiable(program)
-    runner = Runner(program, widen=True)
+    runner = Runner(program, widen=True, device=device)
     fixed = _whole_batches(program, arrays, ALONE)
-    collector = GradientCollector(program)
+    collector = GradientCollector(program, device)
     params = _parameters(runner.module, program)
     wanted = {name: params[name] for name in collector.names}
     kind = meaning(program)
-    for index, batch in enumerate(batches_in_order(arrays, fixed or batch_size)):
-        if fixed is not None and count(batch) < fixed:
-            break
-        outputs = runner.outputs(batch)
-        check_rows(outputs, batch[TARGETS] if rule.needs_targets else outputs)
-        value = (
-            rule.compute(outputs, batch[TARGETS])
-            if rule.needs_targets
-            else sampled_loss(outputs, seeded(seed, first_batch + index), meaning=kind)
-        )
-        if not value.isfinite():
-            raise TrainingDivergedError(
-                f"the loss of batch {first_batch + index + 1} is {float(value.detach())} while collecting gradient "
-                "statistics; look for NaN or very large numbers in the data and the weights"
+    with deterministic(device):
+        for index, batch in enumerate(batches_in_order(arrays, fixed or batch_size)):
+            if fixed is not None and count(batch) < fixed:
+                break
+            outputs = runner.outputs(batch)
+            targets = batch[TARGETS].to(device) if rule.needs_targets else outputs
+            check_rows(outputs, targets)
+            value = (
+                rule.compute(outputs, targets)
+                if rule.needs_targets
+                else sampled_loss(outputs.to(CPU), seeded(seed, first_batch + index), meaning=kind)
             )
-        gradients = _gradients(value, list(wanted.values()))
-        collector.update(dict(zip(wanted, gradients, strict=True)))
+            if not value.isfinite():
+                raise TrainingDivergedError(
+                    f"the loss of batch {first_batch + index + 1} is {float(value.detach())} while collecting "
+                    "gradient statistics; look for NaN or very large numbers in the data and the weights"
+                )
+            gradients = _gradients(value, list(wanted.values()))
+            collector.update(dict(zip(wanted, gradients, strict=True)))
     return collector.statistics()
 
 
@@ -292,7 +307,9 @@ def _batches(samples: int, size: int, smallest: int) -> int:
     return samples // size + (samples % size >= smallest and samples % size > 0)
 
 
-def _teacher(loss: Loss, teacher: ExportedProgram | None, collect: bool) -> Runner | None:
+def _teacher(
+    loss: Loss, teacher: ExportedProgram | None, collect: bool, device: torch.device
+) -> Runner | None:
     if loss.needs_targets:
         return None
     if teacher is None:
@@ -304,7 +321,7 @@ def _teacher(loss: Loss, teacher: ExportedProgram | None, collect: bool) -> Runn
             f"the loss {loss.name} has no gradient at the original weights, so training with it gives no statistics; "
             "collect them at fixed weights (`collect`)"
         )
-    return Runner(teacher, widen=True)
+    return Runner(teacher, widen=True, device=device)
 
 
 def _parameters(module: fx.GraphModule, program: ExportedProgram) -> dict[str, Tensor]:

@@ -81,8 +81,10 @@ def _run(uri: str, folder: Path, executor: ExecutorName, address: str | None, as
         print(json.dumps(result.as_dict(), indent=2, sort_keys=True))
     else:
         print_result(result)
+    _say(f"{_BROKEN} is broken on purpose: the others go on all the same")
     _say(f"spec:   {spec_file}")
     _say(f"report: {join(result.output, RUNS + result.run, REPORT)}")
+    _say("yours:  fleetpress init FOLDER")
     return 0 if _as_expected(result) else result.exit_code or 1
 
 

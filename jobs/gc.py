@@ -27,7 +27,7 @@ from .threads import side_by_side
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _MODELS = "models/"
 _RECORDS = "records/"
-_OURS = (_MODELS, _RECORDS, LEASES, RUNS)
+_OURS = (_MODELS, _RECORDS, LEASES, RUNS, "schedules/")
 _PROBE = "fleetpress-probe-"
 _OF_DEAD_RUNS = ("lease", "sign of life", "wish to cancel")
 _LOOK_SECONDS = 1.0

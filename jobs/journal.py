@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from fleetpress.storage.store import ObjectStore
 from .events import Event, fields_of, json_line
 from .figures import accepted_drop
 from .past_runs import Past, look_back
-from .progress import Progress
+from .progress import Listener, Progress
 from .results import (
     EVENTS,
     RUNS,
@@ -27,9 +27,6 @@ from .spec import Spec
 from .versions import versions
 
 _log = logging.getLogger(__name__)
-
-
-Listener = Callable[[Event, Progress], None]
 
 
 class Journal:

@@ -13,10 +13,12 @@ from .checkpoint.memory import task_memory
 from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
 from .fleet import Data, Model, Shard, absolute
-from .tasks import Task
+from .spec_checks import needs_gradients
+from .tasks import GPU, Task
 
 GROUP_BYTES = 32 << 20  # weights that one quantize task works on
 CHUNK_BYTES = 64 << 20  # data that one collect task reads
+_GPU_KINDS = ("train", "collect", "finetune")  # steps that compute gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class ModelPlan:
     tasks: tuple[Task, ...]
 
 
-def artifact_digest(model: Model, *, seed: int, workers: int) -> str:
+def artifact_digest(model: Model, *, seed: int, workers: int, gpus: float = 0.0) -> str:
     """Names the model's artifact: everything that can change its bytes, known from listings alone."""
     final = "assemble" if model.source.kind == "checkpoint" else "publish"
     return digest(
@@ -37,11 +39,20 @@ def artifact_digest(model: Model, *, seed: int, workers: int) -> str:
         data=_data_identity(model.data),
         seed=seed,
         workers=_trainers(model, workers),
+        **(_device(gpus) if _has_gradients(model) else {}),
     )
 
 
 def plan_program(
-    model: Model, *, output: str, run: str, seed: int, workers: int, memory_bytes: int, gradients: bool
+    model: Model,
+    *,
+    output: str,
+    run: str,
+    seed: int,
+    workers: int,
+    memory_bytes: int,
+    gradients: bool,
+    gpus: float = 0.0,
 ) -> ModelPlan:
     """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, quantize*, publish.
 
@@ -50,7 +61,7 @@ def plan_program(
     """
     recipe = model.recipe.canonical()
     builder = _Builder(
-        model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes
+        model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes, gpus=gpus
     )
     if model.source.kind == "module":
         shown = (model.data.train or model.data.eval)[:1] if model.data and not model.inputs else ()
@@ -71,7 +82,7 @@ def plan_program(
         builder.add("finetune", workers=workers, options=recipe["finetune"], **builder.training)
     if "quantize" in recipe:
         builder.add_groups(recipe["quantize"])
-    final = artifact_digest(model, seed=seed, workers=workers)
+    final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus)
     return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
 
 
@@ -142,6 +153,18 @@ def _data_identity(data: Data | None) -> dict[str, Any] | None:
     }
 
 
+def _device(gpus: float) -> dict[str, str]:
+    """What a GPU adds to a digest: it rounds otherwise than a processor. How much of it a task gets changes nothing."""
+    return {"device": GPU} if gpus else {}
+
+
+def _has_gradients(model: Model) -> bool:
+    """Whether a step of the recipe computes gradients, which a GPU may do."""
+    recipe = model.recipe
+    collects = recipe.prune is not None and needs_gradients(recipe.prune)
+    return collects or recipe.train is not None or recipe.finetune is not None
+
+
 def _trainers(model: Model, workers: int) -> int:
     """Data-parallel workers may change the last digits of trained weights, so they are part of a training digest."""
     trains = model.recipe.train is not None or model.recipe.finetune is not None
@@ -152,9 +175,18 @@ class _Builder:
     """Grows the chain of tasks of one model; `last` are the ids that the next task needs."""
 
     def __init__(
-        self, *, model: Model, recipe: dict[str, Any], output: str, run: str, seed: int, memory_bytes: int
+        self,
+        *,
+        model: Model,
+        recipe: dict[str, Any],
+        output: str,
+        run: str,
+        seed: int,
+        memory_bytes: int,
+        gpus: float = 0.0,
     ) -> None:
         self.model = model
+        self._gpus = gpus
         self.tasks: list[Task] = []
         self.last: tuple[str, ...] = ()
         self.stages: dict[str, Any] = {}  # digests of the records that later tasks read, by kind
@@ -189,6 +221,8 @@ class _Builder:
 
     def new(self, kind: str, label: str, *, workers: int = 1, **facts: Any) -> str:
         """Append a task that needs `last`; `facts` are both its own payload and, with what comes before, its digest."""
+        gpus = self._gpus if kind in _GPU_KINDS else 0.0
+        facts = {**facts, **_device(gpus)}
         identity = {**facts, "before": self._before}
         if kind in ("train", "finetune"):
             identity["workers"] = workers
@@ -201,6 +235,7 @@ class _Builder:
             needs=self.last,
             payload={**self.shared, **facts, "digest": own, "stages": dict(self.stages)},
             memory_bytes=self._memory(),
+            gpus=gpus,
             workers=workers,
         )
         self.tasks.append(task)

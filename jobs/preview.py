@@ -7,7 +7,9 @@ from typing import Any
 from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
+from fleetpress.storage.local_files import check_writable
 from fleetpress.storage.store import open_store
+from fleetpress.storage.uri import is_s3
 
 from .checkpoint.choice import choose
 from .checkpoint.forecast import forecast
@@ -15,10 +17,9 @@ from .checkpoint.layout import plan_shards, stored_bytes
 from .errors import FleetpressError
 from .fleet import Model, absolute, resolve
 from .ledger import Ledger
-from .plan import artifact_digest
 from .published import find_published
 from .request_count import unchanged_requests
-from .run import plan_model
+from .run import digest_of, plan_model
 from .schemes import scheme_label
 from .spec import Spec
 
@@ -82,13 +83,12 @@ class Preview:
 
 def preview(spec: Spec, *, allow_code: bool = False) -> Preview:
     """Plan every model of the spec. Problems are collected, never raised, except those of the output itself."""
+    if not is_s3(spec.output):
+        check_writable(absolute(spec.output))
     fleet = resolve(spec, allow_code=allow_code)
     problems = [_problem(problem.model, problem.reason, problem.unreachable) for problem in fleet.problems]
     store = open_store(absolute(spec.output))
-    digests = {
-        model.name: artifact_digest(model, seed=spec.seed, workers=spec.resources.workers)
-        for model in fleet.models
-    }
+    digests = {model.name: digest_of(model, spec) for model in fleet.models}
     there = find_published(store, digests)
     done = Ledger(store).known() if len(there) < len(digests) else set()
     planned = []

@@ -18,7 +18,7 @@ from .materials import (
     trained_program,
 )
 from .objective import loss_name
-from .tasks import StepResult
+from .tasks import GPU, StepResult
 
 if TYPE_CHECKING:
     from fleetpress.compression.collectives import Collective
@@ -57,6 +57,7 @@ def _alone(payload: Payload, kind: str) -> StepResult:
 
 
 def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepResult | None:
+    from fleetpress.compression.device import pick
     from fleetpress.compression.training import TrainOptions
     from fleetpress.compression.training import train as train_program
 
@@ -72,6 +73,7 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         teacher=source_program(payload) if loss == "distillation" else None,
         collect=kind == "train" and loss != "distillation",
         collective=collective,
+        device=pick(gpu=payload.get("device") == GPU),
     )
     if collective.rank != 0:
         return None
@@ -84,10 +86,12 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
 
 def collect(payload: Payload) -> StepResult:
     """Gradient statistics of one chunk of the train data at fixed weights, in file order."""
+    from fleetpress.compression.device import pick
     from fleetpress.compression.training import collect as collect_statistics
 
     program = trained_program(payload)
     statistics: GradientStatistics | None = None
+    device = pick(gpu=payload.get("device") == GPU)
     for index, file in enumerate(payload["files"]):
         samples = shard_arrays(file)
         found = collect_statistics(
@@ -96,6 +100,7 @@ def collect(payload: Payload) -> StepResult:
             payload["options"]["batch_size"],
             loss=loss_name(payload["data"], samples),
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
+            device=device,
         )
         statistics = found if statistics is None else statistics.merge(found)
     assert statistics is not None, "a chunk has at least one shard"

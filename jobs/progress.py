@@ -83,3 +83,7 @@ class Progress:
             seconds_left=None if seconds_left is None else round(seconds_left, 1),
             seconds_left_is_least=is_longer,
         )
+
+
+Listener = Callable[[Event, Progress], None]
+"""What is told of every event, with the run as it then stands."""

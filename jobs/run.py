@@ -14,16 +14,17 @@ from fleetpress.storage.store import ObjectStore, open_store
 
 from .errors import FleetpressError
 from .events import Event
-from .executors import ExecutorName, open_executor
+from .executors import ExecutorName, open_executor, open_metrics
 from .executors.address import check_address
 from .fleet import Fleet, Model, absolute, resolve
 from .heartbeat import Heartbeat
 from .job_records import JobRecord, write_job
-from .journal import Journal, Listener
+from .journal import Journal
 from .leases import Leases
 from .ledger import Ledger
 from .past_runs import rows_of
 from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
+from .progress import Listener
 from .published import find_published, unchanged
 from .results import FleetResult, ModelResult
 from .spec import Spec
@@ -113,7 +114,11 @@ class _Run:
             address=self._address,
             memory_bytes=self.spec.resources.memory_per_task_bytes,
             task_seconds=self.spec.resources.time_per_task_seconds,
+            gpus=max(task.gpus for plan in plans for task in plan.tasks),
         )
+        metrics = open_metrics(self._executor_name, self.spec.name)
+        if metrics is not None:
+            self.journal.listen(metrics)
         stop.arm()
         try:
             work.run(executor)
@@ -129,8 +134,7 @@ class _Run:
 
     def _plans(self, models: tuple[Model, ...], known: Mapping[str, ModelResult]) -> list[ModelPlan]:
         """The tasks of every model that is not published yet; those that cannot be planned fail here."""
-        workers, seed = self.spec.resources.workers, self.spec.seed
-        digests = {model.name: artifact_digest(model, seed=seed, workers=workers) for model in models}
+        digests = {model.name: digest_of(model, self.spec) for model in models}
         there = find_published(self.store, digests)
         ours = {name: digests[name] for name in digests if name in there}
         for name, found in unchanged(self.store, ours, self.run, known):
@@ -172,6 +176,12 @@ def new_run_id(now: float) -> str:
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}{milliseconds:03}Z-{secrets.token_hex(3)}"
 
 
+def digest_of(model: Model, spec: Spec) -> str:
+    """Names the artifact that the spec makes of a model."""
+    resources = spec.resources
+    return artifact_digest(model, seed=spec.seed, workers=resources.workers, gpus=resources.gpus_per_task)
+
+
 def plan_model(model: Model, spec: Spec, run: str) -> ModelPlan:
     """The tasks of one model. Reads the headers of a checkpoint and nothing of a program."""
     shared: dict[str, Any] = {"output": absolute(spec.output), "run": run, "seed": spec.seed}
@@ -181,5 +191,10 @@ def plan_model(model: Model, spec: Spec, run: str) -> ModelPlan:
     step = model.recipe.prune
     gradients = step is not None and needs_gradients(step)
     return plan_program(
-        model, workers=spec.resources.workers, memory_bytes=memory, gradients=gradients, **shared
+        model,
+        workers=spec.resources.workers,
+        memory_bytes=memory,
+        gradients=gradients,
+        gpus=spec.resources.gpus_per_task,
+        **shared,
     )

@@ -10,10 +10,14 @@ from typing import Any
 from fleetpress.storage.errors import ObjectNotFound
 from fleetpress.storage.store import ObjectStore
 
-from .figures import one_line
-from .results import EVENTS, RUNS, FleetResult, read_result
+from .events import Event, words_of
+from .heartbeat import Watch
+from .results import EVENTS, RUNS, FleetResult, number, read_result
 
 _LOOK_SECONDS = 2.0
+_PATIENCE_SECONDS = (
+    15.0  # without a sign of life; a driver that has stopped to beat still writes its last words
+)
 _MOST_LOG_BYTES = 1 << 30
 
 
@@ -40,39 +44,44 @@ def follow_run(
     run: str | None,
     write: Callable[[str], object],
     *,
+    clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> FleetResult:
-    """Hand on what is new of a run until it has ended; gives how it ended."""
-    result = read_result(store, run)
-    seen: set[str] = set()
+    """Hand on what is new of a run until it has ended, or shows no sign of life: then it is still "running"."""
+    result, watch = read_result(store, run), Watch(store, clock)
+    seen: set[tuple[str, str]] = set()
+    alive_at = clock()
     while True:
         for event in _states(result):
-            line = line_of(event)
-            if line not in seen:
-                seen.add(line)
-                write(line)
-        if result.state != "running":
+            name = event["model"], event["kind"]
+            if name not in seen:
+                seen.add(name)
+                write(line_of(event))
+        if result.state != "running" or clock() - alive_at > _PATIENCE_SECONDS:
             return result
         sleep(_LOOK_SECONDS)
         result = read_result(store, result.run)
+        if watch.is_alive(result.run):
+            alive_at = clock()
 
 
-def line_of(event: Mapping[str, Any]) -> str:
-    """An event as one line of text."""
-    at, seconds = event.get("at_seconds"), event.get("seconds")
-    words = [f"{at:.1f}s"] if isinstance(at, (int, float)) else []
-    model, task = str(event.get("model", "")), str(event.get("task", ""))
-    words += [word for word in (model, task.removeprefix(f"{model}/"), str(event.get("kind", ""))) if word]
-    if isinstance(seconds, (int, float)):
-        words.append(f"({seconds:.1f} s)")
-    text = event.get("text")
-    return one_line(" ".join(words) + (f": {text}" if text else ""))
+def line_of(fields: Mapping[str, Any]) -> str:
+    """An event's fields as one line of text."""
+    task = fields.get("task")
+    event = Event(
+        kind=str(fields.get("kind", "")),
+        model=str(fields.get("model", "")),
+        task=None if task is None else str(task),
+        seconds=number(fields, "seconds"),
+        text=str(fields.get("text", "")),
+    )
+    return words_of(event, number(fields, "at_seconds") or 0.0)
 
 
 def _states(result: FleetResult) -> list[dict[str, Any]]:
     """The models of a run that have begun, as events."""
     return [
-        {"model": model.name, "kind": model.state, "text": model.reason or ""}
+        {"at_seconds": result.seconds, "model": model.name, "kind": model.state, "text": model.reason or ""}
         for model in result.models
         if model.state != "pending"
     ]

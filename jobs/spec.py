@@ -68,11 +68,14 @@ class DataSpec(Strict):
 
 
 class Resources(Strict):
-    """What one task may use: data-parallel training workers, bytes of memory, and (on Ray) time."""
+    """What one task may use: data-parallel training workers, bytes of memory, and (on Ray) time and GPUs."""
 
     workers: Count = 1
     memory_per_task_bytes: Size = Field(default=2 * 2**30, alias="memory_per_task")
     time_per_task_seconds: Duration = Field(default=TASK_SECONDS, alias="time_per_task")
+    gpus_per_task: Annotated[float, Field(ge=0, le=1)] = (
+        0.0  # more than one would idle: a task computes on one
+    )
 
 
 class Spec(Strict):

@@ -64,6 +64,9 @@ def submit_spec(
     server = JobServer(address)
     _check_versions(server)
     state, is_new = _only(server, shipment, fixed) if fixed else _next(server, shipment)
+    warnings = list(shipment.warnings)
+    if not is_new and state.metadata.get("digest", shipment.digest) != shipment.digest:
+        warnings.append(f"job {state.job} was started with another spec, other code or another fleetpress")
     return Submitted(
         job=state.job,
         is_new=is_new,
@@ -71,7 +74,7 @@ def submit_spec(
         exit_code=state.exit_code,
         name=shipment.spec.name,
         output=shipment.spec.output,
-        warnings=shipment.warnings,
+        warnings=tuple(warnings),
     )
 
 
@@ -133,6 +136,7 @@ def _start(server: JobServer, shipment: Shipment, job: str) -> bool:
                 "fleetpress": shipment.version,
                 "name": shipment.spec.name,
                 "output": shipment.spec.output,
+                "digest": shipment.digest,
             },
         )
 

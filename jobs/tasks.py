@@ -14,6 +14,9 @@ from fleetpress.storage.uri import validate_key
 
 ErrorClass = Literal["input", "transient", "lost", "memory", "bug"]
 
+GPU = "cuda"
+"""The `device` in the payload, and so in the digest, of a task that computes on a GPU."""
+
 _LEAST_BLOCK_BYTES = 1 << 20
 
 
@@ -23,8 +26,8 @@ class Task:
 
     `digest` names everything that can change the result, and so names its record in the ledger; `needs` are
     ids of tasks of the same model; `payload` is JSON-like and small; `memory_bytes` is what each worker of
-    the task may use (0 = not declared); `workers` counts data-parallel workers of a training task; `small` asks
-    for the smallest unit that gives the same bytes.
+    the task may use (0 = not declared), `gpus` the share of a GPU, or how many, that each of them needs; `workers`
+    counts data-parallel workers of a training task; `small` asks for the smallest unit that gives the same bytes.
     """
 
     id: str
@@ -34,6 +37,7 @@ class Task:
     needs: tuple[str, ...] = ()
     payload: Mapping[str, Any] = field(default_factory=dict)
     memory_bytes: int = 0
+    gpus: float = 0.0
     workers: int = 1
     small: bool = False
 

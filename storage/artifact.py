@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from . import canonical_json
 from .errors import ArtifactCorrupt, NotWritable, ObjectNotFound
+from .near_misses import hint
 from .store import ObjectStore, open_store, read_json
 from .uri import is_valid_key, join, validate_key
 
@@ -101,9 +102,8 @@ def resolve(uri: str) -> str:
     try:
         pointer = _json_object(store, LATEST)
     except ObjectNotFound as error:
-        raise ObjectNotFound(
-            f"{uri} is no artifact: it holds neither {MANIFEST} nor {LATEST}; give <output>/models/<name>[/<digest>]"
-        ) from error
+        what = f"{uri} is no artifact: it holds neither {MANIFEST} nor {LATEST}"
+        raise ObjectNotFound(f"{what}; give <output>/models/<name>[/<digest>]{hint(uri)}") from error
     digest = pointer.get("digest")
     if not isinstance(digest, str) or "/" in digest or not is_valid_key(digest):
         raise ArtifactCorrupt(f"{join(uri, LATEST)} has no valid digest: publish the model again")

@@ -6,6 +6,7 @@ Folder layout: `config.json`, and `model.safetensors` or `model.safetensors.inde
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidModelFile, ObjectNotFound
@@ -164,9 +165,7 @@ def _sharded(store: ObjectStore, present: Mapping[str, SourceFile]) -> dict[str,
 
 def _tensors_of_all(store: ObjectStore, files: Iterable[SourceFile]) -> dict[str, dict[str, TensorLocation]]:
     """By path, many headers at a time; of several that are wrong, the first one is named."""
-
-    def tensors_of(file: SourceFile) -> tuple[str, dict[str, TensorLocation]]:
-        return file.path, _tensors_of(store, file)
-
+    asked = list(files)
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        return dict(pool.map(carried(tensors_of), files))
+        found = pool.map(carried(partial(_tensors_of, store)), asked)
+        return {file.path: tensors for file, tensors in zip(asked, found, strict=True)}

@@ -78,6 +78,17 @@ def files(
             yield path
 
 
+def check_writable(folder: str) -> None:
+    """NotWritable if it can be told without writing that nothing can be written below `folder`."""
+    place = folder
+    while not os.path.lexists(place) and os.path.dirname(place) != place:
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise translated(OSError(errno.ENOTDIR, ""), folder, WRITE_ERRORS)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise translated(OSError(errno.EACCES, ""), folder, WRITE_ERRORS)
+
+
 def is_temporary(name: str) -> bool:
     return name.startswith(TEMPORARY)
 

@@ -206,11 +206,11 @@ def _watch(notebook: _Notebook, new_store: Any) -> None:
 
     execute = inline.execute
 
-    def watched(task: Any, run_step: Any, ledger_uri: str, *, attempts: int = 1) -> Any:
+    def watched(task: Any, run_step: Any, ledger_uri: str, **options: Any) -> Any:
         known = Ledger(new_store(ledger_uri)).find(task.digest) is not None
         about = {"digest": task.digest, "task": task.id}
         notebook.note({"event": "start", "recorded": known, **about})
-        end = execute(task, run_step, ledger_uri, attempts=attempts)
+        end = execute(task, run_step, ledger_uri, **options)
         notebook.note({"event": "end", "recorded": isinstance(end, TaskRecord), **about})
         return end
 

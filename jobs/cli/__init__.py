@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="fleetpress",
         description="Compress fleets of models: prune, quantize, validate and publish, on Ray, from and to S3.",
-        epilog=EXIT_CODES,
+        epilog=f"begin with `fleetpress demo`, or `fleetpress init FOLDER`; how-to pages are in docs/. {EXIT_CODES}",
     )
     top.add_argument("--version", action="version", version=f"fleetpress {version('fleetpress')}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .job_places import list_jobs
-from .options import add_verb, print_json
+from .options import add_verb, message, print_json
 
 
 def add_verbs(verbs: Any) -> None:
@@ -46,6 +46,8 @@ def _list(arguments: argparse.Namespace) -> int:
         return list_jobs(arguments)
     if arguments.output is None:
         raise UsageError("nothing to list; give an OUTPUT, or --address URL for the jobs of a cluster")
+    from fleetpress.storage.near_misses import hint
+
     from ..artifacts import published
     from ..tables import print_published
 
@@ -54,6 +56,8 @@ def _list(arguments: argparse.Namespace) -> int:
         print_json(found)
     else:
         print_published(found)
+    if not found and (meant := hint(arguments.output)):
+        message(f"{arguments.output} is not there{meant}")
     return 0
 
 

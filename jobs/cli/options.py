@@ -8,6 +8,7 @@ from .. import log_lines
 
 EXIT_CODES = """exit codes: 0 all published or unchanged; 2 wrong usage or spec; 3 some models rejected or failed;
 4 none succeeded; 5 storage or cluster unreachable; 1 our own bug; 130 interrupted"""
+SPEC_HELP = "the spec: path or s3:// uri of a YAML file (`fleetpress init` writes a first one)"
 
 
 def add_verb(verbs: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .job_places import find, output_and_run, stop, tell_job
-from .options import add_verb, executor_options, log_options, message, print_json
+from .options import SPEC_HELP, add_verb, executor_options, log_options, message, print_json
 
 
 def add_verbs(verbs: Any) -> None:
@@ -18,11 +18,11 @@ def add_verbs(verbs: Any) -> None:
     log_options(verb)
 
     verb = add_verb(verbs, "plan", _plan, "what a spec would do, from headers only")
-    verb.add_argument("spec", metavar="SPEC")
+    verb.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
     verb.add_argument("--allow-code", action="store_true", help="import the factories that the spec names")
 
     verb = add_verb(verbs, "run", _run, "compress the fleet of a spec; again is the resume")
-    verb.add_argument("spec", metavar="SPEC")
+    verb.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
     verb.add_argument("--allow-code", action="store_true", help="import the factories that the spec names")
     executor_options(verb)
     verb.add_argument("--job", help=argparse.SUPPRESS)  # set by the driver of a submitted job
@@ -143,9 +143,11 @@ def _cancel(arguments: argparse.Namespace) -> int:
     from ..cancel import cancel
 
     place = find(arguments)
-    if place.job is not None and (place.run is None or place.job.is_over):
+    if place.job is not None and place.run is None:
         return stop(arguments.address, place.job, as_json=arguments.json)
     ended = cancel(place.store, place.run)
+    if place.job is not None and ended.outcome == "asked":
+        return stop(arguments.address, place.job, as_json=arguments.json)
     if arguments.json:
         print_json(ended.as_dict())
     else:

@@ -5,8 +5,9 @@ import sys
 from typing import Any
 
 from ..errors import UsageError
+from ..figures import one_line
 from .job_places import address_of, address_option, find, output_and_run, unknown_job
-from .options import add_verb, message, print_json
+from .options import SPEC_HELP, add_verb, message, print_json
 
 
 def add_verbs(verbs: Any) -> None:
@@ -14,7 +15,7 @@ def add_verbs(verbs: Any) -> None:
     verb = add_verb(
         verbs, "submit", _submit, "run a spec as a job of a Ray cluster; again joins the job that runs"
     )
-    verb.add_argument("spec", metavar="SPEC")
+    verb.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
     address_option(verb)
     verb.add_argument(
         "--no-wait", action="store_true", help="print the job's id and leave, do not follow its log"
@@ -91,7 +92,7 @@ def _follow(address: str, job: str, *, as_json: bool, told: dict[str, Any]) -> i
     if as_json:
         print_json({**told, **state.as_dict()})
     if state.reason and state.driver_exit_code is None:
-        message(f"fleetpress: job {job} {state.state}: {state.reason}")
+        message(one_line(f"fleetpress: job {job} {state.state}: {state.reason}"))
     return int(state.exit_code or 0)
 
 
@@ -125,6 +126,11 @@ def _kept_logs(arguments: argparse.Namespace) -> int:
     place = find(arguments)
     if arguments.follow:
         result = follow_run(place.store, place.run, lambda line: print(line, flush=True))
+        if result.state == "running":
+            message(
+                f"run {result.run} shows no sign of life; if it stays so, run or submit the spec again to go on"
+            )
+            return 130
         return result.exit_code
     events = kept_log(place.store, place.run)
     if arguments.json:

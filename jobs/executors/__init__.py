@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..tasks import Failure, Task, TaskRecord
 from ..worker import RunRank, RunStep
+
+if TYPE_CHECKING:
+    from ..progress import Listener
 
 ExecutorName = Literal["inline", "ray"]
 
@@ -43,6 +46,7 @@ def open_executor(
     address: str | None = None,
     memory_bytes: int = 0,
     task_seconds: float = TASK_SECONDS,
+    gpus: float = 0.0,
 ) -> Executor:
     """The executor called `name`, whose workers write records to the ledger at `ledger_uri`.
 
@@ -51,11 +55,14 @@ def open_executor(
     `address` is a Ray cluster's (`host:port`, `ray://host:port`, `auto`); without one, RAY_ADDRESS counts, then
     a cluster is started on this machine, for this process. Raises ClusterUnreachable. `memory_bytes` is the ceiling of
     a process; tasks run side by side in this one only as far as it allows. A task that takes longer than `task_seconds`
-    is given up, where it runs in a process of its own.
+    is given up, where it runs in a process of its own. `gpus` is the most that a task asks for: raises UsageError if
+    there is none to be had, before anything is begun.
     """
     if name == "inline":
-        from .inline import InlineExecutor
+        from .inline import InlineExecutor, check_gpu
 
+        if gpus:
+            check_gpu()
         return InlineExecutor(run_step, ledger_uri, memory_bytes=memory_bytes)
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
@@ -65,4 +72,15 @@ def open_executor(
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     from .ray import RayExecutor
 
-    return RayExecutor(run_step, ledger_uri, run_rank=run_rank, address=address, task_seconds=task_seconds)
+    return RayExecutor(
+        run_step, ledger_uri, run_rank=run_rank, address=address, task_seconds=task_seconds, gpus=gpus
+    )
+
+
+def open_metrics(name: ExecutorName, fleet: str) -> Listener | None:
+    """A listener that shows the run to Prometheus, where the open executor has a place for it."""
+    if name != "ray":
+        return None
+    from .ray_metrics import RayMetrics
+
+    return RayMetrics(fleet).update

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from ..errors import UsageError
 from ..tasks import Failure, Task, TaskRecord
 from ..worker import RunStep, execute
 
@@ -17,6 +18,17 @@ _STREAMING_KINDS = (
     "finish",
 )  # they share no state, and leave the interpreter to others while they work
 _SIDE_BY_SIDE = 2
+
+
+def check_gpu() -> None:
+    """Raise UsageError if this machine has no GPU that torch can use."""
+    from fleetpress.compression.device import pick
+    from fleetpress.compression.errors import DeviceMissingError
+
+    try:
+        pick(gpu=True)
+    except DeviceMissingError as error:
+        raise UsageError(str(error)) from None
 
 
 class InlineExecutor:

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from ..errors import UsageError
 from ..tasks import (
     ErrorClass,
     Failure,
@@ -65,7 +66,8 @@ class _Flight:
 
 
 class RayExecutor:
-    """Tasks as Ray tasks. Raises ClusterUnreachable when there is no cluster to join, or none any more.
+    """Tasks as Ray tasks. Raises ClusterUnreachable when there is no cluster to join, or none any more, and UsageError
+    when tasks are to ask for `gpus` that no node has.
 
     A task is given up as transient when its node is lost or it takes longer than `task_seconds`, and for good when no
     node has had room for it for `grace_seconds`. A cluster without any CPU for as long counts as gone.
@@ -80,8 +82,11 @@ class RayExecutor:
         address: str | None = None,
         task_seconds: float = TASK_SECONDS,
         grace_seconds: float = _GRACE_SECONDS,
+        gpus: float = 0.0,
     ) -> None:
         self._owns_cluster = ray_cluster.connect(address)
+        if gpus:
+            self._check_gpus(gpus)
         self._run_step = run_step
         self._run_rank = run_rank
         self._ledger_uri = ledger_uri
@@ -93,6 +98,13 @@ class RayExecutor:
         self._attempts: Counter[str] = Counter()
         self._in_flight: dict[Any, _Flight] = {}
         self._refused: list[tuple[str, Failure]] = []
+
+    def _check_gpus(self, gpus: float) -> None:
+        problem = ray_cluster.gpu_problem(gpus, ray_cluster.rooms())
+        if problem:
+            if self._owns_cluster:
+                ray.shutdown()
+            raise UsageError(problem)
 
     @property
     def slots(self) -> int:
@@ -123,7 +135,9 @@ class RayExecutor:
         if train_apart:
             handle: Any = _train_remote.options(name=name).remote(request)
         else:
-            handle = _run_remote.options(name=name, memory=task.memory_bytes or None).remote(request)
+            handle = _run_remote.options(
+                name=name, memory=task.memory_bytes or None, num_gpus=task.gpus or None
+            ).remote(request)
         self._in_flight[handle] = _Flight(task, workers, self._lookout.losses, time.monotonic())
 
     def wait(self, timeout_seconds: float) -> list[tuple[str, TaskRecord | Failure]]:
@@ -166,7 +180,7 @@ class RayExecutor:
                 del self._in_flight[handle]
                 yield flight.task.id, said if isinstance(said, TaskRecord) else _placed(said, flight)
 
-    def _overdue(self) -> Iterator[tuple[str, Failure]]:
+    def _overdue(self) -> Iterator[tuple[str, TaskRecord | Failure]]:
         """Tasks that will not end by themselves, or not in time."""
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS or not self._in_flight:

@@ -35,10 +35,13 @@ class Room:
 
     cpus: int
     memory_bytes: int
+    gpus: float = 0.0
 
-    def fits(self, memory_bytes: int) -> int:
-        """How many one-CPU workers of `memory_bytes` each the node holds when it is empty."""
-        return self.cpus if memory_bytes == 0 else min(self.cpus, self.memory_bytes // memory_bytes)
+    def fits(self, memory_bytes: int, gpus: float = 0.0) -> int:
+        """How many one-CPU workers of `memory_bytes` and `gpus` each the node holds when it is empty."""
+        most = self.cpus if memory_bytes == 0 else min(self.cpus, self.memory_bytes // memory_bytes)
+        # No worker's share is split between two GPUs; 1e-9: three thirds are one.
+        return most if gpus == 0 else min(most, int(self.gpus) * int(1 / gpus + 1e-9))
 
 
 def connect(address: str | None, deadline_seconds: float = 10.0) -> bool:
@@ -119,7 +122,12 @@ class Lookout:
     def would_begin(self, task: Task) -> bool:
         """Whether so much is free that the task cannot be waiting for room, however the free room is spread."""
         free, nodes = self._free, len(self.rooms())
-        return free.get("CPU", 0) >= max(1, nodes) and free.get("memory", 0) >= nodes * task.memory_bytes
+        has_gpu = not task.gpus or free.get("GPU", 0) >= nodes
+        return (
+            has_gpu
+            and free.get("CPU", 0) >= max(1, nodes)
+            and free.get("memory", 0) >= nodes * task.memory_bytes
+        )
 
     def end(self) -> None:
         """Look no more."""
@@ -147,7 +155,11 @@ def rooms(nodes: Sequence[Mapping[str, Any]] | None = None) -> list[Room]:
 
 def _room(node: Mapping[str, Any]) -> Room:
     resources = node["Resources"]
-    return Room(cpus=int(resources.get("CPU", 0)), memory_bytes=int(resources.get("memory", 0)))
+    return Room(
+        cpus=int(resources.get("CPU", 0)),
+        memory_bytes=int(resources.get("memory", 0)),
+        gpus=float(resources.get("GPU", 0)),
+    )
 
 
 def _sorted(found: Iterable[Room]) -> list[Room]:
@@ -161,17 +173,31 @@ def problem_of(task: Task, workers: int, found: list[Room]) -> str:
     """
     if not found:
         return ""  # only a head without CPUs yet: an autoscaler may be about to bring nodes
-    if sum(room.fits(task.memory_bytes) for room in found) >= workers:
+    if sum(room.fits(task.memory_bytes, task.gpus) for room in found) >= workers:
         return ""
+    problem = gpu_problem(task.gpus, found)
+    if problem:
+        return problem
     asked = f"{workers} CPU" + (
         f" with {_gib(task.memory_bytes)} of memory each" if task.memory_bytes else ""
     )
+    asked += f" and {task.gpus:g} GPU each" if task.gpus else ""
     largest = f"{found[0].cpus} CPU and {_gib(found[0].memory_bytes)}"
     total = sum(room.cpus for room in found)
     return (
         f"{task.kind} asks for {asked}, which the cluster can never give: {len(found)} nodes with {total} CPU in"
         f" all, the largest with {largest} of memory; lower resources.memory_per_task or resources.workers, or"
         " add larger nodes"
+    )
+
+
+def gpu_problem(gpus: float, found: list[Room]) -> str:
+    """Why no task can have `gpus`; empty if one can, or only a head without CPUs is there yet."""
+    if not gpus or not found or any(room.fits(0, gpus) for room in found):
+        return ""
+    return (
+        f"resources.gpus_per_task asks for {gpus:g} GPU a task, and none of the cluster's {len(found)} nodes has any: "
+        "add a node with a GPU (of a type that scales from zero, keep one while the run begins), or leave it out"
     )
 
 

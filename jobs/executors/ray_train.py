@@ -89,13 +89,14 @@ def run_on_workers(
     """
     os.environ.update(_TRAIN_SETTINGS)
     room = {"CPU": 1.0} | ({"memory": float(task.memory_bytes)} if task.memory_bytes else {})
+    room |= {"GPU": task.gpus} if task.gpus else {}
     with tempfile.TemporaryDirectory(prefix="fleetpress-train-") as folder:
         trainer = TorchTrainer(
             _train_rank,  # type: ignore[arg-type]  # what rank 0 returns is kept since Ray 2.5x
             train_loop_config={"task": task, "run_rank": run_rank, "variables": variables},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=False, resources_per_worker=room
+                num_workers=workers, use_gpu=bool(task.gpus), resources_per_worker=room
             ),
             run_config=ray.train.RunConfig(
                 name="training", storage_path=folder, failure_config=ray.train.FailureConfig(max_failures=0)

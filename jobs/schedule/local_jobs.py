@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from fleetpress.storage.store import ObjectStore
 
+from ..errors import UsageError
 from .attend import BEAT_SECONDS, attend, job_key, stop_key
 from .file import Schedule
 from .fires import stamp, unstamp
@@ -53,21 +55,36 @@ class LocalLauncher:
             host=socket.gethostname(),
             process=os.getpid(),
             beat_at=stamp(self._clock()),
+            token=secrets.token_hex(8),  # to the store, the same bytes twice would be the same claim
         )
         if not self._store.put_if_absent(job_key(job_id), record_bytes(sign)):
-            return
+            if not self._is_stillborn(job_id):
+                return
+            self._store.put(job_key(job_id), record_bytes(sign))
         deadline = self._schedule.deadline_seconds
         if self._in_foreground:
             attend(self._store, job_id, self._command(spec), deadline_seconds=deadline, is_quiet=False)
             return
         words = [sys.executable, "-m", f"{__package__}.attend", self._store.uri, job_id, str(deadline or "")]
-        subprocess.Popen(
-            [*words, *self._command(spec)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # it outlives the tick, and the terminal
-        )
+        try:
+            subprocess.Popen(
+                [*words, *self._command(spec)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # it outlives the tick, and the terminal
+            )
+        except OSError as error:
+            self._store.delete(job_key(job_id))
+            raise UsageError(f"no process could be started for {job_id}: {error.strerror}") from None
+
+    def _is_stillborn(self, job_id: str) -> bool:
+        """Whether whoever began the job died before its process could say anything."""
+        job = read_record(self._store, job_key(job_id), LocalJob)
+        return job is not None and job.phase == "starting" and self._is_silent(job)
+
+    def _is_silent(self, job: LocalJob) -> bool:
+        return self._clock() - unstamp(job.beat_at) > timedelta(seconds=LOST_SECONDS)
 
     def state(self, job_id: str) -> JobState:
         """See Launcher."""
@@ -77,7 +94,7 @@ class LocalLauncher:
         if job.phase == "ended":
             ends: dict[int, JobState] = {0: "succeeded", _INTERRUPTED: "stopped"}
             return ends.get(job.exit_code, "failed")
-        if self._clock() - unstamp(job.beat_at) > timedelta(seconds=LOST_SECONDS):
+        if self._is_silent(job):
             return "failed"
         return "running" if job.phase == "running" else "pending"
 

@@ -138,7 +138,6 @@ def small_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, size in SIZES_OF_PLAN.items():
             patch.setattr(checkpoint_layout, name, size)
-        patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 
 

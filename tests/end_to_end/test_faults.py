@@ -6,6 +6,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,13 @@ def faulty(
     seaweedfs: SeaweedFS, seaweed_bucket: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Matrix]:
     """The small fleet on SeaweedFS, published once without any fault."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         for name, value in seaweedfs.environment.items():
             patch.setenv(name, value)
-        with matrix(seaweedfs, seaweed_bucket, shared_runner(), tmp_path_factory.mktemp("faults")) as found:
-            yield found
+        folder = tmp_path_factory.mktemp("faults")
+        found = stack.enter_context(matrix(seaweedfs, seaweed_bucket, shared_runner(), folder))
+        patch.undo()  # each test sets them for itself
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,17 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 
+from fleetpress.jobs.schedule.claims import Claims
+from fleetpress.jobs.schedule.file import parse_schedules
+from fleetpress.jobs.schedule.records import JobState
+from fleetpress.jobs.schedule.tick import Tick, tick
 from fleetpress.storage.errors import AccessDenied
 from fleetpress.storage.store import open_store
 
@@ -115,13 +120,15 @@ class Enforcing:
         self.relay.rules = conditions(policy)
         return list(self.relay.rules)
 
-    def run(self, output: str) -> Outcome:
+    def run(self, output: str, *options: str) -> Outcome:
         """`fleetpress run` of the small fleet."""
         text = SPEC.replace("{source}/train", "s3://samples/team/points/train")
         text = text.replace("{source}/eval", "s3://samples/team/points/eval")
         spec = self._folder / "spec.yaml"
         spec.write_text(text.format(source="s3://sources/team/in", output=output))
-        return self._runner.run(["run", str(spec), "--executor", "inline", "--json"], self.environment)
+        return self._runner.run(
+            ["run", str(spec), "--executor", "inline", "--json", *options], self.environment
+        )
 
     def command(self, *arguments: str) -> Outcome:
         """Any other verb."""
@@ -161,7 +168,7 @@ def finished(server: Enforcing) -> str:
     """An output with a fleet in it, made by a user with exactly the policy."""
     rules = server.allow(POLICY)
     output = "s3://results/team/out/whole"
-    done = server.run(output)
+    done = server.run(output, "--job", "job-1")  # as the driver of a submitted job does
     assert (done.code, done.reason) == (0, "")
     assert {rule.name: rule.hits for rule in rules if rule.name != "bucket"} == {
         "list sources": 0, "list samples": 0, "list results": 0
@@ -177,8 +184,15 @@ def test_the_policy_is_enough_for_a_run_and_for_all_that_looks_at_it(
     assert not found.doubled()
     again = as_user.run(finished)
     assert {model["state"] for model in again.models.values()} == {"unchanged"}
-    for verb in (["status"], ["list"], ["report"]):
-        assert as_user.command(*verb, finished, "--json").code == 0
+    for words in (
+        ["status", finished],
+        ["list", finished],
+        ["report", finished],
+        ["list", finished, "--jobs"],
+    ):
+        assert as_user.command(*words, "--json").code == 0
+    for verb in ("status", "logs", "cancel"):
+        assert as_user.command(verb, finished, "job-1", "--json").code == 0
     for model, how in (("tiny", []), ("language", ["--deep"])):
         done = as_user.command("verify", f"{finished}/models/{model}", *how, "--json")
         assert (done.code, done.err) == (0, "")
@@ -254,6 +268,64 @@ def test_work_of_a_run_that_died_is_taken_over(finished: str, as_user: Enforcing
     for digests in published(finished).artifacts.values():
         store.put(f"leases/{next(iter(digests))}/000001", json.dumps({"run": "dead"}).encode())
     assert as_user.run(output).code == 0
+
+
+class Played:
+    """A launcher whose jobs have ended as soon as one looks."""
+
+    def launch(self, _spec: str, _job_id: str) -> None:
+        pass
+
+    def state(self, _job_id: str) -> JobState:
+        return "succeeded"
+
+    def stop(self, _job_id: str) -> None:
+        pass
+
+
+def ticked(output: str, minute: int) -> list[str]:
+    """What a tick does in an output whose schedule fires at 02:30."""
+    text = f'version: 1\noutput: {output}\nschedules: [{{name: s, spec: a.yaml, cron: "30 2 * * *"}}]\n'
+    now = datetime(2026, 3, 1, 2, minute, tzinfo=UTC)
+    how = Tick(now=now, by="press", launcher_of=lambda *_: Played())
+    return [f"{row.action} {row.reason}".strip() for row in tick(parse_schedules(text, "s.yaml"), how).rows]
+
+
+def test_the_policy_is_enough_for_schedules(as_user: Enforcing) -> None:
+    output = "s3://results/team/out/scheduled"
+    assert ticked(output, 30) == ["begun"]
+    assert ticked(output, 31)[0] == "ended succeeded"
+    claims = Claims(open_store(output), "s")
+    now = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)
+    assert claims.pause(by="press", now=now).paused
+    assert not claims.resume(by="press", now=now).paused
+    latest = claims.latest(now)
+    assert latest is not None
+    assert latest.state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ("s3:GetObject", "failed cannot read s3://results/team/out/[a-z0-9]*/schedules/s/control.json "),
+        ("s3:PutObject", "failed cannot write s3://results/team/out/[a-z0-9]*/schedules/s/since-"),
+    ],
+)
+def test_schedules_name_the_right_they_lack(as_user: Enforcing, action: str, message: str) -> None:
+    as_user.allow(without("WorkInOutput", action))
+    (row,) = ticked(f"s3://results/team/out/lacks{action[3:].lower()}", 30)
+    assert re.match(f"{message}.* access denied: check", row), row
+
+
+def test_without_the_right_to_delete_ticks_begin_each_fire_once(
+    as_user: Enforcing, caplog: pytest.LogCaptureFixture
+) -> None:
+    as_user.allow(without("WorkInOutput", "s3:DeleteObject"))
+    output = "s3://results/team/out/undeleted"
+    assert ticked(output, 30) == ["begun"]
+    assert ticked(output, 31)[0] == "ended succeeded"
+    assert ticked(output, 32) == ["waiting next fire at 2026-03-02 02:30 UTC"]
+    assert "the record of a job that has ended stays behind" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["s3://results/team/other", "s3://private", "s3://sources/team/in"])

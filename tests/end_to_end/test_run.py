@@ -1,8 +1,6 @@
 """The whole road: fetch, collect, prune, fine-tune, quantize, validate, publish; everywhere the same bytes."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,23 +62,6 @@ def test_metrics_name_removed_units_bits_and_errors(inline_run: FleetResult) -> 
         assert {layer["name"] for layer in quantized} == {layer["name"] for layer in metrics["layers"]}
         assert all(layer["sqnr_db"] > 10 for layer in quantized)
         assert metrics["bits_per_weight"] < 8
-
-
-def test_published_program_runs_with_plain_torch_where_fleetpress_is_not_imported(
-    inline_run: FleetResult, tmp_path: Path
-) -> None:
-    model = inline_run.models[0]
-    data = open_store(inline_run.output).get(f"models/{model.name}/{model.digest}/model.pt2")
-    (tmp_path / "model.pt2").write_bytes(data)
-    code = (
-        "import sys, torch\n"
-        "module = torch.export.load('model.pt2').module()\n"
-        "print(tuple(module(torch.zeros(3, 1, 8, 8)).shape), 'fleetpress' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split("\n")[-2] == "(3, 10) False"
 
 
 def test_load_artifact_gives_the_measured_accuracy(inline_run: FleetResult, digits: Sets) -> None:

@@ -6,6 +6,7 @@ One cluster for all of it, in the order of this file: at the end it is gone, and
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,25 +168,34 @@ def test_two_submits_at_the_same_moment_are_one_job_with_the_result_of_an_inline
     assert PLANTED not in told.text + str(ended)
 
 
-def test_the_same_again_goes_on_as_the_next_job(here: Place, capfd: pytest.CaptureFixture[str]) -> None:
-    address = here.hosts.jobs_address
-    spec, code = here.spec("fleet"), str(here.folder / "code")
-    assert main(["submit", spec, "--allow-code", "--code", code, "--address", address, "--json"]) == 3
-    printed = capfd.readouterr()
-    told = json.loads(printed.out)
-    assert told["job"].startswith("fleetpress-nightly.fleet-")
-    assert told["job"].endswith("-2")
-    assert (told["state"], told["exit_code"], told["is_new"]) == ("failed", 3, True)
-    assert "tiny unchanged" in printed.err
-    for verb in (["status", told["job"], "--address", address], ["status", told["output"], told["job"]]):
-        assert main([*verb, "--json"]) == 0
-        result = json.loads(capfd.readouterr().out)
-        assert result["job"] == told["job"]
-        assert {model["name"]: model["state"] for model in result["models"]} == {
-            "tiny": "unchanged", "lone": "unchanged", "module": "unchanged", "lost": "failed"
-        }  # fmt: skip
-    assert main(["logs", told["job"], "--address", address]) == 0
-    assert "tiny unchanged" in capfd.readouterr().out
+def test_every_command_of_the_page_works(here: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    """On the fleet that has just run, one of whose models cannot be found."""
+    words = {
+        "http://head:8265": here.hosts.jobs_address,
+        "fleet.yaml": here.spec("fleet"),
+        "s3://compressed/nightly": here.output("fleet"),
+        "nets": str(here.folder / "code"),
+    }
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "submit.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("fleetpress ")]
+    said = []
+    for line in lines:
+        code = main([words.get(word, word) for word in line.split()[1:]])
+        said.append(capfd.readouterr())
+        waits = ("submit" in line and "--no-wait" not in line) or "logs -f" in line
+        assert code == (3 if waits else 0), (line, said[-1])
+    told = {line: f"{out}{err}" for line, (out, err) in zip(lines, said, strict=True)}
+    job = "nightly-2026-11-30"
+    assert len(lines) == 12
+    assert "lone unchanged" in told[f"fleetpress logs -f {job} --address http://head:8265"]
+    assert "had ended before" in told[f"fleetpress cancel {job} --address http://head:8265"]
+    assert told["fleetpress list --address http://head:8265"].count("  failed  3  ") == 3
+    assert job in told["fleetpress list s3://compressed/nightly --jobs"]
+    assert "lone unchanged" in told[f"fleetpress logs s3://compressed/nightly {job}"]
+    with_code = told[lines[-1]]
+    assert "tiny unchanged" in with_code
+    assert "module unchanged" in with_code
+    assert re.search(r"job fleetpress-nightly\.fleet-[0-9a-f]{12}-2: started", with_code)
 
 
 def test_a_job_of_a_given_id_is_followed_left_joined_cancelled_and_never_started_again(
@@ -210,7 +220,7 @@ def test_a_job_of_a_given_id_is_followed_left_joined_cancelled_and_never_started
     assert main(["list", "--address", address, "--json"]) == 0
     states = {job["job"]: job["state"] for job in json.loads(capfd.readouterr().out)}
     assert states.pop("endless-1") == "running"
-    assert list(states.values()) == ["failed", "failed"]
+    assert set(states.values()) == {"failed"}
     assert main(["cancel", "endless-1", "--address", address]) == 0
     assert "interrupted" in capfd.readouterr().out
     assert main(["logs", "endless-1", "--address", address, "-f"]) == 130
@@ -242,9 +252,9 @@ def test_when_the_cluster_is_gone_the_bucket_tells(here: Place, capfd: pytest.Ca
     assert time.monotonic() - started < 30
     assert "no Ray job server answers at" in capfd.readouterr().err
     assert main(["list", output, "--jobs", "--json"]) == 0
-    first, second = json.loads(capfd.readouterr().out)
-    assert (first["exit_code"], second["exit_code"]) == (3, 3)
-    assert second["job"] == f"{first['job']}-2"
+    first, *others = json.loads(capfd.readouterr().out)
+    assert {job["exit_code"] for job in (first, *others)} == {3}
+    assert f"{first['job']}-2" in {job["job"] for job in others}
     assert main(["status", output, first["job"], "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
     assert (told["run"], told["job"]) == (first["run"], first["job"])

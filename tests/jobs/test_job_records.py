@@ -67,7 +67,7 @@ def summary(store: ObjectStore, state: RunState, *models: ModelResult) -> None:
 
 def test_the_log_is_that_of_the_events_or_as_far_as_the_run_has_come(store: ObjectStore) -> None:
     summary(store, "running", ModelResult(name="a", state="running"), ModelResult(name="b", state="pending"))
-    assert [line_of(event) for event in kept_log(store)] == ["a running"]
+    assert [line_of(event) for event in kept_log(store)] == ["0.0s a running"]
     events = (
         {"at_seconds": 1.25, "kind": "finished", "model": "a", "task": "a/prune", "seconds": 0.5},
         {"at_seconds": 2.0, "kind": "failed", "model": "b", "text": "no\nlayer \x1b[31m"},
@@ -95,6 +95,14 @@ def test_following_a_run_tells_what_is_new_until_it_ends(store: ObjectStore) -> 
         rows = {"a": replace(a, state="published"), "b": b, model.name: model}
         summary(store, state, *rows.values())
 
+    store.put(f"runs/{RUN}/alive.json", b"{}")
     result = follow_run(store, RUN, seen.append, sleep=sleep)
-    assert seen == ["a running", "a published", "b rejected: too much lost"]
+    assert seen == ["0.0s a running", "0.0s a published", "0.0s b rejected: too much lost"]
     assert (result.exit_code, result.job) == (3, JOB.job)
+
+
+def test_a_dead_run_is_not_followed_without_end(store: ObjectStore) -> None:
+    summary(store, "running", ModelResult(name="a", state="running"))
+    times = iter(range(0, 10_000, 4))
+    result = follow_run(store, RUN, str, clock=lambda: float(next(times)), sleep=lambda _: None)
+    assert result.state == "running"

@@ -123,3 +123,23 @@ def test_more_eval_data_is_another_artifact_from_the_same_steps() -> None:
 def test_runs_of_names_stay_below_the_limit_where_they_can() -> None:
     assert shard_names({"a": 4, "b": 4, "c": 9, "d": 1}, 8) == [["a", "b"], ["c"], ["d"]]
     assert shard_names({}, 8) == [[]]
+
+
+def test_a_gpu_is_part_of_what_it_computes_and_its_share_is_not() -> None:
+    plain, gpu = planned(model()), planned(model(), gpus=1.0)
+    assert not set(digests(plain)) & set(digests(gpu))
+    assert digests(gpu) == digests(planned(model(), gpus=0.25))
+    assert {task.kind: task.gpus for task in gpu.tasks} == {
+        "train": 1.0,
+        "prune": 0.0,
+        "finetune": 1.0,
+        "quantize": 0.0,
+        "publish": 0.0,
+    }
+    assert gpu.digest == artifact_digest(model(), seed=0, workers=1, gpus=1.0)
+    collected = planned(model(loss=None), gpus=0.5).tasks
+    assert {task.gpus for task in collected if task.kind == "collect"} == {0.5}
+    untrained = model({"quantize": {"scheme": "W4A16"}})
+    assert digests(planned(untrained, gradients=False)) == digests(
+        planned(untrained, gradients=False, gpus=1.0)
+    )

@@ -1,13 +1,16 @@
 """Which job a submit starts or joins, and which clusters it refuses; the job server is played here."""
 
+import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fleetpress.jobs import submitted
+from fleetpress.jobs.cli import main
 from fleetpress.jobs.errors import ClusterUnreachable, UsageError
 from fleetpress.jobs.job_state import JobState
 from fleetpress.jobs.submission import Submitted, submit_spec
@@ -107,6 +110,10 @@ def test_a_given_id_is_one_job_for_ever(server: PlayedServer, spec: Path) -> Non
     ended = submit(spec, submission_id="mine")
     assert (ended.is_new, ended.state, ended.exit_code) == (False, "failed", 4)
     assert list(server.entrypoints) == ["mine"]
+    assert not ended.warnings
+    server.jobs["mine"] = replace(server.jobs["mine"], metadata={"digest": "another"})
+    (warning,) = submit(spec, submission_id="mine").warnings
+    assert warning == "job mine was started with another spec, other code or another fleetpress"
     for bad in ("", "a b", "../x", "-x", "a/b", "x" * 129, "$(id)", "a\n"):
         with pytest.raises(UsageError, match="cannot be a job's id"):
             submit(spec, submission_id=bad)
@@ -122,6 +129,28 @@ def test_the_shell_sees_words_and_no_variables_travel(
     assert words[:2] == ["exec", "$(command -v python || command -v python3)"]
     assert words[2:] == ["-m", "fleetpress.jobs.submitted", job, "--address", address, "--allow-code"]
     assert set(server.environments[0]) == {"working_dir", "py_modules"}
+
+
+def test_the_command_line_takes_ray_s_own_variables_for_the_address(
+    server: PlayedServer, spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # of the cluster itself, not of its job server
+    assert main(["submit", str(spec), "--no-wait"]) == 2
+    assert "no cluster is named; give --address http://head:8265" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_ADDRESS", "http://other:8265")
+    assert main(["submit", str(spec), "--no-wait"]) == 0
+    assert server.address == "http://other:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://third:8265")
+    assert main(["submit", str(spec), "--no-wait", "--json"]) == 0
+    assert server.address == "http://third:8265"
+    first, _, told = capsys.readouterr().out.partition("\n")
+    assert json.loads(told)["job"] == first
+    server.end(first, 3)
+    assert main(["submit", str(spec), "--submission-id", first]) == 3
+    capsys.readouterr()
+    for verb in ("status", "logs", "cancel", "report"):
+        assert main([verb, first]) == 2
+        assert f"{first} is the id of a job; add the --address of its cluster" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

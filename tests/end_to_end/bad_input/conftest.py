@@ -132,3 +132,50 @@ def write_fleet(good_files: dict[str, bytes]) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newcomer:
+    """Someone in the folder `place`, with a good model, its data and the good spec `fleet.yaml`."""
+
+    place: Path
+    spec: dict[str, Any]
+    cli: Callable[..., Outcome] = command
+
+    def wrote(self, *, source: str | None = None, **parts: Any) -> str:
+        """A spec with other parts, or another source of its model, written to `fleet.yaml`."""
+        if source is not None:
+            parts["models"] = [{**self.spec["models"][0], "source": source}]
+        (self.place / "fleet.yaml").write_text(yaml.safe_dump(self.spec | parts, sort_keys=False))
+        return "fleet.yaml"
+
+    def check(self, outcome: Outcome, code: int, *says: str) -> None:
+        """The exit code, the words, and nothing in the output of what could not even begin."""
+        told = outcome.out + outcome.err
+        assert outcome.code == code, told
+        for words in says:
+            assert words in told
+        assert "Traceback" not in told
+        if code in (2, 5):
+            assert not (self.place / "out").exists()
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, good_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Newcomer:
+    """Stands in a folder of their own, ready to make mistakes."""
+    for key, content in good_files.items():
+        open_store(str(tmp_path)).put(key, content)
+    monkeypatch.chdir(tmp_path)
+    someone = Newcomer(
+        place=tmp_path,
+        spec={
+            "version": 1,
+            "name": "first",
+            "output": "out",
+            "models": [{"source": "in/good.pt2", "data": "plain", "recipe": "pack"}],
+            "data": {"plain": {"train": "data/train.npz", "eval": "data/test.npz"}},
+            "recipes": {"pack": {"quantize": {"scheme": "W8A16"}, "validate": {"max_drop": 0.5}}},
+        },
+    )
+    someone.wrote()
+    return someone

@@ -17,13 +17,27 @@ from crashes import s3_server
 Courses = Callable[[str, str], tuple[Course, Quiet]]
 
 
-@pytest.fixture(scope="package")
-def courses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Courses]:
+Started = tuple[Courses, dict[str, str]]
+
+
+@pytest.fixture
+def courses(started: Started, monkeypatch: pytest.MonkeyPatch) -> Courses:
     """By kind and store ("folder" or "s3"): the course, and what its undisturbed run published."""
+    found, environment = started
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+@pytest.fixture(scope="package")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """The courses, and the AWS_* variables that lead to the server of some; they are set for one test at a time."""
     folder = tmp_path_factory.mktemp("crashes")
     write_code(folder)
     found: dict[tuple[str, str], tuple[Course, Quiet]] = {}
+    before = dict(os.environ)
     with s3_server() as bucket:
+        environment = {name: value for name, value in os.environ.items() if value != before.get(name)}
         places = {"folder": str(folder), "s3": bucket}
         for place in places.values():
             write_sources(f"{place}/source")
@@ -36,9 +50,12 @@ def courses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Courses]:
                     source=f"{places[store]}/source",
                     outputs=f"{places[store]}/outputs",
                     folder=folder,
-                    environment={k: value for k, value in os.environ.items() if k.startswith("AWS_")},
+                    environment=environment,
                 )
                 found[kind, store] = course, course.quiet()
             return found[kind, store]
 
-        yield course_of
+        for name in environment:
+            del os.environ[name]
+        os.environ.update(before)
+        yield course_of, environment

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.schedule import attend as attending
+from fleetpress.jobs.schedule import local_jobs
 from fleetpress.jobs.schedule.attend import attend, job_key, log_key, stop_key
 from fleetpress.jobs.schedule.file import Schedule, parse_schedules
 from fleetpress.jobs.schedule.local_jobs import LOST_SECONDS, LocalLauncher
@@ -65,6 +67,17 @@ def test_a_job_is_begun_once_and_tells_of_its_end_and_its_last_words(place: Obje
     record = read_record(place, job_key(JOB), LocalJob)
     assert record is not None
     assert (record.phase, record.exit_code) == ("ended", 3)
+
+
+def test_two_launches_in_the_same_second_are_one_process(
+    place: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[list[str]] = []
+    monkeypatch.setattr(local_jobs.subprocess, "Popen", lambda words, **_: begun.append(words))
+    launcher = FakeCommand(place, schedule(), clock=lambda: datetime(2026, 3, 1, 2, 30, tzinfo=UTC))
+    launcher.launch("fleet.yaml", JOB)
+    launcher.launch("fleet.yaml", JOB)
+    assert len(begun) == 1
 
 
 def test_a_job_of_this_machine_stops_at_once(place: ObjectStore) -> None:
@@ -133,6 +146,25 @@ def test_a_job_that_shows_no_sign_of_life_is_lost(place: ObjectStore) -> None:
     launcher.stop(JOB)  # of another machine: no process of ours is touched
     now += timedelta(seconds=LOST_SECONDS)
     assert launcher.state(JOB) == "failed"
+
+
+def test_a_job_whose_process_never_came_up_is_begun_again(place: ObjectStore) -> None:
+    sign = LocalJob(job=JOB, phase="starting", host="elsewhere", process=1, beat_at="20260301T023000Z")
+    place.put(job_key(JOB), record_bytes(sign))
+    FakeCommand(place, schedule(), clock=lambda: datetime(2026, 3, 1, 2, 31, tzinfo=UTC)).launch("a", JOB)
+    assert read_record(place, job_key(JOB), LocalJob) == sign
+    FakeCommand(place, schedule()).launch("a", JOB)
+    until(lambda: log_key(JOB) in place.sizes("schedules/"))
+
+
+def test_a_machine_that_can_start_no_process_says_so_and_may_try_again(
+    place: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    launcher = FakeCommand(place, schedule())
+    with pytest.raises(UsageError, match=f"no process could be started for {JOB}: No such file or directory"):
+        launcher.launch("fleet.yaml", JOB)
+    assert launcher.state(JOB) == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What ticks do: begin once what is due, and leave the rest for a reason that they tell."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleetpress.jobs.errors import ClusterUnreachable
 from fleetpress.jobs.schedule.claims import Claims
 from fleetpress.jobs.schedule.records import OpenJob
-from fleetpress.jobs.schedule.tick import TickResult
+from fleetpress.jobs.schedule.tick import TickResult, tick
 
 NIGHTLY = 'cron: "30 2 * * *"'
 HOURLY = 'cron: "0 * * * *"'
@@ -181,6 +183,50 @@ def test_a_cluster_that_is_down_is_asked_again_until_it_is_too_late(ticker: Make
     nightly.cluster.is_down = False
     assert told(nightly.at("2026-03-02T03:32")) == [("waiting", "next fire at 2026-03-03 02:30 UTC")]
     assert Claims(nightly.store, "s").claim(utc("2026-03-02T02:30")).state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "actions"),
+    [("allow", ["failed", "failed"]), ("forbid", ["failed", "waiting"]), ("replace", ["failed", "waiting"])],
+)
+def test_a_fire_waits_until_it_can_be_told_whether_a_job_runs(
+    ticker: Make, concurrency: str, actions: list[str]
+) -> None:
+    """A claim is for ever: a fire is not skipped for a job that may have ended long ago."""
+    hourly = ticker(f"{HOURLY}, concurrency: {concurrency}")
+    hourly.at("2026-03-01T01:00")
+    hourly.cluster.end()
+    hourly.cluster.is_down = True
+    assert [row.action for row in hourly.at("2026-03-01T02:00").rows] == actions
+    hourly.cluster.is_down = False
+    hourly.at("2026-03-01T02:01")
+    assert hourly.cluster.begun == ["s-20260301T010000Z", "s-20260301T020000Z"]
+
+
+def test_a_job_at_an_address_that_the_file_does_not_name_any_more_is_given_up(ticker: Make) -> None:
+    before = ticker(f'{HOURLY}, address: "http://old:8265"')
+    before.at("2026-03-01T01:00")
+    moved = type(before)(before.store, f'{HOURLY}, address: "http://new:8265"', before.cluster)
+    state = before.cluster.state
+
+    def unreachable(job_id: str) -> str:
+        if job_id == "s-20260301T010000Z":
+            raise ClusterUnreachable("nobody answers at http://old:8265")
+        return str(state(job_id))
+
+    moved.cluster.state = unreachable
+    assert told(moved.at("2026-03-01T02:00")) == [("ended", "unknown"), ("begun", "")]
+
+
+def test_a_look_begins_nothing_and_sees_what_has_ended(ticker: Make) -> None:
+    """A job in the foreground may outlast the next fire, which is another process's to begin."""
+    hourly = ticker(HOURLY)
+    hourly.at("2026-03-01T01:00")
+    hourly.cluster.end()
+    looking = replace(hourly.how(utc("2026-03-01T02:00")), only_looks=True)
+    assert told(tick(hourly.file, looking, store=hourly.store)) == [("ended", "succeeded")]
+    assert told(tick(hourly.file, looking, store=hourly.store)) == []
+    assert len(hourly.cluster.begun) == 1
 
 
 def test_what_could_not_be_begun_gives_way_to_the_next_fire(ticker: Make) -> None:

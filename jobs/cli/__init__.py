@@ -16,13 +16,14 @@ from .. import log_lines
 from ..errors import FleetpressError
 from . import about, artifacts, beginning, runs, schedules, submitting
 from .mistakes import Parser
-from .options import EXIT_CODES, message
+from .options import EXIT_CODES, message, show_every_name
 
 __all__ = ["EXIT_CODES", "main", "parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is the answer. User errors become one message on stderr, never a traceback."""
+    show_every_name()
     arguments = parser().parse_args(argv)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(log_lines.Formatter())

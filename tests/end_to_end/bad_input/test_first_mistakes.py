@@ -4,6 +4,7 @@ No traceback, the documented exit code, and nothing in the output.
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -275,7 +276,8 @@ _CRON = "import sys; from fleetpress.jobs.cli import main; sys.exit(main())"
 
 
 def test_as_a_cron_job(newcomer: Any) -> None:
-    """No HOME, no PATH to speak of, another folder, nobody at the terminal."""
+    """No HOME, no PATH to speak of, another folder, nobody at the terminal, and letters that its log cannot hold."""
+    shutil.copy(newcomer.place / "in/good.pt2", newcomer.place / "in/schön.pt2")
     spec = newcomer.spec | {
         "output": str(newcomer.place / "out"),
         "models": [{"source": str(newcomer.place / "in/*.pt2"), "data": "plain", "recipe": "pack"}],
@@ -286,12 +288,17 @@ def test_as_a_cron_job(newcomer: Any) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _CRON, "run", str(newcomer.place / "fleet.yaml"), *INLINE],
         cwd=newcomer.place / "elsewhere",
-        env={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONIOENCODING": "ascii",
+            "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "1 published" in done.stdout
+    assert "2 published" in done.stdout
+    assert "sch\\xf6n" in done.stdout
     assert not list((newcomer.place / "elsewhere").iterdir())

@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(log_lines.Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _complain("the folder that you are in is gone; change to another one", 2)
     with log_lines.written_as(getattr(arguments, "log_format", "text")):
         return _answer(arguments)
 

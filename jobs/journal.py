@@ -108,10 +108,10 @@ class Journal:
 
     def begin(self) -> None:
         """The first summary: from here on the run can be seen."""
+        self._summary.write(self.result)
         text = self._spec.text
         if text is not None:
             self._store.put(f"{RUNS}{self.progress.run}/{SPEC}", text.encode())
-        self._summary.write(self.result)
 
     def finish(self, state: RunState) -> FleetResult:
         """Events, page and the last summary."""

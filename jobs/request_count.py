@@ -1,6 +1,6 @@
 """How many requests a run makes of a fleet in which nothing has changed: predicted by `plan`, kept by `run`.
 
-Not counted is what depends on time: every BEAT_SECONDS a PUT and a HEAD, and the summary's PUT while models are told.
+Not counted is what depends on time: every BEAT_SECONDS a PUT and a HEAD, and the summary's PUT while events are told.
 """
 
 from collections import Counter

@@ -11,9 +11,8 @@ from fleetpress.storage.errors import ObjectNotFound
 from fleetpress.storage.store import ObjectStore
 
 from .events import Event, words_of
-from .figures import number
 from .heartbeat import Watch
-from .results import EVENTS, RUNS, FleetResult, read_result
+from .results import EVENTS, RUNS, FleetResult, number, read_result
 
 _LOOK_SECONDS = 2.0
 _PATIENCE_SECONDS = (

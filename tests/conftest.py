@@ -37,8 +37,9 @@ _AWS_VARIABLES = (
 # scikit-learn, torch and Ray set some for their process when they are first used; pytest names the test that runs.
 _SET_BY_LIBRARIES = ("KMP_", "TORCH", "RAY_", "PYTEST_")
 _ENVIRONMENT = pytest.StashKey[dict[str, str]]()
-# `make test` runs files side by side. Those that name one of these share a worker: it is made ready once.
-_DEAR_THINGS = ("ray_cluster", "courses", "shared_runner")
+# `make test` runs files side by side. Those that name one of these words share a worker: it is made ready once, and
+# there are never two Ray clusters at work.
+_LANES = {"ray_cluster": "ray", "ray_hosts": "ray", "courses": "crashes", "shared_runner": "forks"}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -49,7 +50,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     @cache
     def lane(file: str) -> str:
         words = set(re.findall(r"\w+", (config.rootpath / file).read_text(encoding="utf-8")))
-        return next((name for name in _DEAR_THINGS if name in words), file)
+        return next((shared for word, shared in _LANES.items() if word in words), file)
 
     class Lanes(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:

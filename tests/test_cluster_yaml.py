@@ -92,19 +92,24 @@ def test_one_line_names_the_region() -> None:
     assert len(region.findall((ROOT / "cluster.yaml").read_text())) == 1
 
 
-@pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An EC2 and IAM in memory that know the roles which cluster.yaml names."""
-    monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps the key pair there
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "moto")
-    with mock_aws():
-        iam = boto3.client("iam")
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An EC2 and IAM in memory that know the roles which cluster.yaml names; and the home of who uses them."""
+    with mock_aws(config={"core": {"mock_credentials": False}}):
+        iam = boto3.client("iam", aws_access_key_id="moto", aws_secret_access_key="moto")
         for name in ("fleetpress-head", "fleetpress-worker"):
             iam.create_instance_profile(InstanceProfileName=name)
             iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
             iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
-        yield
+        yield tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def aws(cloud: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way to them."""
+    monkeypatch.setenv("HOME", str(cloud))  # Ray keeps the key pair there
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "moto")
 
 
 def provider_of(config: dict[str, Any]) -> tuple[AWSNodeProvider, dict[str, Any]]:

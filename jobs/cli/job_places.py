@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..figures import one_line
 from .options import message, print_json
 
 if TYPE_CHECKING:
     from fleetpress.storage.store import ObjectStore
 
     from ..job_state import JobState
+
+_OUR_JOB = re.compile(r"fleetpress-.+-[0-9a-f]{12}(-\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,14 @@ def find(arguments: argparse.Namespace) -> Place:
     from ..job_records import run_of
 
     if not arguments.address:
+        if (
+            arguments.run is None
+            and _OUR_JOB.fullmatch(arguments.output)
+            and not os.path.exists(arguments.output)
+        ):
+            raise UsageError(
+                f"{arguments.output} is the id of a job; add the --address of its cluster, or put its OUTPUT before it"
+            )
         store = open_store(arguments.output)
         return Place(store=store, run=run_of(store, arguments.run))
     state = ask(arguments)
@@ -151,4 +163,4 @@ def list_jobs(arguments: argparse.Namespace) -> int:
 
 def _line(state: JobState) -> str:
     code = "" if state.exit_code is None else f", exit code {state.exit_code}"
-    return f"job {state.job}: {state.state}{code}" + (f" ({state.reason})" if state.reason else "")
+    return one_line(f"job {state.job}: {state.state}{code}" + (f" ({state.reason})" if state.reason else ""))

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from ..errors import UsageError
+from ..figures import one_line
 from .job_places import address_of, address_option, find, output_and_run, unknown_job
 from .options import SPEC_HELP, add_verb, message, print_json
 
@@ -91,7 +92,7 @@ def _follow(address: str, job: str, *, as_json: bool, told: dict[str, Any]) -> i
     if as_json:
         print_json({**told, **state.as_dict()})
     if state.reason and state.driver_exit_code is None:
-        message(f"fleetpress: job {job} {state.state}: {state.reason}")
+        message(one_line(f"fleetpress: job {job} {state.state}: {state.reason}"))
     return int(state.exit_code or 0)
 
 

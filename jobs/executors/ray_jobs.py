@@ -97,7 +97,8 @@ class JobServer:
         """How a job stands; None if the cluster does not know it."""
         with self._asking():
             try:
-                return _state(self._client.get_job_info(job))
+                told = self._client.get_job_info(job)
+                return _state(told) if told.submission_id else None
             except RuntimeError as error:
                 if _GONE.search(str(error)):
                     return None

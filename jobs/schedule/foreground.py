@@ -42,6 +42,7 @@ def work_here(
     if not begun:
         return first, first.exit_code
     record = read_record(open_store(file.output), job_key(begun[-1].job), LocalJob)
-    second = tick(file, Tick(now=clock(), by=by, launcher_of=here), only=name)
+    # The run may have outlasted the next fire: that one is another process's.
+    second = tick(file, Tick(now=clock(), by=by, launcher_of=here, only_looks=True), only=name)
     told = TickResult(at=second.at, rows=(*first.rows, *second.rows))
     return told, record.exit_code if record and record.phase == "ended" else told.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -54,6 +55,7 @@ class LocalLauncher:
             host=socket.gethostname(),
             process=os.getpid(),
             beat_at=stamp(self._clock()),
+            token=secrets.token_hex(8),  # to the store, the same bytes twice would be the same claim
         )
         if not self._store.put_if_absent(job_key(job_id), record_bytes(sign)):
             if not self._is_stillborn(job_id):

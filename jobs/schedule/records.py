@@ -71,6 +71,7 @@ class LocalJob:
     beat_at: str = ""
     exit_code: int = 0
     reason: str = ""
+    token: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,10 +77,14 @@ class TickResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Tick:
-    """How a tick works: its moment, its name in the records, and what begins jobs."""
+    """How a tick works: its moment, its name in the records, and what begins jobs.
+
+    With `only_looks` it begins nothing, and only sees how earlier jobs stand.
+    """
 
     now: datetime
     by: str
+    only_looks: bool = False
     launcher_of: LauncherOf = launcher_of
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
@@ -131,11 +135,14 @@ class _Look:
         newest = schedule.times.newest_due(now, since=since)
         for fire, job in self._claims.open_jobs().items():
             try:
-                yield from self._settle(fire, job, is_wanted=fire == newest and not control.paused)
+                is_wanted = fire == newest and not control.paused and not self._how.only_looks
+                yield from self._settle(fire, job, is_wanted=is_wanted)
             except (FleetpressError, StorageError) as error:
                 self._active[fire] = job
                 self._is_unsure = True
                 yield self._failed(error, fire)
+        if self._how.only_looks:
+            return
         if newest is None or self._claims.claim(newest) is not None:
             yield self._row("waiting", None, _told_next(schedule.times.next(now, 1)))
         elif reason := "paused" if control.paused else self._why_missed(newest):
@@ -150,6 +157,8 @@ class _Look:
 
     def _settle(self, fire: datetime, job: OpenJob, *, is_wanted: bool) -> Iterator[Row]:
         """Go on with what an earlier tick began, or see how its job stands."""
+        if self._how.only_looks and not job.launched:
+            return
         claim = self._claims.claim(fire)
         if claim is None:  # whoever opened it is about to claim it, or died
             if self._is_younger(job, CLAIM_SECONDS):

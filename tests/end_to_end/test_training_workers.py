@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.results import FleetResult
+from fleetpress.jobs.results import EVENTS, RUNS, FleetResult
 from fleetpress.jobs.spec import parse_spec
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store
@@ -124,6 +124,16 @@ def test_two_workers_train_and_decide_like_one(one_worker: FleetResult, two_work
     assert removed_units(one_worker) == removed_units(two_workers)
     assert accuracy(one_worker) > 0.6
     assert accuracy(two_workers) == pytest.approx(accuracy(one_worker), abs=0.03)
+
+
+def test_what_all_ranks_move_is_counted(source: Path, two_workers: FleetResult) -> None:
+    store = open_store(two_workers.output)
+    events = [json.loads(line) for line in store.get(f"{RUNS}{two_workers.run}/{EVENTS}").splitlines()]
+    [ended] = [event for event in events if event["kind"] == "finished" and event["step"] == "train"]
+    read_by_each = sum((source / name).stat().st_size for name in ("net.pt2", "train.npz"))
+    assert ended["bytes_read"] == 2 * read_by_each
+    assert ended["bytes_written"] in store.sizes("records/").values()  # rank 0 stores the weights
+    assert "/" in ended["where"]
 
 
 def test_number_of_training_workers_is_part_of_the_digest(

@@ -147,6 +147,10 @@ def test_the_command_line_takes_ray_s_own_variables_for_the_address(
     assert json.loads(told)["job"] == first
     server.end(first, 3)
     assert main(["submit", str(spec), "--submission-id", first]) == 3
+    capsys.readouterr()
+    for verb in ("status", "logs", "cancel", "report"):
+        assert main([verb, first]) == 2
+        assert f"{first} is the id of a job; add the --address of its cluster" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

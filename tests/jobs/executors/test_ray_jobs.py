@@ -58,6 +58,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlayedServer]:
 
 def test_versions_with_and_without_what_newer_clusters_tell(server: PlayedServer) -> None:
     assert JobServer(server.address).versions() == {"ray": "2.60.0"}
+    assert JobServer(server.address.replace("//", "//user:planted@")).address == server.address
     server.answers["/api/v0/cluster_metadata"] = (200, {"data": {"pythonVersion": "3.11.7"}})
     assert JobServer(f"127.0.0.1:{server.server_port}").versions() == {"ray": "2.60.0", "python": "3.11.7"}
 
@@ -94,12 +95,14 @@ def test_jobs_that_are_there_taken_unknown_and_refused(server: PlayedServer) -> 
             "Traceback ...\nValueError: Job with submission_id job already exists. Use another.",
         ),
         "/api/jobs/job/stop": (500, "Traceback ...\nOSError: no\n"),
+        "/api/jobs/01000000": (200, {**JOB, "type": "DRIVER", "submission_id": None}),
     }
     client = JobServer(server.address)
     state = client.state("job")
     assert state is not None
     assert (state.state, state.is_over) == ("running", False)
     assert client.state("other") is None
+    assert client.state("01000000") is None  # someone's driver, which nobody submitted
     assert client.stop("other") is False
     assert client.submit("job", "x", runtime_env={}, metadata={}) is False
     with pytest.raises(ClusterUnreachable, match=r"refused: OSError: no; look at its dashboard"):

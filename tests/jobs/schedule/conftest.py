@@ -99,14 +99,17 @@ class Ticker:
     def at(self, moment: str | datetime, *, by: str = "test") -> TickResult:
         """One tick."""
         now = moment if isinstance(moment, datetime) else datetime.fromisoformat(moment).replace(tzinfo=UTC)
-        how = Tick(
+        return tick(self.file, self.how(now, by=by), store=self.store)
+
+    def how(self, now: datetime, *, by: str = "test") -> Tick:
+        """How a tick of that moment works."""
+        return Tick(
             now=now,
             by=by,
             launcher_of=lambda _schedule, _store: self.cluster,
             sleep=self._sleep,
             clock=lambda: self.clock_seconds,
         )
-        return tick(self.file, how, store=self.store)
 
     def every(self, start: str, end: str, minutes: float = 1.0) -> list[Row]:
         """Ticks from one moment to another; what they did beyond waiting and watching."""

@@ -12,6 +12,7 @@ import pytest
 
 from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.schedule import attend as attending
+from fleetpress.jobs.schedule import local_jobs
 from fleetpress.jobs.schedule.attend import attend, job_key, log_key, stop_key
 from fleetpress.jobs.schedule.file import Schedule, parse_schedules
 from fleetpress.jobs.schedule.local_jobs import LOST_SECONDS, LocalLauncher
@@ -66,6 +67,17 @@ def test_a_job_is_begun_once_and_tells_of_its_end_and_its_last_words(place: Obje
     record = read_record(place, job_key(JOB), LocalJob)
     assert record is not None
     assert (record.phase, record.exit_code) == ("ended", 3)
+
+
+def test_two_launches_in_the_same_second_are_one_process(
+    place: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[list[str]] = []
+    monkeypatch.setattr(local_jobs.subprocess, "Popen", lambda words, **_: begun.append(words))
+    launcher = FakeCommand(place, schedule(), clock=lambda: datetime(2026, 3, 1, 2, 30, tzinfo=UTC))
+    launcher.launch("fleet.yaml", JOB)
+    launcher.launch("fleet.yaml", JOB)
+    assert len(begun) == 1
 
 
 def test_a_job_of_this_machine_stops_at_once(place: ObjectStore) -> None:

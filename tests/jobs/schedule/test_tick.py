@@ -1,6 +1,7 @@
 """What ticks do: begin once what is due, and leave the rest for a reason that they tell."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from fleetpress.jobs.errors import ClusterUnreachable
 from fleetpress.jobs.schedule.claims import Claims
 from fleetpress.jobs.schedule.records import OpenJob
-from fleetpress.jobs.schedule.tick import TickResult
+from fleetpress.jobs.schedule.tick import TickResult, tick
 
 NIGHTLY = 'cron: "30 2 * * *"'
 HOURLY = 'cron: "0 * * * *"'
@@ -215,6 +216,17 @@ def test_a_job_at_an_address_that_the_file_does_not_name_any_more_is_given_up(ti
 
     moved.cluster.state = unreachable
     assert told(moved.at("2026-03-01T02:00")) == [("ended", "unknown"), ("begun", "")]
+
+
+def test_a_look_begins_nothing_and_sees_what_has_ended(ticker: Make) -> None:
+    """A job in the foreground may outlast the next fire, which is another process's to begin."""
+    hourly = ticker(HOURLY)
+    hourly.at("2026-03-01T01:00")
+    hourly.cluster.end()
+    looking = replace(hourly.how(utc("2026-03-01T02:00")), only_looks=True)
+    assert told(tick(hourly.file, looking, store=hourly.store)) == [("ended", "succeeded")]
+    assert told(tick(hourly.file, looking, store=hourly.store)) == []
+    assert len(hourly.cluster.begun) == 1
 
 
 def test_what_could_not_be_begun_gives_way_to_the_next_fire(ticker: Make) -> None:

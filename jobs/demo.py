@@ -53,7 +53,12 @@ def run_demo(
 ) -> int:
     """Make the fleet in `folder` (or a bucket of a server started here), run it, print the table; the exit code."""
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: cannot be made a folder: {error.strerror}; name another --folder"
+        ) from None
     if not through_s3:
         return _run(str(place), place, executor, address, as_json)
     with _bucket(place) as uri:

@@ -16,6 +16,7 @@ from fleetpress.storage.store import ObjectStore, StoreProbe, open_store
 from fleetpress.storage.uri import is_s3, without_userinfo
 
 from .errors import FleetpressError
+from .executors.address import check_address
 from .figures import sized
 
 _LIBRARIES = ("fleetpress", "torch", "ray", "boto3")
@@ -172,6 +173,10 @@ def _cluster(address: str | None) -> Finding:
         return Finding(
             name=name, ok=True, detail="none given (--address or RAY_ADDRESS): a run starts one here"
         )
+    try:
+        check_address(address)
+    except FleetpressError as error:
+        return Finding(name=name, ok=False, detail=str(error))
     # A process of its own: it can be ended whatever Ray waits for, and leaves no connection behind.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fleetpress.storage.errors import ObjectNotFound, StorageError
 from fleetpress.storage.globs import has_glob
+from fleetpress.storage.near_misses import hint
 from fleetpress.storage.sources import KIND_BY_SUFFIX, Kind, find_models, is_checkpoint_folder
 from fleetpress.storage.store import open_store
 from fleetpress.storage.uri import is_s3, join, normalize
@@ -58,9 +59,8 @@ def first_spec(place: str, *, output: str | None = None) -> str:
         root = place.rstrip("/") or "/"
         units, data = _units(root, keys), _data(root, keys)
     if not units:
-        raise ObjectNotFound(
-            f"{place} holds no models; looked for {', '.join(f'*{s}' for s in KIND_BY_SUFFIX)}"
-        )
+        looked_for = ", ".join(f"*{suffix}" for suffix in KIND_BY_SUFFIX)
+        raise ObjectNotFound(f"{place} holds no models; looked for {looked_for}{hint(place)}")
     return _text(place, _entries(units), data, output or _default_output(place))
 
 

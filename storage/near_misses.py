@@ -3,11 +3,14 @@
 import difflib
 import os
 import posixpath
+import re
 from itertools import islice
 
 from .globs import has_glob
 from .uri import is_s3, normalize
 
+_ALMOST_S3 = re.compile(r"s3:?/{1,2}(?=[a-z0-9])")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _MOST_NEIGHBOURS = 10_000
 
 
@@ -15,6 +18,8 @@ def hint(place: str) -> str:
     """`; did you mean ...?` for a path that leads nowhere, else an empty text; reads names of folders only."""
     if is_s3(place) or place.startswith("file:"):
         return ""
+    if almost := _ALMOST_S3.match(place):
+        return f"; did you mean `s3://{place[almost.end() :]}`?"
     path = normalize(place).removeprefix(os.getcwd() + "/")
     here, _, rest = path.lstrip("/").partition("/")
     so_far = f"/{here}" if path.startswith("/") else here
@@ -27,7 +32,7 @@ def hint(place: str) -> str:
     if close:
         meant = posixpath.join(posixpath.dirname(so_far), close[0], rest).rstrip("/")
         return f"; did you mean `{meant}`?"
-    if so_far == here and rest:
+    if so_far == here and rest and _BUCKET.fullmatch(here):
         return f"; there is no folder `{here}` here, and a bucket is written s3://{path}"
     return ""
 

@@ -16,17 +16,22 @@ from .. import log_lines
 from ..errors import FleetpressError
 from . import about, artifacts, beginning, runs, schedules, submitting
 from .mistakes import Parser
-from .options import EXIT_CODES, message
+from .options import EXIT_CODES, message, show_every_name
 
 __all__ = ["EXIT_CODES", "main", "parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is the answer. User errors become one message on stderr, never a traceback."""
+    show_every_name()
     arguments = parser().parse_args(argv)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(log_lines.Formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _complain("the folder that you are in is gone; change to another one", 2)
     with log_lines.written_as(getattr(arguments, "log_format", "text")):
         return _answer(arguments)
 

@@ -1,8 +1,11 @@
 """What the verbs of the command line share: options, and what goes to stdout and stderr."""
 
 import argparse
+import codecs
+import io
 import json
-from typing import Any
+import sys
+from typing import Any, TextIO
 
 from .. import log_lines
 
@@ -43,7 +46,18 @@ def log_options(verb: argparse.ArgumentParser) -> None:
 
 def print_json(value: Any) -> None:
     """Data, on stdout."""
-    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=not _is_utf8(sys.stdout)))
+
+
+def show_every_name() -> None:
+    """Escape what a terminal or a log of another encoding cannot show: names of models may be in any script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not _is_utf8(stream):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    return codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name == "utf-8"
 
 
 def message(text: str) -> None:

@@ -4,6 +4,7 @@ No traceback, the documented exit code, and nothing in the output.
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -84,6 +85,7 @@ WORDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "model_as_text": ({"models": ["in/good.pt2"]}, ("write {source: in/good.pt2, recipe: NAME}",)),
     "one_slash": ({"output": "s3:/bucket/out"}, ("write s3://bucket/prefix",)),
+    "no_colon": ({"output": "s3//bucket/out"}, ("write s3://bucket/prefix",)),
     "upper_case": ({"output": "S3://bucket/out"}, ("write s3://bucket/out",)),
     "hadoop": ({"output": "s3a://bucket/out"}, ("write s3://bucket/out",)),
     "arn": ({"output": "arn:aws:s3:::bucket/out"}, ("write s3://bucket/out",)),
@@ -113,6 +115,23 @@ PLACES = {
 def test_places_where_nothing_is(slip: str, newcomer: Any) -> None:
     uri, says = PLACES[slip]
     newcomer.check(newcomer.cli("plan", newcomer.wrote(source=uri)), 4, says)
+
+
+def test_init_where_nothing_is(newcomer: Any) -> None:
+    newcomer.check(newcomer.cli("init", "inn"), 2, "inn holds no models", "did you mean `in`?")
+    newcomer.check(newcomer.cli("init", "s3:/bucket/models"), 2, "did you mean `s3://bucket/models`?")
+    newcomer.check(newcomer.cli("init", "in", "in/good.pt2"), 2, "in/good.pt2 exists; name another file")
+
+
+def test_a_demo_where_no_folder_can_be(newcomer: Any) -> None:
+    newcomer.check(newcomer.cli("demo", "--folder", "in/good.pt2"), 2, "in/good.pt2: cannot be made a folder")
+
+
+def test_a_folder_that_is_gone(newcomer: Any, monkeypatch: Any) -> None:
+    (newcomer.place / "gone").mkdir()
+    monkeypatch.chdir(newcomer.place / "gone")
+    (newcomer.place / "gone").rmdir()
+    newcomer.check(newcomer.cli("plan", "fleet.yaml"), 2, "the folder that you are in is gone")
 
 
 def test_an_output_that_is_misspelt(newcomer: Any) -> None:
@@ -230,6 +249,7 @@ ADDRESSES = {
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_addresses_that_are_none(address: str, newcomer: Any, monkeypatch: Any) -> None:
     newcomer.check(newcomer.cli("run", "fleet.yaml", "--address", address), 2, address, ADDRESSES[address])
+    newcomer.check(newcomer.cli("doctor", "--address", address), 5, ADDRESSES[address])
     monkeypatch.setenv("RAY_ADDRESS", address)
     newcomer.check(
         newcomer.cli("run", "fleet.yaml"),
@@ -275,7 +295,8 @@ _CRON = "import sys; from fleetpress.jobs.cli import main; sys.exit(main())"
 
 
 def test_as_a_cron_job(newcomer: Any) -> None:
-    """No HOME, no PATH to speak of, another folder, nobody at the terminal."""
+    """No HOME, no PATH to speak of, another folder, nobody at the terminal, and letters that its log cannot hold."""
+    shutil.copy(newcomer.place / "in/good.pt2", newcomer.place / "in/schön.pt2")
     spec = newcomer.spec | {
         "output": str(newcomer.place / "out"),
         "models": [{"source": str(newcomer.place / "in/*.pt2"), "data": "plain", "recipe": "pack"}],
@@ -286,12 +307,17 @@ def test_as_a_cron_job(newcomer: Any) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _CRON, "run", str(newcomer.place / "fleet.yaml"), *INLINE],
         cwd=newcomer.place / "elsewhere",
-        env={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONIOENCODING": "ascii",
+            "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "1 published" in done.stdout
+    assert "2 published" in done.stdout
+    assert "sch\\xf6n" in done.stdout
     assert not list((newcomer.place / "elsewhere").iterdir())

@@ -116,6 +116,7 @@ def _serve() -> None:
     import fleetpress.jobs.report
     import fleetpress.jobs.run
     import fleetpress.jobs.tables
+    import fleetpress.storage.local
     import fleetpress.storage.s3  # noqa: F401 - loaded once, for all children
 
     _warm_up()
@@ -129,10 +130,10 @@ def _warm_up() -> None:
     """What the first run costs beyond the others, paid once; on one thread: others do not survive a fork."""
     import torch
 
-    from fleetpress.jobs import report
+    from fleetpress.jobs.report import template
     from fleetpress.storage.programs import load_program, module_to_program, save_program
 
-    report._template()
+    template._environment().get_template("page.html")
     torch.set_num_threads(1)
     net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     program = load_program(save_program(module_to_program(net, [torch.zeros(2, 4)]), compress=False))

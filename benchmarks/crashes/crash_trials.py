@@ -24,7 +24,7 @@ from fleetpress.storage.artifact import LATEST, MANIFEST, verify_files, without_
 from fleetpress.storage.errors import ObjectNotFound
 from fleetpress.storage.store import ObjectStore, open_store
 
-_OF_A_RUN = re.compile(r"runs/[^/]+/(summary\.json|events\.jsonl|report\.html)")
+_OF_A_RUN = re.compile(r"runs/[^/]+/(summary\.json|events\.jsonl|report\.html|spec\.yaml)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Fixtures for every test: stores (folder, moto, SeaweedFS), one Ray cluster, and a quiet environment."""
 
+import gc
 import logging
 import os
 import re
@@ -34,8 +35,11 @@ _AWS_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
 )
-# scikit-learn, torch and Ray set some for their process when they are first used; pytest names the test that runs.
-_SET_BY_LIBRARIES = ("KMP_", "TORCH", "RAY_", "PYTEST_")
+# Variables that decide what a later test does; others are set by torch, Ray and scikit-learn when they are first used.
+_DECIDING = (
+    *("AWS_", "FLEETPRESS_", "HF_", "HOME", "PATH", "PYTHONPATH", "TMPDIR", "XDG_"),
+    *("RAY_ADDRESS", "RAY_AUTH_", "RAY_TMPDIR"),
+)
 _ENVIRONMENT = pytest.StashKey[dict[str, str]]()
 # `make test` runs files side by side. Those that name one of these words share a worker: it is made ready once, and
 # there are never two Ray clusters at work.
@@ -73,6 +77,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     logging.getLogger("torch.__trace").propagate = False  # a record for every step of every export
+    gc.set_threshold(
+        50_000, 20
+    )  # with all libraries loaded, to look for cycles more often takes a seventh of the time
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,7 +120,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(_SET_BY_LIBRARIES)}
+    return {name: value for name, value in os.environ.items() if name.startswith(_DECIDING)}
 
 
 @pytest.fixture(scope="session", autouse=True)

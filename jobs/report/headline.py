@@ -8,6 +8,7 @@ from ..results import GOOD, FleetResult, ModelResult, counts, published_bytes
 from .timeline import Happened, traffic
 
 _TOLD_METRICS = 3
+_ORDER = ("published", "unchanged", "rejected", "failed", "running", "pending")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,9 @@ def headline(result: FleetResult, happened: Happened) -> Headline:
 
 def _states(result: FleetResult) -> list[tuple[str, int, float, float]]:
     found, start = [], 0.0
-    for state, number in counts(result.models).items():
+    known = counts(result.models)
+    for state in sorted(known, key=_ORDER.index):
+        number = known[state]
         width = 100 * number / len(result.models)
         found.append((state, number, round(start, 2), round(width, 2)))
         start += width

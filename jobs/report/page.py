@@ -124,13 +124,13 @@ def _change_rows(result: FleetResult, comparison: Comparison) -> list[dict[str, 
     for change in told:
         for name in comparison.names(change):  # type: ignore[arg-type]
             earlier = comparison.earlier.get(name)
-            found.append({"name": name, "change": change, "then": _told(earlier), "now": _told(now[name])})
+            found.append(
+                {"name": name, "change": change, "then": earlier and _told(earlier), "now": _told(now[name])}
+            )
     return found
 
 
-def _told(model: ModelResult | None) -> dict[str, str]:
-    if model is None:
-        return {"state": MISSING, "bytes": MISSING, "value": MISSING}
+def _told(model: ModelResult) -> dict[str, str]:
     good = model.state in GOOD
     return {
         "state": model.state,

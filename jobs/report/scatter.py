@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..figures import lost, three_digits
 from ..results import ModelResult, number
@@ -29,13 +30,13 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """A model: its row in the table, its place in % of the drawing from the upper left, and whether it lies outside."""
+    """A model: its row in the table, and its place in % from the upper left; `outside` is where it really lies."""
 
     row: int
     x: float
     y: float
     state: str
-    outside: bool
+    outside: Literal["", "above", "below"]
     label: Label | None = None
 
 
@@ -49,7 +50,8 @@ class Scatter:
     gate: float | None
     zero: float
     undrawn: int
-    outside: int
+    above: int
+    below: int
     dense: bool
 
 
@@ -89,7 +91,7 @@ def scatter(models: Sequence[ModelResult], rows: Mapping[str, int]) -> Scatter |
             x=x_of(place.ratio),
             y=y_of(place.change),
             state=place.state,
-            outside=not low <= place.change <= high,
+            outside="above" if place.change > high else "below" if place.change < low else "",
         )
         for place in found
     ]
@@ -100,7 +102,8 @@ def scatter(models: Sequence[ModelResult], rows: Mapping[str, int]) -> Scatter |
         gate=y_of(-1.0) if accepted else None,
         zero=y_of(0.0),
         undrawn=len(models) - len(found),
-        outside=sum(point.outside for point in points),
+        above=sum(point.outside == "above" for point in points),
+        below=sum(point.outside == "below" for point in points),
         dense=len(points) > 400,
     )
 

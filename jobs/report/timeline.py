@@ -278,11 +278,12 @@ def _ticks(total: float) -> list[tuple[float, str]]:
 
 
 def _tick(seconds: float) -> str:
-    if seconds == 0:
-        return "0"
     if seconds < 60:
-        return f"{seconds:g} s"
-    return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:g} h"
+        return f"{seconds:g} s" if seconds else "0"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
 
 
 def traffic(read: float | None, written: float | None) -> str | None:

@@ -16,6 +16,8 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
+from ..spec_lines import shortened
+
 MOST_FIRES_SHOWN = 1_000
 
 _NICKNAMES = {
@@ -27,6 +29,7 @@ _NICKNAMES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
+_LONGEST_LINE = 200
 _SOME_DAY = datetime(2000, 1, 1, tzinfo=UTC)
 _STAMP = "%Y%m%dT%H%M%SZ"
 _LOOKBACKS = [timedelta(days=days) for days in (1 / 24, 1, 32, 400, 4_400, 22_000)]
@@ -95,6 +98,8 @@ class Times:
 
 def five_fields(text: str) -> str:
     """A cron line as five fields. Raises CronMistake."""
+    if len(text) > _LONGEST_LINE:
+        raise CronMistake(f"`{shortened(text)}` is longer than {_LONGEST_LINE} signs; write ranges and steps")
     line = " ".join(text.split())
     if line.startswith("@"):
         if line.lower() not in _NICKNAMES:

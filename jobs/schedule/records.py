@@ -9,6 +9,7 @@ from fleetpress.storage import canonical_json
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound
 from fleetpress.storage.store import ObjectStore, read_json
 
+from ..spec_lines import shortened
 from .fires import unstamp
 
 if TYPE_CHECKING:
@@ -107,8 +108,15 @@ def _check(record: DataclassInstance) -> None:
     for field in fields(record):
         value = getattr(record, field.name)
         if type(value).__name__ != field.type:
-            raise TypeError(f"{field.name} is {value!r}")
+            raise TypeError(f"{field.name} is {shortened(repr(value))}")
         if field.name in _MOMENTS and value:
-            unstamp(value)
+            _check_moment(field.name, value)
         if field.name in _WORDS and value not in _WORDS[field.name]:
-            raise ValueError(f"{field.name} is {value!r}")
+            raise ValueError(f"{field.name} is {shortened(repr(value))}")
+
+
+def _check_moment(name: str, text: str) -> None:
+    try:
+        unstamp(text)
+    except ValueError:
+        raise ValueError(f"{name} is no moment: {shortened(repr(text))}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..spec_lines import told
 from .fires import unstamp
 from .overview import NextFire, Standing
 from .tick import TickResult
@@ -57,7 +58,8 @@ def standing_lines(schedules: Sequence[Standing]) -> list[str]:
     return _columns(rows)
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def _columns(cells: Sequence[Sequence[str]]) -> list[str]:
+    rows = [[told(cell) for cell in row] for row in cells]  # records come from a bucket, and go to a terminal
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -16,6 +16,8 @@ from fleetpress.jobs.errors import SpecError
 from fleetpress.jobs.ledger import Ledger
 from fleetpress.jobs.report import page_of
 from fleetpress.jobs.results import read_result
+from fleetpress.jobs.schedule.file import load_schedules
+from fleetpress.jobs.schedule.records import Claim, Control, FirstSeen, LocalJob, OpenJob, read_record
 from fleetpress.jobs.spec import load_spec
 from fleetpress.storage.artifact import read_manifest, resolve, verify_files
 from fleetpress.storage.checkpoint import open_checkpoint, read_tensor
@@ -189,6 +191,15 @@ def record(data: bytes) -> None:
         raise ArtifactCorrupt("no valid record")
 
 
+def schedules(data: bytes) -> None:
+    load_schedules(posixpath.join(_write("schedules/schedules.yaml", data), "schedules.yaml"))
+
+
+def schedule_record(data: bytes) -> None:
+    for kind in (Claim, OpenJob, Control, LocalJob, FirstSeen):
+        read_record(open_store(_write("schedule_record/record.json", data)), "record.json", kind)
+
+
 def uri(data: bytes) -> None:
     """A uri, a key and a pattern at once; folders outside of the temporary one are not looked into."""
     text = data.decode("utf-8", "surrogateescape")
@@ -235,6 +246,8 @@ TARGETS: dict[str, Target] = {
         pointer,
         summary,
         record,
+        schedules,
+        schedule_record,
         uri,
         key,
     )

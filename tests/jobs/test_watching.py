@@ -1,5 +1,7 @@
 """`status --watch`: a run that was started elsewhere, seen from its bucket alone."""
 
+import contextlib
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fleetpress.jobs.cli import main
 from fleetpress.jobs.heartbeat import alive_key
 from fleetpress.jobs.log_lines import written_as
 from fleetpress.jobs.results import FleetResult, ModelResult, RunningTask, write_summary
@@ -224,3 +227,35 @@ def test_a_summary_grows_older_on_the_screen(elsewhere: Elsewhere) -> None:
 def test_there_must_be_a_run(store: ObjectStore) -> None:
     with pytest.raises(ObjectNotFound, match="holds no runs"):
         Watcher(store)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_run(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal = Terminal()
+    elsewhere._steps = [
+        elsewhere.writes(fleet("published", "failed", state="done", tasks_total=4, tasks_left=1))
+    ]
+    with contextlib.redirect_stderr(terminal):
+        elsewhere.watcher().follow()
+    shown = terminal.getvalue()
+    assert "fleet r1" in shown
+    assert "2 of 2 models" in shown
+    assert "3 of 4 tasks" in shown
+    assert "m0 published" not in shown  # lines are for logs
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_run(
+    elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_self: Watcher) -> FleetResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Watcher, "follow", interrupted)
+    assert main(["status", elsewhere.store.uri, "--watch"]) == 130
+    assert capsys.readouterr() == ("", "watched no longer; the run goes on\n")

@@ -55,14 +55,16 @@ def test_smaller_is_to_the_right() -> None:
 
 
 def test_a_collapsed_model_is_drawn_at_the_edge() -> None:
-    found = scatter((MODEL, value(MODEL, 0.1, "gone")), {"m": 0, "gone": 1})
+    models = (MODEL, value(MODEL, 0.1, "gone"), value(MODEL, 0.99, "risen"))
+    found = scatter(models, {"m": 0, "gone": 1, "risen": 2})
     assert found is not None
-    assert found.points[1].outside
+    assert [point.outside for point in found.points] == ["", "below", "above"]
     assert 90 < found.points[1].y <= 100
-    assert found.outside == 1
+    assert 0 <= found.points[2].y < 10
+    assert (found.below, found.above) == (1, 1)
     none_accepted = scatter((replace(MODEL, max_drop=0.0),), {"m": 0})
     assert none_accepted is not None
-    assert none_accepted.points[0].outside
+    assert none_accepted.points[0].outside == "below"
 
 
 def test_what_was_not_measured_is_counted() -> None:

@@ -1,6 +1,7 @@
 """Mistakes on the command line, damaged outputs, and a run that is stopped: what is told, and the exit code."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -125,6 +126,7 @@ def test_a_damaged_published_model_is_told_at_the_next_run(
     cli("run", spec, "--executor", "inline")
     (metrics,) = (tmp_path / "out/models/good").glob("*/metrics.json")
     metrics.write_bytes(b"{")
+    shutil.rmtree(tmp_path / "out/runs")  # else the numbers are those that the run before has written down
     outcome = cli("run", spec, "--executor", "inline", "--json")
     assert outcome.code == 4
     assert "metrics.json is damaged; delete" in outcome.models["good"]["reason"]

@@ -281,14 +281,6 @@ def test_a_cluster_s_address_where_its_dashboard_s_is_wanted(newcomer: Any) -> N
     )
 
 
-def test_a_task_larger_than_every_machine(newcomer: Any, ray_cluster: None) -> None:
-    outcome = newcomer.cli("run", newcomer.wrote(resources={"memory_per_task": "4TiB"}))
-    newcomer.check(
-        outcome, 4, "4096.0 GiB of memory each, which the cluster can never give", "lower resources.memory"
-    )
-    assert not Path("out/models").exists()
-
-
 # ---- a cron job's environment
 
 _CRON = "import sys; from fleetpress.jobs.cli import main; sys.exit(main())"

@@ -21,7 +21,7 @@ help:
 	@echo "make demo       train, prune, quantize and publish a small fleet on this machine"
 	@echo "make test       run all tests                  (PYTEST_ARGS='tests/storage -x')"
 	@echo "make faults     every fault of the store, one run each          (3 min)"
-	@echo "make crashes    a crash at every operation of the store"
+	@echo "make crashes    a crash at every operation of the store        (1 hour)"
 	@echo "make ray-matrix workers, nodes, drivers and heads die           (6 min)"
 	@echo "make soak       200 models while everything dies and throttles (13 min)"
 	@echo "make fuzz       guided by coverage, everything that is parsed  (40 min; FUZZ_ARGS='uri --minutes 1')"

@@ -223,7 +223,7 @@ def _rows(kind: str, store: str, place: str, folder: Path, options: argparse.Nam
             else:
                 ats = range(1, quiet.operations + 1, options.every)
                 rows.append(crash(course, quiet, store, mode, ats))
-            print("\r" + rows[-1].kind, rows[-1].store, rows[-1].mode, "done", file=sys.stderr)
+            print("\r" + " | ".join(rows[-1].cells()), file=sys.stderr, flush=True)  # the whole takes an hour
     return rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from heapq import nlargest
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from fleetpress.storage.artifact import METRICS, artifact_key
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound
@@ -32,10 +32,8 @@ _KINDS = {
     "digest": str | None,
     "before": Mapping | None,
     "after": Mapping | None,
-    "compression_ratio": float | int | None,
-    "bits_per_weight": float | int | None,
-    "max_drop": float | int | None,
 }
+_LARGEST_WHOLE = 10**300  # a float holds it
 _SUMMARY_SECONDS = 2.0
 _SUMMARY_SHARE = 0.05
 _MOST_SUMMARY_BYTES = 1 << 30  # of a million models
@@ -246,10 +244,10 @@ def _standing(told: Mapping[str, Any]) -> dict[str, Any]:
     ):
         kind = str if name == "executor" else int
         found[name] = told.get(name, kind())
-        if not isinstance(found[name], kind):
+        if not isinstance(found[name], kind) or (kind is int and not _is_number(found[name])):
             raise ValueError(f"{name} is of the wrong type")
     left = told.get("seconds_left")
-    if not isinstance(left, (int, float, type(None))):
+    if left is not None and not _is_number(left):
         raise ValueError("seconds_left is of the wrong type")
     return found
 
@@ -259,6 +257,10 @@ def _row(told: Mapping[str, Any]) -> ModelResult:
     for name, kinds in _KINDS.items():
         if not isinstance(getattr(row, name), kinds):
             raise ValueError(f"{name} of a model is of the wrong type")
+    for name in ("compression_ratio", "bits_per_weight", "max_drop"):
+        value = getattr(row, name)
+        if value is not None and not _is_number(value):
+            raise ValueError(f"{name} of a model is no number")
     if row.state not in get_args(ModelState):
         raise ValueError(f"{row.state!r} is no state of a model")
     return row
@@ -308,7 +310,14 @@ def published_bytes(models: Iterable[ModelResult]) -> tuple[float, float]:
 def number(fields: Mapping[str, Any] | None, key: str) -> float | None:
     """The number at `key`, None for whatever else a file may hold there."""
     value = (fields or {}).get(key)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return value if _is_number(value) else None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is one that a float can be made of: JSON has whole numbers without end."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= _LARGEST_WHOLE)
 
 
 def detailed(result: FleetResult) -> list[ModelResult]:

@@ -81,7 +81,7 @@ class Live:
         if self._display is not None:
             self._progress = progress
         else:
-            log_lines.tell(event, run=progress.run, at_seconds=progress.seconds)
+            log_lines.tell(event, run=progress.run, at_seconds=progress.noted_at_seconds)
 
     def view(self) -> View:
         """The run as it stands; asked by the drawing thread."""

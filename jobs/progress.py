@@ -27,6 +27,7 @@ class Progress:
         self.tasks = 0  # of all models that are worked on, those done before included
         self.left: Mapping[str, int] = {}  # tasks that are neither done nor given up, by step
         self.bytes_read = self.bytes_written = self.retries = 0
+        self.noted_at_seconds = 0.0  # the latest event: read once, so that all who tell of it agree
         self._pace = Pace()
         self._started = started
         self._clock = clock
@@ -45,7 +46,8 @@ class Progress:
         self.counts[model.state] = self.counts.get(model.state, 0) + 1
 
     def note(self, event: Event, at_seconds: float) -> None:
-        """A task started or ended."""
+        """Something happened at this moment: a task started or ended, or a model reached a state."""
+        self.noted_at_seconds = at_seconds
         if event.task is None:
             return
         if event.kind == "started":

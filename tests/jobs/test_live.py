@@ -22,6 +22,7 @@ def progress(monkeypatch: pytest.MonkeyPatch) -> Progress:
     """Four models, 12.34 seconds after the start."""
     made = Progress(run="r", started=time.monotonic())
     monkeypatch.setattr(Progress, "seconds", 12.34)
+    made.noted_at_seconds = 12.34
     for name, state in STATES.items():
         made.set(ModelResult(name=name, state=state))  # type: ignore[arg-type]
     return made

@@ -299,6 +299,11 @@ def step(task):
     open(task.payload["mark"], "w").close()
     time.sleep(60)
 
+ray.init(address=cluster.address, ignore_reinit_error=True)
+deadline = time.monotonic() + 60
+while ray.cluster_resources().get("CPU") != 2:  # the run may end before Ray sees that a node is gone
+    assert time.monotonic() < deadline, ray.cluster_resources()
+    time.sleep(0.1)
 executor = open_executor("ray", step, sys.argv[2], address=cluster.address)
 assert executor.slots == 2, executor.slots
 mark = sys.argv[2] + "/mark"

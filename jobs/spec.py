@@ -2,10 +2,9 @@
 
 import os
 import re
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from fleetpress.storage.errors import InvalidUri, ObjectNotFound
 from fleetpress.storage.near_misses import hint
@@ -32,11 +31,10 @@ from .spec_fields import (
     Word,
     tuple_of,
 )
-from .spec_lines import Problem, read_yaml
-from .spec_messages import explain
+from .spec_lines import read_yaml
+from .spec_messages import understood
 
 _MOST_BYTES = 16 << 20  # a hundred thousand models, one by one; a minute to read
-_MOST_PROBLEMS = 1_000
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")  # of any address, in comments too
 
 
@@ -151,27 +149,11 @@ def parse_spec(text: str, name: str) -> Spec:
     Raises SpecError with all problems, one per line: `name:line: path: what; remedy`.
     """
     document = read_yaml(text, name)
-    problems = list(document.problems)
-    spec = None
-    try:
-        spec = Spec.model_validate(document.data)
-    except ValidationError as error:
-        problems += explain(error, Spec, document)
-    problems += check(document)
-    if problems or spec is None:
-        raise all_at_once(problems, name)
+    spec = understood(Spec, document, check(document), name)
     completed = {key: _completed(recipe) for key, recipe in spec.recipes.items()}
     spec = spec.model_copy(update={"recipes": completed})
     spec._text = _USERINFO.sub("***@", text)
     return spec
-
-
-def all_at_once(problems: Sequence[Problem], name: str) -> SpecError:
-    """One error of all problems of a file, in the order of their lines."""
-    ordered = sorted(problems, key=lambda problem: problem.line)
-    lines = list(dict.fromkeys(problem.render(name) for problem in ordered))
-    more = [f"{name}: and {len(lines) - _MOST_PROBLEMS} more problems"] if len(lines) > _MOST_PROBLEMS else []
-    return SpecError("\n".join(lines[:_MOST_PROBLEMS] + more))
 
 
 def _completed(recipe: Recipe) -> Recipe:

@@ -2,12 +2,13 @@
 
 import re
 import types
-from collections.abc import Iterator
-from typing import Annotated, Any, Union, get_args, get_origin
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from .errors import SpecError
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem, shortened
 
@@ -24,6 +25,31 @@ _EXPECTED = {
 }
 _SOURCE = re.compile(r"\.(pt2|safetensors|pt|pth|bin)$|/$")
 _PLAIN_WORD = re.compile(r"true|false|[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_MOST_PROBLEMS = 1_000
+
+
+def understood(
+    kind: type[_Model], document: Document, contradictions: Iterable[Problem], name: str
+) -> _Model:
+    """The values of a document. Raises SpecError with all that is wrong with it, in the order of its lines.
+
+    `contradictions` are what no single value tells; `name` is what messages call the file.
+    """
+    problems = list(document.problems)
+    model = None
+    try:
+        model = kind.model_validate(document.data)
+    except ValidationError as error:
+        problems += explain(error, kind, document)
+    problems += contradictions
+    if not problems and model is not None:
+        return model
+    ordered = sorted(problems, key=lambda problem: problem.line)
+    lines = list(dict.fromkeys(problem.render(name) for problem in ordered))
+    more = [f"{name}: and {len(lines) - _MOST_PROBLEMS} more problems"] if len(lines) > _MOST_PROBLEMS else []
+    raise SpecError("\n".join(lines[:_MOST_PROBLEMS] + more))
 
 
 def explain(error: ValidationError, root: type[BaseModel], document: Document) -> Iterator[Problem]:

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fleetpress.storage.uri import is_s3
 
 from ..errors import SpecError
 from ..recipe import Strict
-from ..spec import all_at_once, load_spec, read_spec
+from ..spec import load_spec, read_spec
 from ..spec_fields import Duration, Output, Place, Places, mistake, nearest, tuple_of
 from ..spec_lines import Document, Problem, read_yaml
-from ..spec_messages import explain
+from ..spec_messages import understood
 from .fires import CronMistake, Times, five_fields, zone_of
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
@@ -145,16 +145,7 @@ def parse_schedules(text: str, name: str) -> ScheduleFile:
     Raises SpecError with all problems, one per line: `name:line: path: what; remedy`.
     """
     document = read_yaml(text, name, needs=_NEEDS)
-    problems = list(document.problems)
-    file = None
-    try:
-        file = ScheduleFile.model_validate(document.data)
-    except ValidationError as error:
-        problems += explain(error, ScheduleFile, document)
-    problems += _contradictions(document)
-    if problems or file is None:
-        raise all_at_once(problems, name)
-    return file
+    return understood(ScheduleFile, document, _contradictions(document), name)
 
 
 def check_specs(file: ScheduleFile) -> list[str]:

@@ -17,6 +17,7 @@ VERSIONS = {
     "train": 1,
     "collect": 1,
     "calibrate": 1,
+    "equalize": 1,
     "prune": 1,
     "finetune": 1,
     "quantize": 1,

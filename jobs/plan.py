@@ -55,10 +55,11 @@ def plan_program(
     inputs: bool = False,
     gpus: float = 0.0,
 ) -> ModelPlan:
-    """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, calibrate*, quantize*, publish.
+    """Tasks of a program or module, in this order: export?, train?, collect*, prune?, finetune?, calibrate*, equalize?,
+    quantize*, publish.
 
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
-    targets, from `collect` tasks otherwise. `inputs` says that the quantization method reads calibration statistics.
+    targets, from `collect` tasks otherwise. `inputs` says that quantization reads calibration statistics.
     """
     recipe = model.recipe.canonical()
     builder = _Builder(
@@ -84,6 +85,8 @@ def plan_program(
     if inputs:
         shards = len(model.data.train) if model.data else 1
         builder.add_chunks("calibrate", recipe["calibrate"], shards=shards)
+    if recipe.get("quantize", {}).get("equalize"):
+        builder.add("equalize", options=recipe["quantize"])
     if "quantize" in recipe:
         builder.add_groups(recipe["quantize"])
     final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
@@ -15,8 +16,9 @@ from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, met
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.selection import Layer, select
 
+from .biases import CORRECTED, Biases
 from .handover import Payload, record
-from .materials import calibration, store_tensors, stored_tensors
+from .materials import store_tensors, stored_tensors
 from .schemes import scheme_of
 from .tasks import StepResult
 
@@ -85,16 +87,21 @@ def group_of(
     return tuple(group)
 
 
-def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
-    """Quantize the layers of one group; store codes, scales and zero points, and record how they are to be read."""
+def quantize_group(
+    payload: Payload, program: ExportedProgram, observed: CalibrationStatistics | None
+) -> StepResult:
+    """Quantize the layers of one group; store codes, scales and zero points, and record how they are to be read.
+
+    `observed` is what the layers of the `program` read, where the recipe asks for it.
+    """
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
     scheme, method = scheme_of(options), QUANTIZERS[options["method"]]
-    observed = calibration(payload)
     statistics = {} if observed is None else observed.weights
     stored: dict[str, Tensor] = {}
     weights: dict[str, Any] = {}
+    biases = Biases(program) if options.get("bias_correction") else None
     done: set[str] = set()
     owners = aliases(values)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
@@ -115,11 +122,16 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
                 "method": used,
                 **description(quantized, values[name]),
             }
+            if biases is not None:
+                biases.correct(layer, name, quantized, known.get(name))
     result = {
         "weights": weights,
         "skipped": dict(choice.skipped),
         "unused_ignores": list(choice.unused_ignores),
     }
+    if biases is not None:
+        stored |= {CORRECTED + name: value for name, value in biases.corrected.items()}
+        result["uncorrected"] = biases.uncorrected
     return StepResult(result=result, outputs=(store_tensors(payload, stored),))
 
 

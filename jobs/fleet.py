@@ -20,11 +20,21 @@ from .threads import side_by_side
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Every `of`-th sample of a shard, from the `index`-th on; with `is_left_out` all the others."""
+
+    index: int
+    of: int
+    is_left_out: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of a data set: `file.path` is a key of the store at `root`."""
+    """One file of a data set: `file.path` is a key of the store at `root`; with a `fold` a part of its samples."""
 
     root: str
     file: SourceFile
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

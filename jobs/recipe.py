@@ -18,12 +18,15 @@ from .spec_fields import (
     Quantizer,
     Scheme,
     Share,
+    Size,
     mistake,
 )
 from .spec_lines import write_yaml
 
-CHANGING_STEPS = ("train", "prune", "finetune", "quantize")
-TRAINING_STEPS = ("train", "collect", "finetune", "calibrate")
+CHANGING_STEPS = ("train", "auto", "prune", "finetune", "quantize")
+TRAINING_STEPS = ("train", "auto", "collect", "finetune", "calibrate")
+CHOSEN_STEPS = ("collect", "prune", "finetune", "calibrate", "quantize")  # by `auto`
+BUDGETS = ("compression_ratio", "size_bytes", "macs", "latency_ms")
 
 
 class Strict(BaseModel):
@@ -119,6 +122,25 @@ class ValidateStep(Strict):
     max_drop: Drop = 0.01
 
 
+class AutoStep(Strict):
+    """Let fleetpress choose: what to aim for, and within which bounds. Everything else follows from the train data.
+
+    `smallest` and `fastest` keep the metric's drop within `max_drop`; `most_accurate` keeps within a budget: a
+    `compression_ratio` or `size_bytes` of the stored model, a share of its `macs`, or a `latency_ms` of one call.
+    `trials` candidates are measured on the train data, cut into `folds`; `epochs` of fine-tuning may be spent on each.
+    """
+
+    goal: Literal["smallest", "fastest", "most_accurate"] = "smallest"
+    max_drop: Drop | None = None
+    compression_ratio: Annotated[float, Field(gt=1)] | None = None
+    size_bytes: Size | None = None
+    macs: Share | None = None
+    latency_ms: Positive | None = None
+    trials: Count = 16
+    folds: Annotated[int, Field(ge=2, le=20)] = 3
+    epochs: Annotated[int, Field(ge=0)] = 2
+
+
 def _given(value: Any) -> Any:
     if value is None:
         raise mistake("is empty; write {} for the defaults, or delete the key")
@@ -132,6 +154,7 @@ class Recipe(Strict):
     """Steps in the order they are done; a step that is None is not done. Validation is always there."""
 
     train: Annotated[TrainStep | None, _GIVEN] = None
+    auto: Annotated[AutoStep | None, _GIVEN] = None
     collect: Annotated[CollectStep | None, _GIVEN] = None
     prune: Annotated[PruneStep | None, _GIVEN] = None
     finetune: Annotated[TrainStep | None, _GIVEN] = None

@@ -14,7 +14,7 @@ from fleetpress.storage.uri import is_s3, split
 
 from .errors import SpecError
 from .executors import TASK_SECONDS
-from .recipe import CalibrateStep, CollectStep, Recipe, Strict
+from .recipe import CalibrateStep, CollectStep, Recipe, Strict, ValidateStep
 from .spec_checks import check, needs_gradients, needs_inputs
 from .spec_fields import (
     Count,
@@ -22,12 +22,12 @@ from .spec_fields import (
     Factory,
     Key,
     Loss,
+    Memory,
     Metric,
     Output,
     Place,
     Places,
     Shape,
-    Size,
     Word,
     tuple_of,
 )
@@ -69,7 +69,7 @@ class Resources(Strict):
     """What one task may use: data-parallel training workers, bytes of memory, and (on Ray) time and GPUs."""
 
     workers: Count = 1
-    memory_per_task_bytes: Size = Field(default=2 * 2**30, alias="memory_per_task")
+    memory_per_task_bytes: Memory = Field(default=2 * 2**30, alias="memory_per_task")
     time_per_task_seconds: Duration = Field(default=TASK_SECONDS, alias="time_per_task")
     gpus_per_task: Annotated[float, Field(ge=0, le=1)] = (
         0.0  # more than one would idle: a task computes on one
@@ -161,6 +161,8 @@ def _completed(recipe: Recipe) -> Recipe:
     that need inputs.
     """
     added: dict[str, Strict] = {}
+    if recipe.auto and recipe.auto.max_drop is not None:
+        added["validation"] = ValidateStep(max_drop=recipe.auto.max_drop)
     if recipe.prune and needs_gradients(recipe.prune) and not (recipe.train or recipe.collect):
         added["collect"] = CollectStep()
     if recipe.quantize and needs_inputs(recipe.quantize) and not recipe.calibrate:

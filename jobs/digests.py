@@ -20,6 +20,7 @@ VERSIONS = {
     "observe": 1,
     "sense": 1,
     "trial": 1,
+    "fleet": 1,
     "prune": 1,
     "finetune": 1,
     "quantize": 1,

@@ -34,8 +34,13 @@ class ModelPlan:
     tasks: tuple[Task, ...]
 
 
-def artifact_digest(model: Model, *, seed: int, workers: int, gpus: float = 0.0) -> str:
-    """Names the model's artifact: everything that can change its bytes, known from listings alone."""
+def artifact_digest(
+    model: Model, *, seed: int, workers: int, gpus: float = 0.0, fleet: str | None = None
+) -> str:
+    """Names the model's artifact: everything that can change its bytes, known from listings alone.
+
+    `fleet` names the models that share a budget with it, and the budget.
+    """
     final = "assemble" if model.source.kind == "checkpoint" else "publish"
     return digest(
         final,
@@ -44,6 +49,7 @@ def artifact_digest(model: Model, *, seed: int, workers: int, gpus: float = 0.0)
         seed=seed,
         workers=_trainers(model, workers),
         **(_device(gpus) if _has_gradients(model) else {}),
+        **({"fleet": fleet} if fleet is not None and model.recipe.auto is not None else {}),
     )
 
 
@@ -59,6 +65,7 @@ def plan_program(
     inputs: bool = False,
     gpus: float = 0.0,
     fold: Fold | None = None,
+    fleet: str | None = None,
 ) -> ModelPlan:
     """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, calibrate*, quantize*, publish.
 
@@ -81,7 +88,7 @@ def plan_program(
         )
     if "train" in recipe:
         builder.add("train", workers=workers, options=recipe["train"], **builder.training)
-    final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus)
+    final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus, fleet=fleet)
     if "auto" in recipe:
         tasks = _search(builder, recipe["auto"], final, workers=workers)
         return ModelPlan(model=model, digest=final, tasks=tasks)

@@ -2,9 +2,9 @@
 
 import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from fleetpress.storage.errors import InvalidUri, ObjectNotFound
 from fleetpress.storage.near_misses import hint
@@ -18,6 +18,7 @@ from .recipe import CalibrateStep, CollectStep, Recipe, Strict, ValidateStep
 from .spec_checks import check, needs_gradients, needs_inputs
 from .spec_fields import (
     Count,
+    Drop,
     Duration,
     Factory,
     Key,
@@ -28,7 +29,9 @@ from .spec_fields import (
     Place,
     Places,
     Shape,
+    Size,
     Word,
+    mistake,
     tuple_of,
 )
 from .spec_lines import read_yaml
@@ -76,6 +79,19 @@ class Resources(Strict):
     )
 
 
+class FleetBudget(Strict):
+    """What all models with `auto` together may take, or lose on average; one of the two."""
+
+    total_bytes: Size | None = None
+    max_mean_drop: Drop | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.total_bytes is None) == (self.max_mean_drop is None):
+            raise mistake("give either total_bytes or max_mean_drop")
+        return self
+
+
 class Spec(Strict):
     """A whole fleet job, checked: every name in it leads somewhere."""
 
@@ -85,6 +101,7 @@ class Spec(Strict):
     models: Annotated[tuple[ModelSpec, ...], BeforeValidator(tuple_of), Field(min_length=1)]
     data: dict[str, DataSpec] = {}
     recipes: dict[str, Recipe]
+    fleet: FleetBudget | None = None
     resources: Resources = Resources()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     _text: str | None = PrivateAttr(default=None)

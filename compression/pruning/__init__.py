@@ -8,7 +8,7 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import PruningError
 from fleetpress.compression.program import tensors
-from fleetpress.compression.pruning import gradient_stability, magnitude, random_
+from fleetpress.compression.pruning import fisher, gradient_stability, magnitude, random_, taylor
 from fleetpress.compression.pruning.delete import delete
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.pruning.select import PruneOptions, check, choose
@@ -31,6 +31,8 @@ PRUNERS: dict[str, PruningMethod] = {
     "gradient_stability": gradient_stability.METHOD,
     "magnitude": magnitude.METHOD,
     "random": random_.METHOD,
+    "taylor": taylor.METHOD,
+    "fisher": fisher.METHOD,
 }
 
 

@@ -11,12 +11,12 @@ from torch.export import ExportedProgram
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
-from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer
+from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, method_for, quantize_layer
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.selection import Layer, select
 
 from .handover import Payload, record
-from .materials import store_tensors, stored_tensors
+from .materials import calibration, store_tensors, stored_tensors
 from .schemes import scheme_of
 from .tasks import StepResult
 
@@ -90,18 +90,31 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
-    scheme = scheme_of(options)
+    scheme, method = scheme_of(options), QUANTIZERS[options["method"]]
+    observed = calibration(payload)
+    statistics = {} if observed is None else observed.weights
     stored: dict[str, Tensor] = {}
     weights: dict[str, Any] = {}
     done: set[str] = set()
     owners = aliases(values)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
-        for name, quantized in quantize_layer(layer, values, scheme, QUANTIZERS[options["method"]]).items():
+        known = {
+            name: statistics[owners.get(name, name)]
+            for name in layer.weights
+            if owners.get(name, name) in statistics
+        }
+        for name, quantized in quantize_layer(layer, values, scheme, method, known).items():
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
             stored |= _parts(name, quantized)
-            weights[name] = {"layer": layer.name, "kind": layer.kind, **description(quantized, values[name])}
+            used = method_for(method, known.get(name)).name
+            weights[name] = {
+                "layer": layer.name,
+                "kind": layer.kind,
+                "method": used,
+                **description(quantized, values[name]),
+            }
     result = {
         "weights": weights,
         "skipped": dict(choice.skipped),

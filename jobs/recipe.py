@@ -23,7 +23,7 @@ from .spec_fields import (
 from .spec_lines import write_yaml
 
 CHANGING_STEPS = ("train", "prune", "finetune", "quantize")
-TRAINING_STEPS = ("train", "collect", "finetune")
+TRAINING_STEPS = ("train", "collect", "finetune", "calibrate")
 
 
 class Strict(BaseModel):
@@ -90,6 +90,16 @@ class QuantizeStep(Strict):
         return raw
 
 
+class CalibrateStep(Strict):
+    """Statistics of what every layer reads, for methods of `quantize` that need them: on so many train samples.
+
+    They are taken evenly from all shards, after the fine-tuning.
+    """
+
+    samples: Count = 512
+    batch_size: Count = 32
+
+
 class ValidateStep(Strict):
     """How much the metric may get worse: a difference, or as text (`"1%"`) a share of the metric before."""
 
@@ -112,6 +122,7 @@ class Recipe(Strict):
     collect: Annotated[CollectStep | None, _GIVEN] = None
     prune: Annotated[PruneStep | None, _GIVEN] = None
     finetune: Annotated[TrainStep | None, _GIVEN] = None
+    calibrate: Annotated[CalibrateStep | None, _GIVEN] = None
     quantize: Annotated[QuantizeStep | None, _GIVEN] = None
     validation: Annotated[ValidateStep, _GIVEN] = Field(default=ValidateStep(), alias="validate")
 

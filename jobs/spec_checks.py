@@ -203,6 +203,9 @@ def _check_model(
     prune = _valid(PruneStep, steps.get("prune"))
     if prune and not needing and needs_gradients(prune):
         needing = [f"prune by {prune.method}"]
+    quantize = _valid(QuantizeStep, steps.get("quantize"))
+    if quantize and "calibrate" not in needing and needs_inputs(quantize):
+        needing = [*needing, f"quantize by {quantize.method}"]
     if data is None and needing:
         remedy = (
             f"add one of: {', '.join(shards)}" if shards else "describe the files under `data` and name them"
@@ -225,6 +228,15 @@ def needs_gradients(step: PruneStep) -> bool:
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_gradients
+
+
+def needs_inputs(step: QuantizeStep) -> bool:
+    """Whether the step's method looks at what the layers read."""
+    if step.method == DEFAULT_METHOD:  # without loading torch
+        return False
+    from fleetpress.compression.quantization import QUANTIZERS
+
+    return QUANTIZERS[step.method].needs_inputs
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fleetpress.compression.rounds import epochs_of
 from fleetpress.storage.checkpoint import Checkpoint
 from fleetpress.storage.sources import SourceFile
 
@@ -13,7 +14,7 @@ from .checkpoint.memory import task_memory
 from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
 from .fleet import Data, Model, Shard, absolute
-from .spec_checks import needs_gradients
+from .spec_checks import needs_gradients, needs_products, observes
 from .tasks import GPU, Task
 
 GROUP_BYTES = 32 << 20  # weights that one quantize task works on
@@ -58,7 +59,9 @@ def plan_program(
     """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, calibrate*, quantize*, publish.
 
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
-    targets, from `collect` tasks otherwise. `inputs` says that the quantization method reads calibration statistics.
+    targets, from `collect` tasks otherwise. What a pruning step knows of the layers' inputs comes from `calibrate`
+    tasks before it, labelled observe. An iterative schedule repeats the steps from collect to finetune. `inputs` says
+    that the quantization method reads calibration statistics.
     """
     recipe = model.recipe.canonical()
     builder = _Builder(
@@ -73,17 +76,30 @@ def plan_program(
             inputs=model.inputs,
             example=_contents(shown),
         )
+    products = (
+        {"products": True} if model.recipe.prune is not None and needs_products(model.recipe.prune) else {}
+    )
     if "train" in recipe:
-        builder.add("train", workers=workers, options=recipe["train"], **builder.training)
-    if gradients and ("collect" in recipe or "train" not in recipe or builder.unlabelled):
-        builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}))
-    if "prune" in recipe:
-        builder.add("prune", options=recipe["prune"], seed=seed)
-    if "finetune" in recipe:
-        builder.add("finetune", workers=workers, options=recipe["finetune"], **builder.training)
+        builder.add("train", workers=workers, options=recipe["train"], **builder.training, **products)
+    rounds = recipe.get("prune", {}).get("rounds", 1)
+    for index in range(rounds):
+        if rounds > 1:
+            builder.begin_round(index)
+        if gradients and (index or "collect" in recipe or "train" not in recipe or builder.unlabelled):
+            builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **products)
+        if model.recipe.prune is not None and observes(model.recipe.prune):
+            builder.add_chunks("calibrate", recipe["calibrate"], "observe", shards=builder.train_shards)
+        if "prune" in recipe:
+            builder.add("prune", options=recipe["prune"], seed=seed, **builder.round)
+        if "finetune" in recipe:
+            tuning, epochs = dict(builder.training), recipe["finetune"]["epochs"]
+            if rounds > 1:
+                tuning["seed"] += index  # so that no round sees the samples in the order of another
+            options = {**recipe["finetune"], "epochs": epochs_of(epochs, index, rounds)}
+            builder.add("finetune", workers=workers, options=options, **tuning)
+    builder.round = {}
     if inputs:
-        shards = len(model.data.train) if model.data else 1
-        builder.add_chunks("calibrate", recipe["calibrate"], shards=shards)
+        builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
     if "quantize" in recipe:
         builder.add_groups(recipe["quantize"])
     final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus)
@@ -196,7 +212,9 @@ class _Builder:
         self.stages: dict[str, Any] = {}  # digests of the records that later tasks read, by kind
         self._before: Any = contents(model.source.files, named=model.source.kind == "checkpoint")
         self._memory_bytes = memory_bytes
+        self.round: dict[str, int] = {}  # which of several rounds the tasks are of
         data = model.data
+        self.train_shards = len(data.train) if data else 1
         self.unlabelled = data is None or data.loss in (None, "distillation")
         self.training = {"trained_on": _contents(data.train), "loss": data.loss, "seed": seed} if data else {}
         self.shared: dict[str, Any] = {
@@ -245,14 +263,28 @@ class _Builder:
         self.tasks.append(task)
         return task.id
 
+    def begin_round(self, index: int) -> None:
+        """What was pruned and tuned so far is what the next round starts from."""
+        if index:
+            done = [self.stages.pop("prune"), self.stages.pop("finetune")]
+            self.stages["rounds"] = [*self.stages.get("rounds", []), done]
+            for stage in ("collect", "observe"):
+                self.stages.pop(stage, None)
+        self.round = {"round": index}
+
+    def _label(self, name: str, chunk: int | None = None) -> str:
+        """A task's name among those of the model: of which round and chunk it is, where there are several."""
+        places = [*self.round.values(), *([] if chunk is None else [chunk])]
+        return f"{name}[{'.'.join(map(str, places))}]" if places else name
+
     def add(self, kind: str, **facts: Any) -> None:
         """Append one task and make it what the next one builds on."""
-        self.last = (self.new(kind, kind, **facts),)
+        self.last = (self.new(kind, self._label(kind), **facts),)
         self.stages[kind] = self.tasks[-1].digest
         self._before = self.tasks[-1].digest
 
-    def add_chunks(self, kind: str, options: dict[str, Any], **facts: Any) -> None:
-        """Statistics in chunks of the data that do not depend on the number of workers."""
+    def add_chunks(self, kind: str, options: dict[str, Any], stage: str = "", **facts: Any) -> None:
+        """Statistics in chunks of the data that do not depend on the number of workers, of a stage of that name."""
         data = self.model.data
         assert data is not None, "checked by the spec: statistics need data"
         sizes = {str(index): shard.file.bytes for index, shard in enumerate(data.train)}
@@ -271,6 +303,7 @@ class _Builder:
                 for chunk in chunks
             ],
             [{"files": [_shard(shard) for shard in chunk]} for chunk in chunks],
+            stage or kind,
         )
 
     def add_groups(self, options: dict[str, Any]) -> None:
@@ -278,20 +311,25 @@ class _Builder:
         total = sum(file.bytes for file in self.model.source.files)
         count = max(1, -(-total // GROUP_BYTES))
         self._fan_out(
-            "quantize", [{"options": options, "index": i, "count": count} for i in range(count)], [{}] * count
+            "quantize",
+            [{"options": options, "index": i, "count": count} for i in range(count)],
+            [{}] * count,
+            "quantize",
         )
 
-    def _fan_out(self, kind: str, facts: list[dict[str, Any]], places: list[dict[str, Any]]) -> None:
+    def _fan_out(
+        self, kind: str, facts: list[dict[str, Any]], places: list[dict[str, Any]], stage: str
+    ) -> None:
         ids, digests = [], []
         for index, (own, place) in enumerate(zip(facts, places, strict=True)):
-            label = kind if len(facts) == 1 else f"{kind}[{index}]"
-            ids.append(self.new(kind, label, **own))
+            chunk = None if len(facts) == 1 else index
+            ids.append(self.new(kind, self._label(stage, chunk), **own))
             if place:
                 task = self.tasks[-1]
                 self.tasks[-1] = _with_payload(task, place)
             digests.append(self.tasks[-1].digest)
         self.last = tuple(ids)
-        self.stages[kind] = digests
+        self.stages[stage] = digests
         self._before = digests
 
     def finish(self, kind: str, final: str, **own: Any) -> tuple[Task, ...]:

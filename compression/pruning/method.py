@@ -1,11 +1,12 @@
 """What a pruning method is: a table entry that gives every unit of a group a score."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fleetpress.compression.calibration import InputStatistics
 from fleetpress.compression.errors import MethodError
 from fleetpress.compression.program import aliases
 from fleetpress.compression.pruning.units import UnitGroup
@@ -15,12 +16,15 @@ from fleetpress.compression.statistics import NeuronStatistics
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreContext:
-    """What a score may look at: stored tensors by name, layers by name, gradient statistics by layer, the seed."""
+    """What a score may look at: stored tensors by name, layers by name, gradient statistics by layer, the seed, and
+    `inputs`: statistics of what a weight is multiplied with, by the weight's state name.
+    """
 
     values: Mapping[str, Tensor]
     layers: Mapping[str, Layer]
     statistics: Mapping[str, NeuronStatistics]
     seed: int
+    inputs: Mapping[str, InputStatistics] = field(default_factory=dict)
 
     def rows(self, group: UnitGroup) -> tuple[str, ...]:
         """The group's layers, of those that share a tied weight only the one that statistics were kept of."""
@@ -42,8 +46,8 @@ class PruningMethod:
     """`score` gives one float64 per unit of a group, low = unimportant.
 
     `needs_gradients` asks for gradient statistics, `needs_products` for those with the products of weights and
-    gradients. `spread`, where a method has it, gives the pair that `mean_threshold` and `std_threshold` are compared
-    with.
+    gradients, `needs_inputs` for statistics of what the layers read. `spread`, where a method has it, gives the pair
+    that `mean_threshold` and `std_threshold` are compared with.
     """
 
     name: str
@@ -52,6 +56,7 @@ class PruningMethod:
     score: Score
     needs_gradients: bool = False
     needs_products: bool = False
+    needs_inputs: bool = False
     spread: Callable[[ScoreContext, UnitGroup], tuple[Tensor, Tensor]] | None = None
 
 

@@ -191,6 +191,8 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
     asked = [step for step in TRAINING_STEPS if getattr(recipe, step) is not None]
     if recipe.prune is not None and not is_sparsifier(recipe.prune.method):
         asked.append(f"prune by {recipe.prune.method}")
+    if recipe.quantize is not None and recipe.quantize.layers:
+        asked.append("quantize single layers otherwise (`layers`)")
     if not asked:
         return None
     return (

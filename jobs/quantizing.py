@@ -17,7 +17,7 @@ from fleetpress.compression.selection import Layer, select
 
 from .handover import Payload, record
 from .materials import calibration, store_tensors, stored_tensors
-from .schemes import scheme_of
+from .schemes import options_of, scheme_of
 from .tasks import StepResult
 
 # Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
@@ -36,9 +36,11 @@ class Choice:
 def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
     """The layers of a program that the step's `targets` and `ignore` choose; a tied weight only if all its users are.
 
-    Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized.
+    Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized, or `layers`
+    names one that the program has not.
     """
     known = layers(program)
+    select(known, options.get("layers", {}), (), kinds=DEFAULT_KINDS)
     selection = select(known, options.get("targets", ()), options.get("ignore", ()), kinds=DEFAULT_KINDS)
     owners = aliases(tensors(program))
     chosen = {(layer.name, layer.kind) for layer in selection.layers}
@@ -90,7 +92,6 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
-    scheme, method = scheme_of(options), QUANTIZERS[options["method"]]
     observed = calibration(payload)
     statistics = {} if observed is None else observed.weights
     stored: dict[str, Tensor] = {}
@@ -103,6 +104,8 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
             for name in layer.weights
             if owners.get(name, name) in statistics
         }
+        own = options_of(options, layer.name)
+        scheme, method = scheme_of(own), QUANTIZERS[own["method"]]
         for name, quantized in quantize_layer(layer, values, scheme, method, known).items():
             if owners.get(name, name) in done:
                 continue

@@ -70,11 +70,23 @@ class PruneStep(Strict):
     ignore: Patterns = ()
 
 
+class LayerScheme(Strict):
+    """What a layer has otherwise than the rest of its model; what is not given is as there."""
+
+    scheme: Scheme | None = None
+    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    symmetric: bool | None = None
+    group_size: Count | None = None
+    strategy: Literal["tensor", "channel", "group"] | None = None
+    method: Quantizer | None = None
+
+
 class QuantizeStep(Strict):
     """Weights to few-bit integers: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
 
     Schemes of checkpoints are also 8-bit floats (FP8) and plain casts (BF16, FP16); `format` is the layout of integers
     there, pack-quantized if it is None. An explicit `group_size: null` is read as what it means, `strategy: channel`.
+    `layers` gives single layers of a program, by name, options of their own.
     """
 
     scheme: Scheme | None = None
@@ -84,6 +96,7 @@ class QuantizeStep(Strict):
     strategy: Literal["tensor", "channel", "group"] | None = None
     method: Quantizer = DEFAULT_METHOD
     format: Literal["pack-quantized", "int-quantized"] | None = None
+    layers: dict[str, LayerScheme] = {}
     targets: Patterns = ()
     ignore: Patterns = ()
 
@@ -145,7 +158,7 @@ class Recipe(Strict):
             step: {
                 key: value
                 for key, value in options.items()
-                if value != [] and _NEWER.get((step, key), ...) != value
+                if value not in ([], {}) and _NEWER.get((step, key), ...) != value
             }
             for step, options in steps.items()
         }

@@ -19,6 +19,9 @@ _PRUNE = {
     "mean_threshold": "instead of a sparsity: delete units whose gradient_mean is below this and",
     "std_threshold": "whose gradient_std is below this",
     "scope": "layer: the share of every layer; global: of all units together",
+    "compensate": "none; bias: add the means of deleted units where they were read; least_squares: fit what reads them",
+    "schedule": "one_shot; iterative: in rounds of pruning and fine-tuning, much at first and ever less",
+    "rounds": "of an iterative schedule; the epochs of finetune are split over them",
     **_TARGETS,
 }
 _THRESHOLDS = ("mean_threshold", "std_threshold")
@@ -82,6 +85,7 @@ def _tables() -> Described:
             {
                 "name": name,
                 "needs_gradients": method.needs_gradients,
+                "needs_inputs": method.needs_inputs,
                 "summary": method.summary,
                 "paper": method.paper,
                 "options": _options(PruneStep, _PRUNE, without=() if method.spread else _THRESHOLDS),

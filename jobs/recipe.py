@@ -56,6 +56,8 @@ class PruneStep(Strict):
     """Units of a program to delete: a share (`sparsity`), or those whose gradients stay below both thresholds.
 
     Or weights of a checkpoint to zero: a share of every tensor, or all but N of M neighbours (`pattern` N:M).
+    `compensate` makes up for deleted units in the layers that read them. An `iterative` schedule reaches the sparsity
+    in so many `rounds` of pruning and fine-tuning.
     """
 
     method: Pruner = "gradient_stability"
@@ -64,6 +66,9 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
+    compensate: Literal["none", "bias", "least_squares"] = "none"
+    schedule: Literal["one_shot", "iterative"] = "one_shot"
+    rounds: Annotated[int, Field(ge=2, le=100)] | None = None
     targets: Patterns = ()
     ignore: Patterns = ()
 
@@ -141,6 +146,9 @@ class AutoStep(Strict):
     epochs: Annotated[int, Field(ge=0)] = 2
 
 
+_NEWER = {("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
+
+
 def _given(value: Any) -> Any:
     if value is None:
         raise mistake("is empty; write {} for the defaults, or delete the key")
@@ -165,11 +173,16 @@ class Recipe(Strict):
     def canonical(self) -> dict[str, Any]:
         """The steps as plain JSON values, defaults filled in, what is not given left out.
 
-        Equal for two spellings of one recipe; `Recipe.model_validate` of it gives the recipe back.
+        Equal for two spellings of one recipe; `Recipe.model_validate` of it gives the recipe back. Options that are
+        newer than artifacts are left out at their defaults: the digests of older recipes stay what they are.
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return {
-            step: {key: value for key, value in options.items() if value not in ([], {})}
+            step: {
+                key: value
+                for key, value in options.items()
+                if value not in ([], {}) and _NEWER.get((step, key), ...) != value
+            }
             for step, options in steps.items()
         }
 

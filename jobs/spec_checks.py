@@ -63,6 +63,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
         yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
+        yield from _check_rounds((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize := _valid(QuantizeStep, steps.get("quantize")):
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
 
@@ -134,6 +135,27 @@ def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
     elif len(given) == 1:
         (other,) = thresholds.keys() - given
         yield (*path, given[0]), f"needs {other} beside it; a unit goes when both are small"
+
+
+def _check_rounds(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    if is_sparsifier(step.method):
+        for name, default in (("compensate", "none"), ("schedule", "one_shot"), ("rounds", None)):
+            if getattr(step, name) != default:
+                yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
+    elif step.schedule == "one_shot":
+        if step.rounds is not None:
+            yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"
+    elif step.rounds is None:
+        yield (*path, "schedule"), "iterative does not say in how many rounds; add rounds, such as 3"
+    elif step.sparsity is None:
+        yield (*path, "schedule"), "iterative grows a share from round to round; give sparsity"
+    elif finetune is None:
+        yield (*path, "schedule"), "iterative tunes after every round; add the step finetune"
+    elif finetune.epochs < step.rounds:
+        what = f"{step.rounds} need as many epochs of finetune at least, and it has {finetune.epochs}"
+        yield (*path, "rounds"), f"{what}; take fewer rounds or more epochs"
 
 
 def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
@@ -254,6 +276,11 @@ def _check_model(
     prune = _valid(PruneStep, steps.get("prune"))
     if prune and not needing and needs_gradients(prune):
         needing = [f"prune by {prune.method}"]
+    if prune and "calibrate" not in needing and observes(prune):
+        needing = [
+            *needing,
+            f"prune by {prune.method}" if prune.compensate == "none" else "prune's compensate",
+        ]
     quantize = _valid(QuantizeStep, steps.get("quantize"))
     if quantize and "calibrate" not in needing and needs_inputs(quantize):
         needing = [*needing, f"quantize by {quantize.method}"]
@@ -279,6 +306,28 @@ def needs_gradients(step: PruneStep) -> bool:
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_gradients
+
+
+def needs_products(step: PruneStep) -> bool:
+    """Whether the step's method scores units by products of weights and gradients."""
+    if not needs_gradients(step):
+        return False
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS[step.method].needs_products
+
+
+def observes(step: PruneStep) -> bool:
+    """Whether the step looks at what the layers read: to score units, or to make up for them."""
+    if step.compensate != "none":
+        return True
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    if is_sparsifier(step.method):
+        return False
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS[step.method].needs_inputs
 
 
 def needs_inputs(step: QuantizeStep) -> bool:

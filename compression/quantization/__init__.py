@@ -7,7 +7,14 @@ from torch import Tensor
 
 from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import QuantizationError
-from fleetpress.compression.quantization import round_to_nearest, smallest_error
+from fleetpress.compression.quantization import (
+    coordinate_descent,
+    gptq,
+    half_quadratic,
+    learned_rounding,
+    round_to_nearest,
+    smallest_error,
+)
 from fleetpress.compression.quantization.weight import (
     QuantizedWeight,
     QuantizeMethod,
@@ -30,6 +37,10 @@ __all__ = [
 QUANTIZERS: dict[str, QuantizeMethod] = {
     "round_to_nearest": round_to_nearest.METHOD,
     "smallest_error": smallest_error.METHOD,
+    "half_quadratic": half_quadratic.METHOD,
+    "gptq": gptq.METHOD,
+    "coordinate_descent": coordinate_descent.METHOD,
+    "learned_rounding": learned_rounding.METHOD,
 }
 
 

@@ -66,14 +66,15 @@ class PruneStep(Strict):
 
 
 class QuantizeStep(Strict):
-    """Weights to few-bit integers: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
+    """Weights to few-bit codes: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
 
-    Schemes of checkpoints are also 8-bit floats (FP8) and plain casts (BF16, FP16); `format` is the layout of integers
-    there, pack-quantized if it is None. An explicit `group_size: null` is read as what it means, `strategy: channel`.
+    Codes are integers, 8-bit floats (FP8), or indices into a codebook, which `method` may learn. Schemes of checkpoints
+    are also plain casts (BF16, FP16); `format` is the layout of integers there, pack-quantized if it is None. An
+    explicit `group_size: null` is read as what it means, `strategy: channel`.
     """
 
     scheme: Scheme | None = None
-    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    num_bits: Annotated[int, Field(ge=1, le=8)] | None = None
     symmetric: bool | None = None
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None

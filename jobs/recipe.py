@@ -77,7 +77,7 @@ class LayerScheme(Strict):
     """What a layer has otherwise than the rest of its model; what is not given is as there."""
 
     scheme: Scheme | None = None
-    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    num_bits: Annotated[int, Field(ge=1, le=8)] | None = None
     symmetric: bool | None = None
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None
@@ -85,15 +85,16 @@ class LayerScheme(Strict):
 
 
 class QuantizeStep(Strict):
-    """Weights to few-bit integers: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
+    """Weights to few-bit codes: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
 
-    Schemes of checkpoints are also 8-bit floats (FP8) and plain casts (BF16, FP16); `format` is the layout of integers
-    there, pack-quantized if it is None. An explicit `group_size: null` is read as what it means, `strategy: channel`.
-    `layers` gives single layers of a program, by name, options of their own.
+    Codes are integers, 8-bit floats (FP8), or indices into a codebook, which `method` may learn. Schemes of checkpoints
+    are also plain casts (BF16, FP16); `format` is the layout of integers there, pack-quantized if it is None. An
+    explicit `group_size: null` is read as what it means, `strategy: channel`. `layers` gives single layers of a
+    program, by name, options of their own.
     """
 
     scheme: Scheme | None = None
-    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    num_bits: Annotated[int, Field(ge=1, le=8)] | None = None
     symmetric: bool | None = None
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fleetpress.compression.scheme import DEFAULT_METHOD, cast_of
+from fleetpress.compression.scheme import DEFAULT_METHOD, LEARNING_METHODS, cast_of
 
 from .recipe import (
     BUDGETS,
@@ -24,6 +24,7 @@ from .recipe import (
     TrainStep,
 )
 from .schemes import options_of, scheme_of
+from .spec_codebooks import check_codebook
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
 
@@ -181,6 +182,11 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if scheme is not None and scheme.type == "float":
         yield from _check_float(path, step)
         return
+    if step.method in LEARNING_METHODS or (scheme is not None and scheme.type == "codebook"):
+        yield from check_codebook(path, step, scheme)
+        return
+    if step.num_bits == 1:
+        yield (*path, "num_bits"), "1 is for codebooks; take scheme BINARY, method k_means, or 2 to 8"
     if scheme is not None and step.symmetric not in (None, scheme.symmetric):
         what = f"{str(step.symmetric).lower()} contradicts scheme {step.scheme}"
         yield (

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -19,7 +20,7 @@ from fleetpress.compression.selection import Layer, select
 from .biases import CORRECTED, Biases
 from .handover import Payload, record
 from .materials import store_tensors, stored_tensors
-from .schemes import scheme_of
+from .schemes import options_of, scheme_of
 from .tasks import StepResult
 
 # Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
@@ -38,9 +39,11 @@ class Choice:
 def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
     """The layers of a program that the step's `targets` and `ignore` choose; a tied weight only if all its users are.
 
-    Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized.
+    Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized, or `layers`
+    names one that the program has not.
     """
     known = layers(program)
+    select(known, options.get("layers", {}), (), kinds=DEFAULT_KINDS)
     selection = select(known, options.get("targets", ()), options.get("ignore", ()), kinds=DEFAULT_KINDS)
     owners = aliases(tensors(program))
     chosen = {(layer.name, layer.kind) for layer in selection.layers}
@@ -90,14 +93,13 @@ def group_of(
 def quantize_group(
     payload: Payload, program: ExportedProgram, observed: CalibrationStatistics | None
 ) -> StepResult:
-    """Quantize the layers of one group; store codes, scales and zero points, and record how they are to be read.
+    """Quantize the layers of one group; store codes, scales, zero points, codebooks, and record how to read them.
 
     `observed` is what the layers of the `program` read, where the recipe asks for it.
     """
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
-    scheme, method = scheme_of(options), QUANTIZERS[options["method"]]
     statistics = {} if observed is None else observed.weights
     stored: dict[str, Tensor] = {}
     weights: dict[str, Any] = {}
@@ -110,6 +112,8 @@ def quantize_group(
             for name in layer.weights
             if owners.get(name, name) in statistics
         }
+        own = options_of(options, layer.name)
+        scheme, method = scheme_of(own), QUANTIZERS[own["method"]]
         for name, quantized in quantize_layer(layer, values, scheme, method, known).items():
             if owners.get(name, name) in done:
                 continue
@@ -141,6 +145,7 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
     for digest in payload["stages"].get("quantize", ()):
         parts = stored_tensors(payload, digest)
         for name, facts in record(payload, digest).result["weights"].items():
+            dtype = facts.get("weight_dtype")
             found[name] = QuantizedWeight(
                 codes=parts[f"{name}/codes"],
                 scale=parts[f"{name}/scale"],
@@ -148,6 +153,8 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
                 scheme=QuantScheme(**facts["scheme"]),
                 shape=tuple(facts["shape"]),
                 axis=facts["axis"],
+                codebook=parts.get(f"{name}/codebook"),
+                weight_dtype=None if dtype is None else getattr(torch, dtype),
             )
     return found
 
@@ -169,12 +176,20 @@ def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
     parts = {f"{name}/codes": quantized.codes, f"{name}/scale": quantized.scale}
     if quantized.zero_point is not None:
         parts[f"{name}/zero_point"] = quantized.zero_point
+    if quantized.codebook is not None:
+        parts[f"{name}/codebook"] = quantized.codebook
     return parts
 
 
 def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:
+    dtype = quantized.weight_dtype
     return {
-        "scheme": dict(vars(quantized.scheme)),
+        "scheme": {
+            key: value
+            for key, value in vars(quantized.scheme).items()
+            if key != "codebook" or value is not None
+        },
+        **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
         "shape": list(quantized.shape),
         "axis": quantized.axis,
         "group_size": quantized.group_size,

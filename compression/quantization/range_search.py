@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fleetpress.compression.errors import MethodError
-from fleetpress.compression.quantization import affine
+from fleetpress.compression.quantization import affine, codebook_scales
 from fleetpress.compression.scheme import QuantScheme
 
 _SHARES = [step / 100 for step in range(98, 48, -2)]  # of the full range, tried in this order
@@ -26,6 +26,8 @@ def best_scales(rows: Tensor, scheme: QuantScheme) -> tuple[Tensor, Tensor | Non
     Rows do not depend on each other, except for strategy tensor, which takes the whole weight.
     Raises QuantizationError for bad values, MethodError for FP8.
     """
+    if scheme.type == "codebook":
+        return codebook_scales.best_scales(rows, scheme), None
     if scheme.type != "int":
         raise MethodError("smallest_error chooses ranges of integer codes; FP8 takes round_to_nearest")
     full, zero_point = affine.quantization_parameters(rows, scheme)

@@ -13,8 +13,9 @@ def smallest_error(
 ) -> QuantizedWeight:
     """As round_to_nearest, with the scale of every group the best of 26; never a larger squared error than there.
 
-    Zero points stay: the range shrinks towards zero from both ends. Raises QuantizationError for bad values, and
-    MethodError for FP8: floats are as exact at the ends as inside, a narrower range gains 0.1 dB (measured).
+    Zero points stay: the range shrinks towards zero from both ends. Fixed codebooks: `codebook_scales`. Raises
+    QuantizationError for bad values, and MethodError for FP8: floats are as exact at the ends as inside, a narrower
+    range gains 0.1 dB (measured).
     """
     return encoded(rows, *best_scales(rows, scheme), scheme)
 
@@ -24,4 +25,5 @@ METHOD = QuantizeMethod(
     quantize=smallest_error,
     paper="Nagel et al. 2021, A White Paper on Neural Network Quantization, arXiv:2106.08295, section 3.1 (MSE range)",
     summary="Round to nearest in the range with the smallest squared error per group; for few bits; needs no data.",
+    types=("int", "codebook"),
 )

@@ -1,9 +1,9 @@
 """Every way to quantize MiniLM, at 8, 4, 3 and 2 bits: how well it still finds texts, and what its vectors lost.
 
-    python benchmarks/real/quantizers.py FOLDER [--peer PYTHON] [--only TEXT]
+    python benchmarks/real/quantizers.py FOLDER [--peer PYTHON] [--only PATTERN] [--texts N]
 
 FOLDER is that of fetch.py. All Linear layers are quantized, embeddings are not. Calibrated on 480 paragraphs of an
-encyclopedia (minilm.py's training data, 64 tokens each) and measured on 160 news texts, of which calibration sees
+encyclopedia (minilm.py's training data, 64 tokens each) and measured on 64 news texts, of which calibration sees
 nothing: R@1 is the share whose first sentence (the query) lies nearest to its own rest; SQNR is that of all vectors
 against those of the original, in decibels. With --peer, the interpreter of quantizers_peer.py's environment, its
 methods quantize the same layers from the same statistics, and are measured by the same code.
@@ -48,7 +48,7 @@ SETTINGS = {
     "2 bits, groups": resolve("W2A16_ASYM"),
 }
 SLOW = {"learned_rounding": ("4 bits, groups", "2 bits, groups")}  # the others tell nothing new
-TEXTS, TOKENS = 160, 64
+TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,10 @@ WAYS = [
 class Measured:
     """The texts, and the original's vectors of them."""
 
-    def __init__(self, program: ExportedProgram, original: Path, texts: list[str]) -> None:
+    def __init__(self, program: ExportedProgram, original: Path, texts: list[str], most: int) -> None:
         encode = minilm.tokenizer(original, TOKENS)
         split = [re.split(r"(?<=[.!?]) +", text) for text in texts]
-        long = [sentences for sentences in split if len(sentences) >= 3][:TEXTS]
+        long = [sentences for sentences in split if len(sentences) >= 3][:most]
         self._texts = [sentences[0] for sentences in long] + [" ".join(rest[1:]) for rest in long]
         self._encode = encode
         self._vectors = self._embedded(program)
@@ -161,7 +161,7 @@ def rows_of(
 ) -> Iterator[list[str]]:
     """The table, row by row."""
     for way in WAYS:
-        if only not in way.label:
+        if not re.search(only, way.label):
             continue
         cells, seconds = [], 0.0
         for name, scheme in SETTINGS.items():
@@ -174,7 +174,7 @@ def rows_of(
             cells.append(measured.of(made))
         yield [way.label, *cells, f"{seconds:.1f}"]
     for method, label in {"gptq": "llm-compressor 0.14.0.1, GPTQ", "hqq": "hqq 0.2.8"}.items():
-        if peer and only in label:
+        if peer and re.search(only, label):
             found = [by_peer(program, peer, method, scheme, statistics) for scheme in SETTINGS.values()]
             yield [label, *(measured.of(made) for made, _ in found), f"{found[-1][1]:.1f}"]
 
@@ -186,7 +186,8 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--peer", metavar="PYTHON")
-    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name holds it")
+    parser.add_argument("--only", default="", metavar="PATTERN", help="rows whose name matches it")
+    parser.add_argument("--texts", type=int, default=64, metavar="N")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     folder = chosen.folder.resolve()
@@ -200,7 +201,7 @@ def main() -> None:
             arrays = {name: torch.from_numpy(data[name]) for name in data.files}
         save_file(calibrate(program, arrays, 32).to_tensors(), kept)
     statistics = CalibrationStatistics.from_tensors(load_file(kept))
-    measured = Measured(program, original, texts)
+    measured = Measured(program, original, texts, chosen.texts)
     print(f"the original: {measured.of(program)}", flush=True)
     head = ["R@1 / SQNR (dB)", *SETTINGS, "s"]
     rows = []

@@ -202,7 +202,7 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
 def _unfit_for_program(asks: str, recipe: Recipe) -> str | None:
     from fleetpress.compression.sparsity import is_sparsifier
 
-    if recipe.prune is not None and is_sparsifier(recipe.prune.method):
+    if recipe.prune is not None and is_sparsifier(recipe.prune.method) and recipe.prune.schedule is None:
         return (
             f"{asks} prunes by {recipe.prune.method}, which zeroes weights of checkpoints; a program loses whole "
             "units instead: take gradient_stability, magnitude or random"

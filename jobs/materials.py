@@ -196,7 +196,7 @@ def _with_stored(payload: Payload, digest: str, program: ExportedProgram) -> Exp
     values = {
         name: value
         for name, value in stored_tensors(payload, digest).items()
-        if not name.startswith(STATISTICS)
+        if not name.startswith((STATISTICS, SCALES, ZERO_POINTS))
     }
     for name, owner in aliases(tensors(program)).items():
         if owner in values:
@@ -204,4 +204,6 @@ def _with_stored(payload: Payload, digest: str, program: ExportedProgram) -> Exp
     return with_tensors(program, values)
 
 
-STATISTICS = "statistics/"  # prefix of statistics among a training task's tensors
+STATISTICS = "statistics/"  # prefixes of what is no weight among a training task's tensors
+SCALES = "scales/"
+ZERO_POINTS = "zero_points/"

@@ -13,6 +13,7 @@ from .checkpoint.memory import task_memory
 from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
 from .fleet import Data, Model, Shard, absolute
+from .recipe import is_gradual, later_steps
 from .spec_checks import needs_gradients
 from .tasks import GPU, Task
 
@@ -76,10 +77,16 @@ def plan_program(
         builder.add("train", workers=workers, options=recipe["train"], **builder.training)
     if gradients and ("collect" in recipe or "train" not in recipe or builder.unlabelled):
         builder.add_chunks(recipe.get("collect", {"batch_size": 64}))
-    if "prune" in recipe:
+    if "prune" in recipe and not is_gradual(recipe):
         builder.add("prune", options=recipe["prune"], seed=seed)
     if "finetune" in recipe:
-        builder.add("finetune", workers=workers, options=recipe["finetune"], **builder.training)
+        builder.add(
+            "finetune",
+            workers=workers,
+            options=recipe["finetune"],
+            **later_steps(recipe),
+            **builder.training,
+        )
     if "quantize" in recipe:
         builder.add_groups(recipe["quantize"])
     final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus)

@@ -11,7 +11,13 @@ from torch.export import ExportedProgram
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
-from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer
+from fleetpress.compression.quantization import (
+    QUANTIZERS,
+    QuantizedWeight,
+    quantize_layer,
+    quantize_weight,
+)
+from fleetpress.compression.quantization.aware import TrainedScales, with_scales
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.selection import Layer, select
 
@@ -19,6 +25,7 @@ from .handover import Payload, record
 from .materials import store_tensors, stored_tensors
 from .schemes import scheme_of
 from .tasks import StepResult
+from .trained_scales import trained_scales
 
 # Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
 DEFAULT_KINDS = tuple(kind for kind in KINDS if kind != "Embedding")
@@ -95,8 +102,9 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
     weights: dict[str, Any] = {}
     done: set[str] = set()
     owners = aliases(values)
+    trained = trained_scales(payload)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
-        for name, quantized in quantize_layer(layer, values, scheme, QUANTIZERS[options["method"]]).items():
+        for name, quantized in _quantized(layer, values, scheme, options["method"], trained).items():
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
@@ -108,6 +116,22 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
         "unused_ignores": list(choice.unused_ignores),
     }
     return StepResult(result=result, outputs=(store_tensors(payload, stored),))
+
+
+def _quantized(
+    layer: Layer,
+    values: Mapping[str, Tensor],
+    scheme: QuantScheme,
+    method: str,
+    trained: Mapping[str, TrainedScales],
+) -> dict[str, QuantizedWeight]:
+    """By the method, or with the scales that were trained with the weights: those give the codes training saw."""
+    if any(name in trained for name in layer.weights):
+        return {
+            name: quantize_weight(name, values[name], layer.axis, scheme, with_scales(trained[name]))
+            for name in layer.weights
+        }
+    return quantize_layer(layer, values, scheme, QUANTIZERS[method])
 
 
 def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:

@@ -1,8 +1,9 @@
 """What is done to a model: the steps of a recipe, in their fixed order, and their one canonical form."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fleetpress.compression.scheme import DEFAULT_METHOD
 
@@ -32,8 +33,21 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _none_for(*plain: Any) -> AfterValidator:
+    """Values that mean what leaving the key out means are left out: two spellings of a recipe are one recipe."""
+    return AfterValidator(lambda value: None if value in plain else value)
+
+
+def _filled(raw: Any, key: str, needed: bool, default: Any) -> Any:
+    """A step as it was written, with a default that has a meaning only beside another key."""
+    return {**raw, key: default} if needed and raw.get(key) is None else raw
+
+
 class TrainStep(Strict):
-    """Gradient descent over the train data; `lr` and `weight_decay` as torch.optim means them."""
+    """Gradient descent over the train data; `lr` and `weight_decay` as torch.optim means them.
+
+    `distill` is the share of the loss that is the distance to the model before pruning (in `train`: to the source).
+    """
 
     epochs: Count = 1
     batch_size: Count = 64
@@ -41,6 +55,24 @@ class TrainStep(Strict):
     lr: Positive = 1e-3
     weight_decay: NotNegative = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    schedule: Annotated[Literal["constant", "cosine", "one_cycle"] | None, _none_for("constant")] = None
+    distill: Annotated[Annotated[float, Field(ge=0, le=1)] | None, _none_for(0.0)] = None
+    distill_temperature: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _softened(cls, raw: Any) -> Any:
+        return (
+            _filled(raw, "distill_temperature", bool(raw.get("distill")), 2.0)
+            if isinstance(raw, dict)
+            else raw
+        )
+
+
+class FinetuneStep(TrainStep):
+    """Training after pruning; `quantization_aware` trains weights for the codes that `quantize` makes of them."""
+
+    quantization_aware: Annotated[bool | None, _none_for(False)] = None
 
 
 class CollectStep(Strict):
@@ -53,6 +85,7 @@ class PruneStep(Strict):
     """Units of a program to delete: a share (`sparsity`), or those whose gradients stay below both thresholds.
 
     Or weights of a checkpoint to zero: a share of every tensor, or all but N of M neighbours (`pattern` N:M).
+    With `schedule: gradual` the zeros grow during `finetune`, over the first `ramp` of its steps.
     """
 
     method: Pruner = "gradient_stability"
@@ -61,8 +94,18 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
+    schedule: Annotated[Literal["one_shot", "gradual"] | None, _none_for("one_shot")] = None
+    ramp: Annotated[float, Field(gt=0, le=1)] | None = None
+    interval: Count | None = None
     targets: Patterns = ()
     ignore: Patterns = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _growing(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("schedule") != "gradual":
+            return raw
+        return _filled(_filled(raw, "ramp", True, 0.5), "interval", True, 32)
 
 
 class QuantizeStep(Strict):
@@ -111,7 +154,7 @@ class Recipe(Strict):
     train: Annotated[TrainStep | None, _GIVEN] = None
     collect: Annotated[CollectStep | None, _GIVEN] = None
     prune: Annotated[PruneStep | None, _GIVEN] = None
-    finetune: Annotated[TrainStep | None, _GIVEN] = None
+    finetune: Annotated[FinetuneStep | None, _GIVEN] = None
     quantize: Annotated[QuantizeStep | None, _GIVEN] = None
     validation: Annotated[ValidateStep, _GIVEN] = Field(default=ValidateStep(), alias="validate")
 
@@ -125,6 +168,21 @@ class Recipe(Strict):
             step: {key: value for key, value in options.items() if value != []}
             for step, options in steps.items()
         }
+
+
+def is_gradual(recipe: Mapping[str, Any]) -> bool:
+    """Whether the zeros of a canonical recipe's `prune` grow during `finetune`, which then does both steps."""
+    return bool(recipe.get("prune", {}).get("schedule") == "gradual")
+
+
+def later_steps(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of other steps of a canonical recipe that decide what its `finetune` does, by the step's name."""
+    found: dict[str, Any] = {}
+    if is_gradual(recipe):
+        found["prune"] = recipe["prune"]
+    if recipe["finetune"].get("quantization_aware"):
+        found["quantize"] = recipe["quantize"]
+    return found
 
 
 def recipe_yaml(recipe: Recipe) -> str:

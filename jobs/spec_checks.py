@@ -11,9 +11,19 @@ from pydantic import ValidationError
 
 from fleetpress.compression.scheme import DEFAULT_METHOD
 
-from .recipe import CHANGING_STEPS, TRAINING_STEPS, PruneStep, QuantizeStep, Recipe, Strict, TrainStep
+from .recipe import (
+    CHANGING_STEPS,
+    TRAINING_STEPS,
+    FinetuneStep,
+    PruneStep,
+    QuantizeStep,
+    Recipe,
+    Strict,
+    TrainStep,
+)
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
+from .training_checks import check_aware, check_gradual, check_training
 
 DATA_KEYS = {"train", "eval", "loss", "metric"}  # with an unknown key, a missing one may just be misspelled
 _HOW_MUCH = {"pattern": "2:4", "sparsity": "0.5", "mean_threshold": "1e-4", "std_threshold": "1e-3"}
@@ -42,15 +52,21 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     known = {field.alias or name for name, field in Recipe.model_fields.items()}
     if isinstance(raw, dict) and steps.keys() <= known and not steps.keys() & set(CHANGING_STEPS):
         yield path, f"changes nothing; add at least one of {', '.join(CHANGING_STEPS)}"
-    for name in ("train", "finetune"):
-        training = _valid(TrainStep, steps.get(name))
-        if training and training.momentum and training.optimizer != "sgd":
-            what = f"has no meaning for {training.optimizer}; delete it, or take optimizer: sgd"
-            yield (*path, name, "momentum"), what
+    quantize = _valid(QuantizeStep, steps.get("quantize"))
+    if train := _valid(TrainStep, steps.get("train")):
+        yield from _of_step((*path, "train"), check_training(train))
+    if finetune := _valid(FinetuneStep, steps.get("finetune")):
+        yield from _of_step((*path, "finetune"), check_training(finetune))
+        yield from _of_step((*path, "finetune"), check_aware(finetune, quantize, "quantize" in steps))
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
-    if quantize := _valid(QuantizeStep, steps.get("quantize")):
+        yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
+    if quantize:
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
+
+
+def _of_step(path: Path, found: Iterator[tuple[str, str]]) -> Iterator[Mistake]:
+    yield from (((*path, key), what) for key, what in found)
 
 
 def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
@@ -72,7 +88,7 @@ def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
                 (*path, name),
                 f"has no meaning for {step.method}, which takes {', '.join(takes)}; delete it",
             )
-    if step.scope == "global":
+    if step.scope == "global" and step.schedule is None:
         what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
         yield (*path, "scope"), what
 

@@ -14,8 +14,9 @@ from fleetpress.compression.sparsity import SPARSIFIERS
 from fleetpress.compression.training import OPTIMIZERS
 from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.methods import described
-from fleetpress.jobs.recipe import PruneStep, QuantizeStep, TrainStep
+from fleetpress.jobs.recipe import FinetuneStep, PruneStep, QuantizeStep
 
+GRADUAL = ("schedule", "ramp", "interval")
 TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
     "sparsity": SPARSIFIERS,
@@ -45,15 +46,15 @@ def test_each_can_be_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "step", "besides"),
     [
-        ("gradient_stability", PruneStep, {"method", "pattern"}),
-        ("magnitude_n_m", PruneStep, {"method", "sparsity", "mean_threshold", "std_threshold", "scope"}),
+        ("gradient_stability", PruneStep, {"method", "pattern", *GRADUAL}),
         (
-            "magnitude_unstructured",
+            "magnitude_n_m",
             PruneStep,
-            {"method", "pattern", "mean_threshold", "std_threshold", "scope"},
+            {"method", "sparsity", "mean_threshold", "std_threshold", "scope", *GRADUAL},
         ),
+        ("magnitude_unstructured", PruneStep, {"method", "pattern", "mean_threshold", "std_threshold"}),
         ("round_to_nearest", QuantizeStep, {"method"}),
-        ("sgd", TrainStep, {"optimizer"}),
+        ("sgd", FinetuneStep, {"optimizer"}),
     ],
 )
 def test_options_are_those_of_the_recipe(name: str, step: type, besides: set[str]) -> None:

@@ -82,9 +82,11 @@ class Zeros:
     def after_step(self) -> None:
         """After an optimizer's step: let the zeros grow if it is time, and put back those that there are."""
         self._done += 1
-        if self._gradual is not None and self._done <= self._ramp:
-            if self._done % self._gradual.interval == 0 or self._done == self._ramp:
-                self._grow(self._gradual)
+        grows = self._gradual
+        if grows is not None and self._done <= self._ramp:
+            last = self._done == self._ramp
+            if last or self._done % grows.interval == 0:
+                self._grow(grows)
         self._zero()
 
     def _grow(self, options: GradualOptions) -> None:

@@ -9,13 +9,16 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
 from fleetpress.storage.data import read_shard
@@ -121,6 +124,27 @@ def final_program(payload: Payload) -> ExportedProgram:
     return remembered(digest, lambda: _with_stored(payload, digest, pruned_program(payload)))
 
 
+def calibration(payload: Payload) -> CalibrationStatistics | None:
+    """What the layers of the final program read; None without calibrate tasks."""
+    digests = payload["stages"].get("calibrate")
+    return _statistics(payload, digests) if digests else None
+
+
+def observed(payload: Payload) -> CalibrationStatistics:
+    """What the layers of the trained program read, and gradients of their outputs."""
+    return _statistics(payload, payload["stages"]["observe"])
+
+
+def _statistics(payload: Payload, digests: Sequence[str]) -> CalibrationStatistics:
+    """Merged from the tasks in their order."""
+
+    def merged() -> CalibrationStatistics:
+        parts = (CalibrationStatistics.from_tensors(stored_tensors(payload, digest)) for digest in digests)
+        return reduce(CalibrationStatistics.merge, parts)
+
+    return remembered("calibration-" + digests[-1], merged)
+
+
 def removed_units(payload: Payload, digest: str) -> dict[str, tuple[int, ...]]:
     """Deleted output units by layer, from the record of the prune task."""
     removed = record(payload, digest).result["removed"]
@@ -129,7 +153,10 @@ def removed_units(payload: Payload, digest: str) -> dict[str, tuple[int, ...]]:
 
 def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """All samples of the shards, in file order: arrays by name, first dimension = samples."""
-    key = "arrays-" + hashlib.sha256(repr([file["etag"] for file in files]).encode()).hexdigest()
+    key = (
+        "arrays-"
+        + hashlib.sha256(repr([(file["etag"], file.get("fold")) for file in files]).encode()).hexdigest()
+    )
 
     def build() -> dict[str, Tensor]:
         shards = [shard_arrays(file) for file in files]
@@ -160,9 +187,14 @@ def _sample_shapes(shard: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:
-    """One shard's arrays as tensors."""
+    """One shard's arrays as tensors; of a shard with a fold the samples of that."""
     place = SourceFile(path=file["path"], etag=file["etag"], bytes=file["bytes"])
     found = read_shard(open_store(file["root"]), place)
+    fold = file.get("fold")
+    if fold is not None:
+        samples = np.arange(min(len(value) for value in found.values()))
+        chosen = (samples % fold["of"] == fold["index"]) != fold["is_left_out"]
+        found = {name: value[: len(samples)][chosen] for name, value in found.items()}
     # Parquet's arrays are read-only views, which torch warns about.
     return {
         name: torch.from_numpy(value if value.flags.writeable else value.copy())

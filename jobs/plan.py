@@ -1,7 +1,7 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetpress.storage.checkpoint import Checkpoint
@@ -12,14 +12,18 @@ from .checkpoint.layout import plan_shards
 from .checkpoint.memory import task_memory
 from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
-from .fleet import Data, Model, Shard, absolute
+from .fleet import Data, Fold, Model, Shard, absolute
 from .recipe import is_gradual, later_steps
 from .spec_checks import needs_gradients
 from .tasks import GPU, Task
 
 GROUP_BYTES = 32 << 20  # weights that one quantize task works on
 CHUNK_BYTES = 64 << 20  # data that one collect task reads
-_GPU_KINDS = ("train", "collect", "finetune")  # steps that compute gradients
+_GPU_KINDS = ("train", "collect", "finetune", "observe", "trial")  # steps that compute gradients
+TRIALS_AT_ONCE = (
+    4  # of a search: as many candidates are measured side by side before anything is learnt from them
+)
+SENSED_SAMPLES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +35,13 @@ class ModelPlan:
     tasks: tuple[Task, ...]
 
 
-def artifact_digest(model: Model, *, seed: int, workers: int, gpus: float = 0.0) -> str:
-    """Names the model's artifact: everything that can change its bytes, known from listings alone."""
+def artifact_digest(
+    model: Model, *, seed: int, workers: int, gpus: float = 0.0, fleet: str | None = None
+) -> str:
+    """Names the model's artifact: everything that can change its bytes, known from listings alone.
+
+    `fleet` names the models that share a budget with it, and the budget.
+    """
     final = "assemble" if model.source.kind == "checkpoint" else "publish"
     return digest(
         final,
@@ -41,6 +50,7 @@ def artifact_digest(model: Model, *, seed: int, workers: int, gpus: float = 0.0)
         seed=seed,
         workers=_trainers(model, workers),
         **(_device(gpus) if _has_gradients(model) else {}),
+        **({"fleet": fleet} if fleet is not None and model.recipe.auto is not None else {}),
     )
 
 
@@ -53,12 +63,16 @@ def plan_program(
     workers: int,
     memory_bytes: int,
     gradients: bool,
+    inputs: bool = False,
     gpus: float = 0.0,
+    fold: Fold | None = None,
+    fleet: str | None = None,
 ) -> ModelPlan:
-    """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, quantize*, publish.
+    """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, calibrate*, quantize*, publish.
 
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
-    targets, from `collect` tasks otherwise.
+    targets, from `collect` tasks otherwise. `inputs` says that the quantization method reads calibration statistics.
+    What comes after `train` sees no sample outside the `fold`, if there is one.
     """
     recipe = model.recipe.canonical()
     builder = _Builder(
@@ -75,22 +89,51 @@ def plan_program(
         )
     if "train" in recipe:
         builder.add("train", workers=workers, options=recipe["train"], **builder.training)
+    final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus, fleet=fleet)
+    if "auto" in recipe:
+        tasks = _search(builder, recipe["auto"], final, workers=workers)
+        return ModelPlan(model=model, digest=final, tasks=tasks)
+    builder.keep_to(fold)
     if gradients and ("collect" in recipe or "train" not in recipe or builder.unlabelled):
-        builder.add_chunks(recipe.get("collect", {"batch_size": 64}))
+        builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}))
     if "prune" in recipe and not is_gradual(recipe):
         builder.add("prune", options=recipe["prune"], seed=seed)
     if "finetune" in recipe:
-        builder.add(
-            "finetune",
-            workers=workers,
-            options=recipe["finetune"],
-            **later_steps(recipe),
-            **builder.training,
-        )
+        later = later_steps(recipe)
+        builder.add("finetune", workers=workers, options=recipe["finetune"], **later, **builder.training)
+    if inputs:
+        shards = len(model.data.train) if model.data else 1
+        builder.add_chunks("calibrate", recipe["calibrate"], shards=shards)
     if "quantize" in recipe:
-        builder.add_groups(recipe["quantize"])
-    final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus)
+        builder.add_groups("quantize", recipe["quantize"])
     return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
+
+
+def _search(builder: "_Builder", options: dict[str, Any], final: str, *, workers: int) -> tuple[Task, ...]:
+    """Tasks of `auto`: observe*, sense*, rounds of trials that see what those before them measured, publish.
+
+    How many there are does not depend on what they find, so the search is resumed like any other work.
+    """
+    data = builder.data
+    assert data is not None, "checked by the spec: auto needs data"
+    builder.add_chunks("observe", {"samples": SENSED_SAMPLES, "batch_size": 32}, shards=len(data.train))
+    builder.add_groups("sense", options)
+    search = {"options": options, "loss": data.loss, "metric": data.metric, "trainers": workers}
+    place = {"memory_bytes": builder.memory_bytes, "gpus": builder.gpus}
+    rounds = -(-options["trials"] // TRIALS_AT_ONCE)
+    builder.stages["trial"] = []
+    for number in range(rounds):
+        count = min(TRIALS_AT_ONCE, options["trials"] - number * TRIALS_AT_ONCE)
+        facts = [
+            {**search, "round": number, "index": index, "searched_on": _contents(data.train)}
+            for index in range(count)
+        ]
+        before = list(builder.stages["trial"])
+        builder.fan_out(
+            "trial", facts, [place] * count, labels=[f"trial[{number}.{index}]" for index in range(count)]
+        )
+        builder.stages["trial"] = before + builder.stages["trial"]
+    return builder.finish("publish", final, is_search=True, **search, **place)
 
 
 def plan_checkpoint(
@@ -169,7 +212,7 @@ def _has_gradients(model: Model) -> bool:
     """Whether a step of the recipe computes gradients, which a GPU may do."""
     recipe = model.recipe
     collects = recipe.prune is not None and needs_gradients(recipe.prune)
-    return collects or recipe.train is not None or recipe.finetune is not None
+    return collects or recipe.auto is not None or recipe.train is not None or recipe.finetune is not None
 
 
 def _trainers(model: Model, workers: int) -> int:
@@ -193,13 +236,13 @@ class _Builder:
         gpus: float = 0.0,
     ) -> None:
         self.model = model
-        self._gpus = gpus
+        self.gpus = gpus
         self.tasks: list[Task] = []
         self.last: tuple[str, ...] = ()
         self.stages: dict[str, Any] = {}  # digests of the records that later tasks read, by kind
         self._before: Any = contents(model.source.files, named=model.source.kind == "checkpoint")
-        self._memory_bytes = memory_bytes
-        data = model.data
+        self.memory_bytes = memory_bytes
+        self.data = data = model.data
         self.unlabelled = data is None or data.loss in (None, "distillation")
         self.training = {"trained_on": _contents(data.train), "loss": data.loss, "seed": seed} if data else {}
         self.shared: dict[str, Any] = {
@@ -214,11 +257,12 @@ class _Builder:
                 "root": absolute(model.source.root),
                 "files": [_plain(file) for file in model.source.files],
                 "factory": model.factory,
+                "factory_digest": model.factory_digest,
                 "inputs": model.inputs,
             },
             "data": {
-                "train": [_shard(shard) for shard in data.train],
-                "eval": [_shard(shard) for shard in data.eval],
+                "train": [shard_facts(shard) for shard in data.train],
+                "eval": [shard_facts(shard) for shard in data.eval],
                 "loss": data.loss,
                 "metric": data.metric,
             }
@@ -226,9 +270,18 @@ class _Builder:
             else None,
         }
 
+    def keep_to(self, fold: Fold | None) -> None:
+        """What is added from here on sees no other samples of the train data."""
+        if fold is None or self.data is None:
+            return
+        train = tuple(replace(shard, fold=fold) for shard in self.data.train)
+        self.data = replace(self.data, train=train)
+        self.training |= {"trained_on": _contents(train)}
+        self.shared["data"] = {**self.shared["data"], "train": [shard_facts(shard) for shard in train]}
+
     def new(self, kind: str, label: str, *, workers: int = 1, **facts: Any) -> str:
         """Append a task that needs `last`; `facts` are both its own payload and, with what comes before, its digest."""
-        gpus = self._gpus if kind in _GPU_KINDS else 0.0
+        gpus = self.gpus if kind in _GPU_KINDS else 0.0
         facts = {**facts, **_device(gpus)}
         identity = {**facts, "before": self._before}
         if kind in ("train", "finetune"):
@@ -254,16 +307,17 @@ class _Builder:
         self.stages[kind] = self.tasks[-1].digest
         self._before = self.tasks[-1].digest
 
-    def add_chunks(self, options: dict[str, Any]) -> None:
+    def add_chunks(self, kind: str, options: dict[str, Any], **facts: Any) -> None:
         """Statistics in chunks of the data that do not depend on the number of workers."""
-        data = self.model.data
-        assert data is not None, "checked by the spec: gradients need data"
+        data = self.data
+        assert data is not None, "checked by the spec: statistics need data"
         sizes = {str(index): shard.file.bytes for index, shard in enumerate(data.train)}
         chunks = [[data.train[int(index)] for index in run] for run in shard_names(sizes, CHUNK_BYTES)]
-        self._fan_out(
-            "collect",
+        self.fan_out(
+            kind,
             [
                 {
+                    **facts,
                     "options": options,
                     "collected_on": _contents(chunk),
                     "first_shard": data.train.index(chunk[0]),
@@ -272,21 +326,28 @@ class _Builder:
                 }
                 for chunk in chunks
             ],
-            [{"files": [_shard(shard) for shard in chunk]} for chunk in chunks],
+            [{"files": [shard_facts(shard) for shard in chunk]} for chunk in chunks],
         )
 
-    def add_groups(self, options: dict[str, Any]) -> None:
+    def add_groups(self, kind: str, options: dict[str, Any]) -> None:
         """Layers in groups of equal bytes; small models are one group."""
         total = sum(file.bytes for file in self.model.source.files)
         count = max(1, -(-total // GROUP_BYTES))
-        self._fan_out(
-            "quantize", [{"options": options, "index": i, "count": count} for i in range(count)], [{}] * count
+        self.fan_out(
+            kind, [{"options": options, "index": i, "count": count} for i in range(count)], [{}] * count
         )
 
-    def _fan_out(self, kind: str, facts: list[dict[str, Any]], places: list[dict[str, Any]]) -> None:
+    def fan_out(
+        self,
+        kind: str,
+        facts: list[dict[str, Any]],
+        places: list[dict[str, Any]],
+        labels: Sequence[str] = (),
+    ) -> None:
+        """Append tasks that need what came before and not one another; `places` are no part of their digests."""
         ids, digests = [], []
         for index, (own, place) in enumerate(zip(facts, places, strict=True)):
-            label = kind if len(facts) == 1 else f"{kind}[{index}]"
+            label = labels[index] if labels else kind if len(facts) == 1 else f"{kind}[{index}]"
             ids.append(self.new(kind, label, **own))
             if place:
                 task = self.tasks[-1]
@@ -321,8 +382,8 @@ class _Builder:
     def _memory(self) -> int:
         """Of a program, all that the spec allows: how far its data unpacks is known only when it is read."""
         if self.model.source.kind == "checkpoint":
-            return task_memory((), self._memory_bytes)
-        return self._memory_bytes
+            return task_memory((), self.memory_bytes)
+        return self.memory_bytes
 
 
 def _with_payload(task: Task, extra: dict[str, Any]) -> Task:
@@ -333,9 +394,15 @@ def _plain(file: SourceFile) -> dict[str, Any]:
     return {"path": file.path, "etag": file.etag, "bytes": file.bytes}
 
 
-def _shard(shard: Shard) -> dict[str, Any]:
-    return {"root": shard.root, **_plain(shard.file)}
+def shard_facts(shard: Shard) -> dict[str, Any]:
+    """A shard as payloads hold it."""
+    part = {} if shard.fold is None else {"fold": dict(vars(shard.fold))}
+    return {"root": shard.root, **_plain(shard.file), **part}
 
 
 def _contents(shards: Sequence[Shard]) -> list[list[Any]]:
-    return contents(shard.file for shard in shards)
+    whole = contents(shard.file for shard in shards)
+    return [
+        item if shard.fold is None else [*item, dict(vars(shard.fold))]
+        for item, shard in zip(whole, shards, strict=True)
+    ]

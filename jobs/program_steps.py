@@ -1,4 +1,4 @@
-"""The steps of a program: export, train, collect, prune, finetune, quantize, publish."""
+"""The steps of a program: export, train, collect, prune, finetune, calibrate, quantize, publish."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -122,6 +122,39 @@ def collect(payload: Payload) -> StepResult:
     return StepResult(result={}, outputs=(store_tensors(payload, statistics.to_tensors()),))
 
 
+def calibrate(payload: Payload) -> StepResult:
+    """What the layers of the final program read, on the samples of one chunk: as many of every shard."""
+    return _calibrated(payload, final_program(payload))
+
+
+def observe(payload: Payload) -> StepResult:
+    """The same of the trained program, and gradients of its outputs: what changes of its layers would cost."""
+    return _calibrated(payload, trained_program(payload), loss="distillation")
+
+
+def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None = None) -> StepResult:
+    from fleetpress.compression.batches import evenly
+    from fleetpress.compression.calibration import CalibrationStatistics
+    from fleetpress.compression.observing import calibrate as calibrate_program
+
+    options = payload["options"]
+    quota = -(-options["samples"] // payload["shards"])
+    statistics: CalibrationStatistics | None = None
+    for index, file in enumerate(payload["files"]):
+        found = calibrate_program(
+            program,
+            evenly(shard_arrays(file), quota),
+            options["batch_size"],
+            loss=loss,
+            seed=_mixed(payload["seed"], payload["first_shard"] + index),
+        )
+        statistics = found if statistics is None else statistics.merge(found)
+    assert statistics is not None, "a chunk has at least one shard"
+    return StepResult(
+        result={"samples": statistics.samples}, outputs=(store_tensors(payload, statistics.to_tensors()),)
+    )
+
+
 def prune(payload: Payload) -> StepResult:
     """Score units and choose those to delete. Only their indices are recorded; deleting is a pure function of them."""
     from fleetpress.compression.pruning import PruneOptions
@@ -185,6 +218,8 @@ STEPS: dict[str, Callable[[Payload], StepResult]] = {
     "export": export,
     "train": train,
     "collect": collect,
+    "calibrate": calibrate,
+    "observe": observe,
     "prune": prune,
     "finetune": finetune,
     "quantize": quantize,

@@ -19,12 +19,15 @@ from .spec_fields import (
     Quantizer,
     Scheme,
     Share,
+    Size,
     mistake,
 )
 from .spec_lines import write_yaml
 
-CHANGING_STEPS = ("train", "prune", "finetune", "quantize")
-TRAINING_STEPS = ("train", "collect", "finetune")
+CHANGING_STEPS = ("train", "auto", "prune", "finetune", "quantize")
+TRAINING_STEPS = ("train", "auto", "collect", "finetune", "calibrate")
+CHOSEN_STEPS = ("collect", "prune", "finetune", "calibrate", "quantize")  # by `auto`
+BUDGETS = ("compression_ratio", "size_bytes", "macs", "latency_ms")
 
 
 class Strict(BaseModel):
@@ -108,11 +111,23 @@ class PruneStep(Strict):
         return _filled(_filled(raw, "ramp", True, 0.5), "interval", True, 32)
 
 
+class LayerScheme(Strict):
+    """What a layer has otherwise than the rest of its model; what is not given is as there."""
+
+    scheme: Scheme | None = None
+    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    symmetric: bool | None = None
+    group_size: Count | None = None
+    strategy: Literal["tensor", "channel", "group"] | None = None
+    method: Quantizer | None = None
+
+
 class QuantizeStep(Strict):
     """Weights to few-bit integers: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
 
     Schemes of checkpoints are also 8-bit floats (FP8) and plain casts (BF16, FP16); `format` is the layout of integers
     there, pack-quantized if it is None. An explicit `group_size: null` is read as what it means, `strategy: channel`.
+    `layers` gives single layers of a program, by name, options of their own.
     """
 
     scheme: Scheme | None = None
@@ -122,6 +137,7 @@ class QuantizeStep(Strict):
     strategy: Literal["tensor", "channel", "group"] | None = None
     method: Quantizer = DEFAULT_METHOD
     format: Literal["pack-quantized", "int-quantized"] | None = None
+    layers: dict[str, LayerScheme] = {}
     targets: Patterns = ()
     ignore: Patterns = ()
 
@@ -133,10 +149,39 @@ class QuantizeStep(Strict):
         return raw
 
 
+class CalibrateStep(Strict):
+    """Statistics of what every layer reads, for methods of `quantize` that need them: on so many train samples.
+
+    They are taken evenly from all shards, after the fine-tuning.
+    """
+
+    samples: Count = 512
+    batch_size: Count = 32
+
+
 class ValidateStep(Strict):
     """How much the metric may get worse: a difference, or as text (`"1%"`) a share of the metric before."""
 
     max_drop: Drop = 0.01
+
+
+class AutoStep(Strict):
+    """Let fleetpress choose: what to aim for, and within which bounds. Everything else follows from the train data.
+
+    `smallest` and `fastest` keep the metric's drop within `max_drop`; `most_accurate` keeps within a budget: a
+    `compression_ratio` or `size_bytes` of the stored model, a share of its `macs`, or a `latency_ms` of one call.
+    `trials` candidates are measured on the train data, cut into `folds`; `epochs` of fine-tuning may be spent on each.
+    """
+
+    goal: Literal["smallest", "fastest", "most_accurate"] = "smallest"
+    max_drop: Drop | None = None
+    compression_ratio: Annotated[float, Field(gt=1)] | None = None
+    size_bytes: Size | None = None
+    macs: Share | None = None
+    latency_ms: Positive | None = None
+    trials: Count = 16
+    folds: Annotated[int, Field(ge=2, le=20)] = 3
+    epochs: Annotated[int, Field(ge=0)] = 2
 
 
 def _given(value: Any) -> Any:
@@ -152,9 +197,11 @@ class Recipe(Strict):
     """Steps in the order they are done; a step that is None is not done. Validation is always there."""
 
     train: Annotated[TrainStep | None, _GIVEN] = None
+    auto: Annotated[AutoStep | None, _GIVEN] = None
     collect: Annotated[CollectStep | None, _GIVEN] = None
     prune: Annotated[PruneStep | None, _GIVEN] = None
     finetune: Annotated[FinetuneStep | None, _GIVEN] = None
+    calibrate: Annotated[CalibrateStep | None, _GIVEN] = None
     quantize: Annotated[QuantizeStep | None, _GIVEN] = None
     validation: Annotated[ValidateStep, _GIVEN] = Field(default=ValidateStep(), alias="validate")
 
@@ -165,7 +212,7 @@ class Recipe(Strict):
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return {
-            step: {key: value for key, value in options.items() if value != []}
+            step: {key: value for key, value in options.items() if value not in ([], {})}
             for step, options in steps.items()
         }
 

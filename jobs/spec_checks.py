@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fleetpress.compression.scheme import DEFAULT_METHOD
+from fleetpress.compression.scheme import DEFAULT_METHOD, cast_of
 
 from .recipe import (
+    BUDGETS,
     CHANGING_STEPS,
+    CHOSEN_STEPS,
     TRAINING_STEPS,
+    AutoStep,
     FinetuneStep,
     PruneStep,
     QuantizeStep,
@@ -21,6 +24,7 @@ from .recipe import (
     Strict,
     TrainStep,
 )
+from .schemes import options_of, scheme_of
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
 from .training_checks import check_aware, check_gradual, check_training
@@ -58,6 +62,8 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if finetune := _valid(FinetuneStep, steps.get("finetune")):
         yield from _of_step((*path, "finetune"), check_training(finetune))
         yield from _of_step((*path, "finetune"), check_aware(finetune, quantize, "quantize" in steps))
+    if auto := _valid(AutoStep, steps.get("auto")):
+        yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
@@ -67,6 +73,28 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
 
 def _of_step(path: Path, found: Iterator[tuple[str, str]]) -> Iterator[Mistake]:
     yield from (((*path, key), what) for key, what in found)
+
+
+def _check_auto(path: Path, step: AutoStep, steps: dict[str, Any]) -> Iterator[Mistake]:
+    for name in CHOSEN_STEPS:
+        if name in steps:
+            yield (*path, name), "is chosen by auto; delete it, or delete auto and say everything yourself"
+    given = [name for name in BUDGETS if getattr(step, name) is not None]
+    if step.goal == "most_accurate" and not given:
+        yield (*path, "auto"), f"most_accurate within which budget? add one of {', '.join(BUDGETS)}"
+    if step.goal != "most_accurate" and given:
+        yield (
+            (*path, "auto", given[0]),
+            f"is a budget, but {step.goal} is bounded by max_drop; take goal: most_accurate, or delete it",
+        )
+    if len(given) > 1:
+        yield (*path, "auto", given[1]), f"excludes {given[0]}; keep one budget"
+    allowed = _mapping(steps.get("validate")).get("max_drop")
+    if step.max_drop is not None and allowed not in (None, step.max_drop):
+        yield (*path, "validate", "max_drop"), f"contradicts auto's {step.max_drop}; delete one of them"
+    if step.goal == "most_accurate" and step.max_drop is not None:
+        what = "bounds smallest and fastest; most_accurate loses as little as its budget allows; delete it"
+        yield (*path, "auto", "max_drop"), what
 
 
 def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
@@ -122,6 +150,7 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if step.scheme in CASTS:
         yield from _check_cast(path, step, raw)
         return
+    yield from _check_layers(path, step)
     if step.scheme is None and step.num_bits is None:
         yield path, "does not say how many bits; add a scheme such as W4A16, or num_bits"
     if step.group_size is not None and step.strategy in ("tensor", "channel"):
@@ -148,6 +177,20 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if step.format == "int-quantized" and bits not in (None, 8):
         what = f"int-quantized holds codes of 8 bits, not of {bits}"
         yield (*path, "format"), f"{what}; delete it, or take scheme W8A16"
+
+
+def _check_layers(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
+    """Options of single layers: each must make a scheme of integer codes."""
+    from fleetpress.compression.errors import MethodError
+
+    options = step.model_dump(exclude_none=True)
+    for name in step.layers:
+        try:
+            if cast_of(options["layers"][name].get("scheme")):
+                raise MethodError("is a plain cast of checkpoints; take a scheme such as W8A16")
+            scheme_of(options_of(options, name))
+        except MethodError as error:
+            yield (*path, "layers", name), str(error)
 
 
 def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
@@ -219,6 +262,9 @@ def _check_model(
     prune = _valid(PruneStep, steps.get("prune"))
     if prune and not needing and needs_gradients(prune):
         needing = [f"prune by {prune.method}"]
+    quantize = _valid(QuantizeStep, steps.get("quantize"))
+    if quantize and "calibrate" not in needing and needs_inputs(quantize):
+        needing = [*needing, f"quantize by {quantize.method}"]
     if data is None and needing:
         remedy = (
             f"add one of: {', '.join(shards)}" if shards else "describe the files under `data` and name them"
@@ -241,6 +287,16 @@ def needs_gradients(step: PruneStep) -> bool:
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_gradients
+
+
+def needs_inputs(step: QuantizeStep) -> bool:
+    """Whether a method of the step looks at what the layers read."""
+    methods = {step.method, *(own.method for own in step.layers.values() if own.method)} - {DEFAULT_METHOD}
+    if not methods:  # without loading torch
+        return False
+    from fleetpress.compression.quantization import QUANTIZERS
+
+    return any(QUANTIZERS[method].needs_inputs for method in methods)
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

@@ -8,13 +8,13 @@ from torch.export import ExportedProgram
 from fleetpress.compression.gradual import GradualOptions
 from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors, trainable
-from fleetpress.compression.quantization import QUANTIZERS
+from fleetpress.compression.quantization import QUANTIZERS, method_for
 from fleetpress.compression.quantization.aware import AwareWeight
 from fleetpress.compression.selection import Layer, select
 
 from .handover import Payload
 from .quantizing import DEFAULT_KINDS, choose
-from .schemes import scheme_of
+from .schemes import options_of, scheme_of
 
 
 def constraints(payload: Payload, program: ExportedProgram) -> dict[str, Any]:
@@ -44,11 +44,12 @@ def _gradual(options: Mapping[str, Any], program: ExportedProgram) -> GradualOpt
 
 
 def _quantized(options: Mapping[str, Any], program: ExportedProgram) -> dict[str, AwareWeight]:
-    scheme, method = scheme_of(options), QUANTIZERS[options["method"]]
-    return {
-        name: AwareWeight(axis=layer.axis, scheme=scheme, method=method)
-        for name, layer in _trained(program, choose(program, options).layers).items()
-    }
+    found = {}
+    for name, layer in _trained(program, choose(program, options).layers).items():
+        own = options_of(options, layer.name)
+        method = method_for(QUANTIZERS[own["method"]], None)
+        found[name] = AwareWeight(axis=layer.axis, scheme=scheme_of(own), method=method)
+    return found
 
 
 def _trained(program: ExportedProgram, chosen: Iterable[Layer]) -> dict[str, Layer]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import MethodError, QuantizationError
 from fleetpress.compression.quantization import affine
 from fleetpress.compression.quantization.weight import (
@@ -58,7 +59,9 @@ class TrainedScales:
 def with_scales(trained: TrainedScales) -> QuantizeMethod:
     """The method that rounds to the nearest code under scales that were trained."""
 
-    def quantize(rows: Tensor, scheme: QuantScheme) -> QuantizedWeight:
+    def quantize(
+        rows: Tensor, scheme: QuantScheme, statistics: WeightStatistics | None = None
+    ) -> QuantizedWeight:
         return encoded(rows, trained.scale, trained.zero_point, scheme)
 
     return QuantizeMethod(name="trained", quantize=quantize, paper="see the module", summary=_SUMMARY)

@@ -53,7 +53,7 @@ def test_each_can_be_asked_for(name: str) -> None:
             {"method", "sparsity", "mean_threshold", "std_threshold", "scope", *GRADUAL},
         ),
         ("magnitude_unstructured", PruneStep, {"method", "pattern", "mean_threshold", "std_threshold"}),
-        ("round_to_nearest", QuantizeStep, {"method"}),
+        ("round_to_nearest", QuantizeStep, {"method", "layers"}),
         ("sgd", FinetuneStep, {"optimizer"}),
     ],
 )

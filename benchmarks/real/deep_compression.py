@@ -1,6 +1,6 @@
 """Deep Compression's table (Han et al. 2016, arXiv:1510.00149), MNIST: LeNet-300-100 and LeNet-5.
 
-    python benchmarks/real/deep_compression.py FOLDER [--seeds 0 1 2] [--executor ray|inline] [--split]
+    python benchmarks/real/deep_compression.py FOLDER [--seeds 0 1 2] [--nets lenet300 lenet5] [--split]
 
 Every net is trained, pruned, quantized and published by the recipes of deep_compression.yaml, once for each seed. All
 files of an artifact are counted. The error is that on the 10,000 digits of the test set, which decided nothing: options
@@ -31,6 +31,10 @@ CHOSEN_ON = 50_000  # digits of the train set that --split trains on
 COPIES = {"train": 1}  # of every digit, moved by up to SHIFT pixels
 SHIFT = 2
 PAPER = {"lenet300": (1.64, 1.58, 40), "lenet5": (0.80, 0.74, 39)}  # error before and after in %, ratio
+ROADS = {
+    "lenet300": ("lenet300",),
+    "lenet5": ("lenet5-half", "lenet5"),
+}  # models of the spec, one run after the other; the last is the net of the table
 PARAMETERS = {"lenet300": 266_610, "lenet5": 431_080}
 
 
@@ -109,29 +113,27 @@ def _moved(images: Tensor, copies: int) -> Iterator[Tensor]:
         yield moved
 
 
-def compress(seed: int, data: str, chosen: bench.Options) -> dict[str, ModelResult]:
-    """Both runs of one seed: what was published, by model."""
+def compress(seed: int, data: str, nets: Sequence[str], chosen: bench.Options) -> dict[str, ModelResult]:
+    """All runs of one seed: what was published, by model."""
     text = (bench.HERE / TEXT).read_text(encoding="utf-8")
-    text = text.replace("{seed}", str(seed)).replace("{data}", data)
-    if data == "split":
-        text = text.replace("deep_compression/output-", "deep_compression/output-split-")
-    lines = text.splitlines(keepends=True)
-    first = "".join(line for line in lines if "{half}" not in line)
-    models = bench.by_name(bench.run(first, TEXT, chosen))
-    half = models["lenet5-half"]
-    place = f"{_output(text)}/models/{half.name}/{half.digest}/model.pt2"
-    second = "".join(line for line in lines if "- {name" not in line or "{half}" in line)
-    return models | bench.by_name(bench.run(second.replace("{half}", place), TEXT, chosen))
+    text = text.replace("{seed}", str(seed)).replace("{data}", data).replace("{output}", _output(seed, data))
+    models: dict[str, ModelResult] = {}
+    for name in [one for net in nets for one in ROADS[net]]:
+        if name == "lenet5":
+            half = models["lenet5-half"]
+            text = text.replace("{half}", f"{_output(seed, data)}/models/{half.name}/{half.digest}/model.pt2")
+        lines = [line for line in text.splitlines() if "- {name" not in line or f"name: {name}," in line]
+        models |= bench.by_name(bench.run("\n".join(lines), TEXT, chosen))
+    return models
 
 
-def _output(text: str) -> str:
-    return next(line.split()[1] for line in text.splitlines() if line.startswith("output:"))
+def _output(seed: int, data: str) -> str:
+    return f"{HOME}/output-{data}-{seed}"
 
 
 def artifact_bytes(seed: int, data: str, model: ModelResult) -> int:
     """Of all files of an artifact: the model, manifest.json, metrics.json, recipe.yaml."""
-    split = "split-" if data == "split" else ""
-    store = open_store(str(HOME / f"output-{split}{seed}"))
+    store = open_store(_output(seed, data))
     return sum(item.size_bytes for item in store.list(f"models/{model.name}/{model.digest}/"))
 
 
@@ -142,6 +144,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--nets", nargs="+", choices=tuple(NETS), default=list(NETS))
     parser.add_argument("--executor", choices=("ray", "inline"), default="ray")
     parser.add_argument("--split", action="store_true", help="measure on a part of the train set")
     parsed = parser.parse_args()
@@ -151,17 +154,18 @@ def main() -> None:
     started, data = time.monotonic(), "split" if parsed.split else "data"
     chosen = bench.Options(folder=folder, executor=parsed.executor)
     prepare(folder, data, parsed.seeds)
-    runs = {seed: compress(seed, data, chosen) for seed in parsed.seeds}
-    print_table(runs, data)
+    runs = {seed: compress(seed, data, parsed.nets, chosen) for seed in parsed.seeds}
+    print_table(runs, data, parsed.nets)
     bench.print_machine(started)
 
 
-def print_table(runs: dict[int, dict[str, ModelResult]], data: str) -> None:
+def print_table(runs: dict[int, dict[str, ModelResult]], data: str, nets: Sequence[str]) -> None:
     """One row per net, and Deep Compression's below it."""
     rows: list[list[object]] = []
-    for name, (before, after, ratio) in PAPER.items():
+    for name in nets:
+        before, after, ratio = PAPER[name]
         sizes = [artifact_bytes(seed, data, models[name]) for seed, models in runs.items()]
-        trained = [100 * (1 - (models[_first(name)].before or {})["value"]) for models in runs.values()]
+        trained = [100 * (1 - (models[ROADS[name][0]].before or {})["value"]) for models in runs.values()]
         errors = [100 * (1 - (models[name].after or {})["value"]) for models in runs.values()]
         files = [(models[name].after or {})["bytes"] for models in runs.values()]
         ratios = [4 * PARAMETERS[name] / size for size in sizes]
@@ -177,11 +181,6 @@ def print_table(runs: dict[int, dict[str, ModelResult]], data: str) -> None:
     head = ["net", "error before %", "error after %", "model file bytes", "all files bytes", "ratio"]
     where = "10,000 digits of the train set" if data == "split" else "test set"
     bench.table(f"LeNets on MNIST, error on the {where}, mean of {len(runs)} seeds ± deviation", head, rows)
-
-
-def _first(name: str) -> str:
-    """The model whose `before` is the whole net: LeNet-5 is halved first."""
-    return {"lenet5": "lenet5-half"}.get(name, name)
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

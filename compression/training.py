@@ -66,6 +66,7 @@ def train(
     seed: int,
     teacher: ExportedProgram | None = None,
     collect: bool = False,
+    products: bool = False,
     masks: Mapping[str, Tensor] | None = None,
     gradual: GradualOptions | None = None,
     quantized: Mapping[str, AwareWeight] | None = None,
@@ -81,8 +82,9 @@ def train(
     its slice of each global batch, so that summed gradients and batch statistics are those of one process (dropout
     draws differ).
     float16 and bfloat16 weights are trained in float32 and cast back. With `collect` the gradients of every batch are
-    counted before its step. Raises TrainingDivergedError for a loss or weight that is not finite, DataMismatchError for
-    arrays that do not fit, MethodError for options that do not go together.
+    counted before its step, with `products` those with the weights, too. Raises TrainingDivergedError for a loss or
+    weight that is not finite, DataMismatchError for arrays that do not fit, MethodError for options that do not go
+    together.
     """
     run = _Run(
         program,
@@ -91,6 +93,7 @@ def train(
         loss=LOSSES[loss],
         teacher=teacher,
         collect=collect,
+        products=products,
         masks=masks or {},
         gradual=gradual,
         quantized=quantized or {},
@@ -153,6 +156,7 @@ class _Run:
         loss: Loss,
         teacher: ExportedProgram | None,
         collect: bool,
+        products: bool,
         masks: Mapping[str, Tensor],
         gradual: GradualOptions | None,
         quantized: Mapping[str, AwareWeight],
@@ -184,7 +188,7 @@ class _Run:
         self._optimizer = OPTIMIZERS[options.optimizer](_groups(self._params, self.forward), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
         self._schedule = SCHEDULES[options.schedule](self._optimizer, steps)
-        self.collector = GradientCollector(program, device) if collect else None
+        self.collector = GradientCollector(program, device, products=products) if collect else None
 
     def step(self, batch: Arrays) -> tuple[float, int]:
         """One optimizer step on a global batch: its mean loss, and the number of samples (or labels) in that mean."""
@@ -209,7 +213,7 @@ class _Run:
         self._collective.sum_([*found, reported])
         gradients = dict(zip(self._params, found, strict=False))
         if self.collector is not None:
-            self.collector.update(gradients)
+            self.collector.update(gradients, self._params)
         for leaf, gradient in zip(self._leaves, found, strict=True):
             leaf.grad = gradient
         result = float(reported)
@@ -253,9 +257,10 @@ def collect(
     loss: str,
     seed: int,
     first_batch: int = 0,
+    products: bool = False,
     device: torch.device = CPU,
 ) -> GradientStatistics:
-    """Gradient statistics at fixed weights, in eval mode and file order, on the `device`.
+    """Gradient statistics at fixed weights, in eval mode and file order, on the `device`; with `products` if asked for.
 
     A loss without targets (`distillation`) has no gradient at the original weights: the targets are then drawn from
     the program's own predictions, for each batch by (seed, its number), where `first_batch` is the number of the first
@@ -266,7 +271,7 @@ def collect(
     check_differentiable(program)
     runner = Runner(program, widen=True, device=device)
     fixed = _whole_batches(program, arrays, ALONE)
-    collector = GradientCollector(program, device)
+    collector = GradientCollector(program, device, products=products)
     params = _parameters(runner.module, program)
     wanted = {name: params[name] for name in collector.names}
     kind = meaning(program)
@@ -288,7 +293,7 @@ def collect(
                     "gradient statistics; look for NaN or very large numbers in the data and the weights"
                 )
             gradients = _gradients(value, list(wanted.values()))
-            collector.update(dict(zip(wanted, gradients, strict=True)))
+            collector.update(dict(zip(wanted, gradients, strict=True)), wanted)
     return collector.statistics()
 
 

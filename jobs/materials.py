@@ -9,7 +9,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
+from fleetpress.compression.pruning.compensate import with_compensation
 from fleetpress.storage.data import read_shard
 from fleetpress.storage.errors import InvalidData, InvalidModelFile
 from fleetpress.storage.programs import load_program
@@ -108,12 +109,30 @@ def trained_program(payload: Payload) -> ExportedProgram:
     return remembered(digest, lambda: _with_stored(payload, digest, source_program(payload)))
 
 
+def round_program(payload: Payload) -> ExportedProgram:
+    """What the round of pruning at hand starts from: the trained program, pruned and tuned in all rounds before."""
+    program = trained_program(payload)
+    for prune, finetune in payload["stages"].get("rounds", ()):
+        program = _tuned(payload, finetune, partial(_pruned, payload, prune, program))
+    return program
+
+
 def pruned_program(payload: Payload) -> ExportedProgram:
     """The trained program without the deleted units, if the recipe prunes."""
     digest = payload["stages"].get("prune")
-    if not digest:
-        return trained_program(payload)
-    return remembered(digest, lambda: delete(trained_program(payload), removed_units(payload, digest)))
+    return _pruned(payload, digest, round_program(payload)) if digest else round_program(payload)
+
+
+def _pruned(payload: Payload, digest: str, program: ExportedProgram) -> ExportedProgram:
+    """The program without what a prune task deleted, its corrections for that made before."""
+
+    def build() -> ExportedProgram:
+        done = record(payload, digest)
+        removed = done.result.get("round_removed", done.result["removed"])
+        corrected = stored_tensors(payload, digest) if done.outputs else {}
+        return delete(with_compensation(program, corrected) if corrected else program, removed)
+
+    return remembered(digest, build)
 
 
 def final_program(payload: Payload) -> ExportedProgram:
@@ -121,34 +140,27 @@ def final_program(payload: Payload) -> ExportedProgram:
     digest = payload["stages"].get("finetune")
     if not digest:
         return pruned_program(payload)
-    return remembered(digest, lambda: _with_stored(payload, digest, pruned_program(payload)))
+    return _tuned(payload, digest, partial(pruned_program, payload))
 
 
-def calibration(payload: Payload) -> CalibrationStatistics | None:
-    """What the layers of the final program read; None without calibrate tasks."""
-    digests = payload["stages"].get("calibrate")
-    return _statistics(payload, digests) if digests else None
+def _tuned(payload: Payload, digest: str, pruned: Callable[[], ExportedProgram]) -> ExportedProgram:
+    return remembered(digest, lambda: _with_stored(payload, digest, pruned()))
 
 
-def observed(payload: Payload) -> CalibrationStatistics:
-    """What the layers of the trained program read, and gradients of their outputs."""
-    return _statistics(payload, payload["stages"]["observe"])
+def calibration(payload: Payload, stage: str = "calibrate") -> CalibrationStatistics | None:
+    """What the layers of the program read, merged from the tasks in their order; None without them.
 
-
-def _statistics(payload: Payload, digests: Sequence[str]) -> CalibrationStatistics:
-    """Merged from the tasks in their order."""
+    The stage `calibrate` looked at the final program, `observe` at what is to be pruned or searched.
+    """
+    digests = payload["stages"].get(stage)
+    if not digests:
+        return None
 
     def merged() -> CalibrationStatistics:
         parts = (CalibrationStatistics.from_tensors(stored_tensors(payload, digest)) for digest in digests)
         return reduce(CalibrationStatistics.merge, parts)
 
     return remembered("calibration-" + digests[-1], merged)
-
-
-def removed_units(payload: Payload, digest: str) -> dict[str, tuple[int, ...]]:
-    """Deleted output units by layer, from the record of the prune task."""
-    removed = record(payload, digest).result["removed"]
-    return {name: tuple(units) for name, units in removed.items()}
 
 
 def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

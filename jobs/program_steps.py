@@ -10,14 +10,15 @@ from .materials import (
     arrays,
     final_program,
     pruned_program,
+    round_program,
     shard_arrays,
     source_bytes,
     source_program,
     store_tensors,
-    stored_tensors,
     trained_program,
 )
 from .objective import loss_name
+from .pruning_steps import prune
 from .tasks import GPU, StepResult
 from .trained_scales import scale_tensors
 from .tuning import constraints
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from fleetpress.compression.collectives import Collective
-    from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
+    from fleetpress.compression.statistics import GradientStatistics
 
 
 def export(payload: Payload) -> StepResult:
@@ -77,6 +78,7 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         seed=payload["seed"],
         teacher=_teacher(payload, kind, loss),
         collect=kind == "train" and loss != "distillation",
+        products=payload.get("products", False),
         **(constraints(payload, program) if kind == "finetune" else {}),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
@@ -100,11 +102,11 @@ def _teacher(payload: Payload, kind: str, loss: str) -> "ExportedProgram | None"
 
 
 def collect(payload: Payload) -> StepResult:
-    """Gradient statistics of one chunk of the train data at fixed weights, in file order."""
+    """Gradient statistics of one chunk of the train data at fixed weights, in file order, before a round of pruning."""
     from fleetpress.compression.device import pick
     from fleetpress.compression.training import collect as collect_statistics
 
-    program = trained_program(payload)
+    program = round_program(payload)
     statistics: GradientStatistics | None = None
     device = pick(gpu=payload.get("device") == GPU)
     for index, file in enumerate(payload["files"]):
@@ -115,6 +117,7 @@ def collect(payload: Payload) -> StepResult:
             payload["options"]["batch_size"],
             loss=loss_name(payload["data"], samples),
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
+            products=payload.get("products", False),
             device=device,
         )
         statistics = found if statistics is None else statistics.merge(found)
@@ -129,7 +132,7 @@ def calibrate(payload: Payload) -> StepResult:
 
 def observe(payload: Payload) -> StepResult:
     """The same of the trained program, and gradients of its outputs: what changes of its layers would cost."""
-    return _calibrated(payload, trained_program(payload), loss="distillation")
+    return _calibrated(payload, round_program(payload), loss="distillation")
 
 
 def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None = None) -> StepResult:
@@ -155,55 +158,11 @@ def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None =
     )
 
 
-def prune(payload: Payload) -> StepResult:
-    """Score units and choose those to delete. Only their indices are recorded; deleting is a pure function of them."""
-    from fleetpress.compression.pruning import PruneOptions
-    from fleetpress.compression.pruning import prune as choose
-
-    result = choose(
-        trained_program(payload), PruneOptions(**payload["options"]), _neurons(payload), seed=payload["seed"]
-    )
-    return StepResult(
-        result={
-            "removed": {name: list(units) for name, units in result.removed.items()},
-            "units": dict(result.units),
-            "skipped": dict(result.skipped),
-        }
-    )
-
-
 def quantize(payload: Payload) -> StepResult:
     """Quantize one group of layers; codes, scales and zero points are stored."""
     from .quantizing import quantize_group
 
     return quantize_group(payload, final_program(payload))
-
-
-def _neurons(payload: Payload) -> "dict[str, NeuronStatistics] | None":
-    """Statistics by layer: merged from the collect tasks in their order, or those of the training."""
-    from fleetpress.compression.statistics import GradientStatistics
-
-    stages = payload["stages"]
-    if "collect" in stages:
-        parts = [
-            GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]
-        ]
-    elif "train" in stages:
-        values = stored_tensors(payload, stages["train"])
-        found = {
-            name.removeprefix(STATISTICS): value
-            for name, value in values.items()
-            if name.startswith(STATISTICS)
-        }
-        if not found:
-            return None
-        parts = [GradientStatistics.from_tensors(found)]
-    else:
-        return None
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    return merged.neurons()
 
 
 def _mixed(*parts: int) -> int:

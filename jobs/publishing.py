@@ -195,6 +195,8 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
         reasons = []
         if "prune" in stages and not removed and layer.name not in pruned["units"].keys() - pruned["skipped"]:
             reasons.append(f"prune: {pruned['skipped'].get(layer.name) or _not_pruned(layer)}")
+        if reason := pruned.get("uncompensated", {}).get(layer.name):
+            reasons.append(f"compensate: {reason}")
         if "quantize" in stages and not mine:
             reasons.append(f"quantize: {unquantized.get(layer.name, 'not among the targets')}")
         found.append(

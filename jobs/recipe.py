@@ -88,6 +88,8 @@ class PruneStep(Strict):
     """Units of a program to delete: a share (`sparsity`), or those whose gradients stay below both thresholds.
 
     Or weights of a checkpoint to zero: a share of every tensor, or all but N of M neighbours (`pattern` N:M).
+    `compensate` makes up for deleted units in the layers that read them. An `iterative` schedule reaches the sparsity
+    in so many `rounds` of pruning and fine-tuning.
     With `schedule: gradual` the zeros grow during `finetune`, over the first `ramp` of its steps.
     """
 
@@ -97,7 +99,9 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
-    schedule: Annotated[Literal["one_shot", "gradual"] | None, _none_for("one_shot")] = None
+    compensate: Literal["none", "bias", "least_squares"] = "none"
+    schedule: Literal["one_shot", "iterative", "gradual"] = "one_shot"
+    rounds: Annotated[int, Field(ge=2, le=100)] | None = None
     ramp: Annotated[float, Field(gt=0, le=1)] | None = None
     interval: Count | None = None
     targets: Patterns = ()
@@ -115,7 +119,7 @@ class LayerScheme(Strict):
     """What a layer has otherwise than the rest of its model; what is not given is as there."""
 
     scheme: Scheme | None = None
-    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    num_bits: Annotated[int, Field(ge=1, le=8)] | None = None
     symmetric: bool | None = None
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None
@@ -123,15 +127,16 @@ class LayerScheme(Strict):
 
 
 class QuantizeStep(Strict):
-    """Weights to few-bit integers: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
+    """Weights to few-bit codes: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
 
-    Schemes of checkpoints are also 8-bit floats (FP8) and plain casts (BF16, FP16); `format` is the layout of integers
-    there, pack-quantized if it is None. An explicit `group_size: null` is read as what it means, `strategy: channel`.
-    `layers` gives single layers of a program, by name, options of their own.
+    Codes are integers, 8-bit floats (FP8), or indices into a codebook, which `method` may learn. Schemes of checkpoints
+    are also plain casts (BF16, FP16); `format` is the layout of integers there, pack-quantized if it is None. An
+    explicit `group_size: null` is read as what it means, `strategy: channel`. `layers` gives single layers of a
+    program, by name, options of their own.
     """
 
     scheme: Scheme | None = None
-    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    num_bits: Annotated[int, Field(ge=1, le=8)] | None = None
     symmetric: bool | None = None
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None
@@ -184,6 +189,9 @@ class AutoStep(Strict):
     epochs: Annotated[int, Field(ge=0)] = 2
 
 
+_NEWER = {("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
+
+
 def _given(value: Any) -> Any:
     if value is None:
         raise mistake("is empty; write {} for the defaults, or delete the key")
@@ -208,11 +216,16 @@ class Recipe(Strict):
     def canonical(self) -> dict[str, Any]:
         """The steps as plain JSON values, defaults filled in, what is not given left out.
 
-        Equal for two spellings of one recipe; `Recipe.model_validate` of it gives the recipe back.
+        Equal for two spellings of one recipe; `Recipe.model_validate` of it gives the recipe back. Options that are
+        newer than artifacts are left out at their defaults: the digests of older recipes stay what they are.
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return {
-            step: {key: value for key, value in options.items() if value not in ([], {})}
+            step: {
+                key: value
+                for key, value in options.items()
+                if value not in ([], {}) and _NEWER.get((step, key), ...) != value
+            }
             for step, options in steps.items()
         }
 

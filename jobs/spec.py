@@ -15,7 +15,7 @@ from fleetpress.storage.uri import is_s3, split
 from .errors import SpecError
 from .executors import TASK_SECONDS
 from .recipe import CalibrateStep, CollectStep, Recipe, Strict, ValidateStep
-from .spec_checks import check, needs_gradients, needs_inputs
+from .spec_checks import check, needs_gradients, needs_inputs, observes
 from .spec_fields import (
     Count,
     Drop,
@@ -174,14 +174,15 @@ def parse_spec(text: str, name: str) -> Spec:
 
 
 def _completed(recipe: Recipe) -> Recipe:
-    """Pruning by gradients without `train` and `collect` collects once with the defaults; so do methods of `quantize`
-    that need inputs.
+    """Pruning by gradients without `train` and `collect` collects once with the defaults; so do methods of `prune` and
+    `quantize` that need inputs.
     """
     added: dict[str, Strict] = {}
     if recipe.auto and recipe.auto.max_drop is not None:
         added["validation"] = ValidateStep(max_drop=recipe.auto.max_drop)
     if recipe.prune and needs_gradients(recipe.prune) and not (recipe.train or recipe.collect):
         added["collect"] = CollectStep()
-    if recipe.quantize and needs_inputs(recipe.quantize) and not recipe.calibrate:
+    observed = recipe.prune is not None and observes(recipe.prune)
+    if (observed or (recipe.quantize and needs_inputs(recipe.quantize))) and not recipe.calibrate:
         added["calibrate"] = CalibrateStep()
     return recipe.model_copy(update=added)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fleetpress.compression.scheme import DEFAULT_METHOD, cast_of
+from fleetpress.compression.scheme import DEFAULT_METHOD, LEARNING_METHODS, cast_of
 
 from .recipe import (
     BUDGETS,
@@ -25,6 +25,7 @@ from .recipe import (
     TrainStep,
 )
 from .schemes import options_of, scheme_of
+from .spec_codebooks import check_codebook
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
 from .training_checks import check_aware, check_gradual, check_training
@@ -67,6 +68,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
+        yield from _check_rounds((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize:
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
 
@@ -116,7 +118,7 @@ def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
                 (*path, name),
                 f"has no meaning for {step.method}, which takes {', '.join(takes)}; delete it",
             )
-    if step.scope == "global" and step.schedule is None:
+    if step.scope == "global" and step.schedule != "gradual":
         what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
         yield (*path, "scope"), what
 
@@ -144,6 +146,27 @@ def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
         yield (*path, given[0]), f"needs {other} beside it; a unit goes when both are small"
 
 
+def _check_rounds(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    if is_sparsifier(step.method):
+        for name, default in (("compensate", "none"), ("schedule", "one_shot"), ("rounds", None)):
+            if getattr(step, name) not in (default, "gradual"):
+                yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
+    elif step.schedule != "iterative":
+        if step.rounds is not None:
+            yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"
+    elif step.rounds is None:
+        yield (*path, "schedule"), "iterative does not say in how many rounds; add rounds, such as 3"
+    elif step.sparsity is None:
+        yield (*path, "schedule"), "iterative grows a share from round to round; give sparsity"
+    elif finetune is None:
+        yield (*path, "schedule"), "iterative tunes after every round; add the step finetune"
+    elif finetune.epochs < step.rounds:
+        what = f"{step.rounds} need as many epochs of finetune at least, and it has {finetune.epochs}"
+        yield (*path, "rounds"), f"{what}; take fewer rounds or more epochs"
+
+
 def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
     from fleetpress.compression.scheme import CASTS, SCHEMES
 
@@ -167,6 +190,11 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if scheme is not None and scheme.type == "float":
         yield from _check_float(path, step)
         return
+    if step.method in LEARNING_METHODS or (scheme is not None and scheme.type == "codebook"):
+        yield from check_codebook(path, step, scheme)
+        return
+    if step.num_bits == 1:
+        yield (*path, "num_bits"), "1 is for codebooks; take scheme BINARY, method k_means, or 2 to 8"
     if scheme is not None and step.symmetric not in (None, scheme.symmetric):
         what = f"{str(step.symmetric).lower()} contradicts scheme {step.scheme}"
         yield (
@@ -262,6 +290,11 @@ def _check_model(
     prune = _valid(PruneStep, steps.get("prune"))
     if prune and not needing and needs_gradients(prune):
         needing = [f"prune by {prune.method}"]
+    if prune and "calibrate" not in needing and observes(prune):
+        needing = [
+            *needing,
+            f"prune by {prune.method}" if prune.compensate == "none" else "prune's compensate",
+        ]
     quantize = _valid(QuantizeStep, steps.get("quantize"))
     if quantize and "calibrate" not in needing and needs_inputs(quantize):
         needing = [*needing, f"quantize by {quantize.method}"]
@@ -287,6 +320,28 @@ def needs_gradients(step: PruneStep) -> bool:
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_gradients
+
+
+def needs_products(step: PruneStep) -> bool:
+    """Whether the step's method scores units by products of weights and gradients."""
+    if not needs_gradients(step):
+        return False
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS[step.method].needs_products
+
+
+def observes(step: PruneStep) -> bool:
+    """Whether the step looks at what the layers read: to score units, or to make up for them."""
+    if step.compensate != "none":
+        return True
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    if is_sparsifier(step.method):
+        return False
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS[step.method].needs_inputs
 
 
 def needs_inputs(step: QuantizeStep) -> bool:

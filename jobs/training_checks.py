@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fleetpress.compression.scheme import CASTS, SCHEMES
+from fleetpress.compression.scheme import CASTS, LEARNING_METHODS, SCHEMES
 
 from .recipe import FinetuneStep, PruneStep, QuantizeStep, TrainStep
 
@@ -28,14 +28,15 @@ def check_aware(
         if not is_there:
             what = "trains for the codes of quantize, which is no step here; add quantize, or delete it"
             yield "quantization_aware", what
-    elif quantize.scheme in CASTS or (quantize.scheme and SCHEMES[quantize.scheme].type == "float"):
-        what = f"trains for integer codes, which {quantize.scheme} does not have; take a scheme such as W4A16"
+    elif quantize.method in LEARNING_METHODS or not _has_integers(quantize.scheme):
+        asks = quantize.method if quantize.method in LEARNING_METHODS else quantize.scheme
+        what = f"trains for integer codes, which {asks} does not have; take a scheme such as W4A16"
         yield "quantization_aware", what
 
 
 def check_gradual(prune: PruneStep, finetunes: bool) -> Iterator[tuple[str, str]]:
     """Of a `prune` step; `finetunes` says that the recipe has a step in which zeros can grow."""
-    if prune.schedule is None:
+    if prune.schedule != "gradual":
         for name in ("ramp", "interval"):
             if getattr(prune, name) is not None:
                 yield name, "says how zeros grow; delete it, or add schedule: gradual"
@@ -45,3 +46,7 @@ def check_gradual(prune: PruneStep, finetunes: bool) -> Iterator[tuple[str, str]
         yield "schedule", what
     elif not finetunes:
         yield "schedule", "gradual lets zeros grow during finetune, which is no step here; add finetune"
+
+
+def _has_integers(scheme: str | None) -> bool:
+    return scheme is None or (scheme not in CASTS and SCHEMES[scheme].type == "int")

@@ -23,7 +23,6 @@ from fleetpress.compression.quantization import affine
 from fleetpress.compression.quantization.weight import (
     QuantizedWeight,
     QuantizeMethod,
-    check_integers,
     encoded,
     from_rows,
     to_rows,
@@ -37,7 +36,7 @@ _SUMMARY = "Round to the nearest code under scales that were trained with the we
 class AwareWeight:
     """How one weight will be quantized: its unit axis, its scheme, and the method that places the first scales.
 
-    Raises MethodError for FP8, whose codes are no integers.
+    Raises MethodError for codes that are no integers: FP8 and codebooks.
     """
 
     axis: int
@@ -45,7 +44,11 @@ class AwareWeight:
     method: QuantizeMethod
 
     def __post_init__(self) -> None:
-        check_integers(self.scheme)
+        if self.scheme.type != "int":
+            raise MethodError(
+                "weights are trained for integer codes only; take a scheme such as W4A16, or leave "
+                "quantization_aware out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

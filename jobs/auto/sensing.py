@@ -18,7 +18,7 @@ from fleetpress.compression.selection import Layer
 from fleetpress.compression.sensitivity import divergence, expected_increase
 
 from ..handover import Payload, record
-from ..materials import observed, shard_arrays, trained_program
+from ..materials import calibration, shard_arrays, trained_program
 from ..quantizing import choose, group_of
 from ..schemes import scheme_of
 from ..tasks import StepResult
@@ -50,7 +50,8 @@ def sense(payload: Payload) -> StepResult:
     """
     program = trained_program(payload)
     values = tensors(program)
-    known = observed(payload)
+    known = calibration(payload, "observe")
+    assert known is not None, "the plan observes before it senses"
     mine = group_of(chosen_layers(program), values, payload["index"], payload["count"])
     meter = _Meter(program, payload)
     found = {layer.name: list(_options(layer, values, known, meter)) for layer in mine}

@@ -89,6 +89,7 @@ def test_again_gives_the_same_bytes(
     tuned: FleetResult, tmp_path: Path, digits: tuple[dict[str, Tensor], dict[str, Tensor]]
 ) -> None:
     again = run(tmp_path, digits)
+    assert {model.state for model in again.models} == {"published"}, [model.reason for model in again.models]
     assert [model.digest for model in again.models] == [model.digest for model in tuned.models]
     model = next(model for model in tuned.models if model.name == "net")
     names = [f"models/net/{model.digest}/{file}" for file in ("model.pt2", "recipe.yaml")]

@@ -16,7 +16,8 @@ from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.methods import described
 from fleetpress.jobs.recipe import FinetuneStep, PruneStep, QuantizeStep
 
-GRADUAL = ("schedule", "ramp", "interval")
+GRADUAL = ("ramp", "interval")
+ROUNDS = ("compensate", "rounds")
 TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
     "sparsity": SPARSIFIERS,
@@ -50,9 +51,13 @@ def test_each_can_be_asked_for(name: str) -> None:
         (
             "magnitude_n_m",
             PruneStep,
-            {"method", "sparsity", "mean_threshold", "std_threshold", "scope", *GRADUAL},
+            {"method", "sparsity", "mean_threshold", "std_threshold", "scope", "schedule", *GRADUAL, *ROUNDS},
         ),
-        ("magnitude_unstructured", PruneStep, {"method", "pattern", "mean_threshold", "std_threshold"}),
+        (
+            "magnitude_unstructured",
+            PruneStep,
+            {"method", "pattern", "mean_threshold", "std_threshold", *ROUNDS},
+        ),
         ("round_to_nearest", QuantizeStep, {"method", "layers"}),
         ("sgd", FinetuneStep, {"optimizer"}),
     ],

@@ -62,6 +62,13 @@ GRADUAL = "prune: {method: magnitude_unstructured, sparsity: 0.9, schedule: grad
             ],
         ),
         (
+            ["finetune: {quantization_aware: true}", "quantize: {method: k_means, num_bits: 3}"],
+            [
+                "finetune.quantization_aware: trains for integer codes, which k_means does not have; "
+                "take a scheme such as W4A16"
+            ],
+        ),
+        (
             ["train: {distill_temperature: 4.0}"],
             [
                 "train.distill_temperature: softens what distill compares; delete it, or add distill, such as 0.5"

@@ -65,6 +65,24 @@ def layers(program: ExportedProgram) -> tuple[Layer, ...]:
     return tuple(found.values())
 
 
+def matrices(layer: Layer) -> tuple[Layer, ...]:
+    """A layer whose rows are its units: a recurrent layer gives one for every weight matrix, named by it."""
+    if layer.kind not in RECURRENT_OPS.values():
+        return (layer,)
+    biases = layer.biases or ("",) * len(layer.weights)
+    return tuple(
+        Layer(
+            name=weight,
+            kind=layer.kind,
+            weights=(weight,),
+            biases=(bias,) if bias else (),
+            axis=0,
+            nodes=layer.nodes,
+        )
+        for weight, bias in zip(layer.weights, biases, strict=True)
+    )
+
+
 def _layer_of(node: fx.Node, stored: dict[str, str]) -> Layer | None:
     if node.op != "call_function":
         return None

@@ -1,6 +1,7 @@
 """Mean and spread of every neuron's gradients over mini-batches, collected in one pass and merged exactly.
 
-A neuron is an output unit of a layer: its row of the weight and its bias, n entries. Kept are, in float64, the sum of
+A neuron is an output unit of a layer: its row of the weight and its bias, n entries; of a recurrent layer every row of
+its weight matrices is kept, by the matrix's name. Kept are, in float64, the sum of
 the gradients entry by entry (the mean may cancel) and the sum of their squares unit by unit (the variance, averaged
 over the entries of a unit, needs no more).
 """
@@ -14,11 +15,14 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.device import CPU
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.layers import layers
+from fleetpress.compression.layers import RECURRENT_OPS, layers, matrices
 from fleetpress.compression.program import aliases, tensors, trainable
 from fleetpress.compression.selection import Layer
 
-UNIT_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+UNIT_KINDS = (
+    *("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
+    *dict.fromkeys(RECURRENT_OPS.values()),
+)
 _GROUPS_ARGUMENT = 6
 _BATCHES = "batches"
 
@@ -140,7 +144,7 @@ class GradientCollector:
         self._parts: list[_Part] = []
         self._batches = 0
         learned, seen = set(trainable(program)), set[str]()
-        for layer in layers(program):
+        for layer in (part for whole in layers(program) for part in matrices(whole)):
             weight = self._owners.get(layer.weights[0], layer.weights[0])
             if layer.kind in UNIT_KINDS and weight in learned and weight not in seen:
                 seen.add(weight)

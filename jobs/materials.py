@@ -110,7 +110,10 @@ def pruned_program(payload: Payload) -> ExportedProgram:
     digest = payload["stages"].get("prune")
     if not digest:
         return trained_program(payload)
-    return remembered(digest, lambda: delete(trained_program(payload), removed_units(payload, digest)))
+    structure = record(payload, digest).result.get("structure", ())
+    return remembered(
+        digest, lambda: delete(trained_program(payload), removed_units(payload, digest), structure)
+    )
 
 
 def final_program(payload: Payload) -> ExportedProgram:

@@ -19,6 +19,7 @@ _PRUNE = {
     "mean_threshold": "instead of a sparsity: delete units whose gradient_mean is below this and",
     "std_threshold": "whose gradient_std is below this",
     "scope": "layer: the share of every layer; global: of all units together",
+    "structure": "kinds of units: channel, head, head_dim, recurrent, normalized; channel and head, if left out",
     **_TARGETS,
 }
 _THRESHOLDS = ("mean_threshold", "std_threshold")

@@ -112,14 +112,14 @@ def prune(payload: Payload) -> StepResult:
     from fleetpress.compression.pruning import PruneOptions
     from fleetpress.compression.pruning import prune as choose
 
-    result = choose(
-        trained_program(payload), PruneOptions(**payload["options"]), _neurons(payload), seed=payload["seed"]
-    )
+    options = PruneOptions(**payload["options"])
+    result = choose(trained_program(payload), options, _neurons(payload), seed=payload["seed"])
     return StepResult(
         result={
             "removed": {name: list(units) for name, units in result.removed.items()},
             "units": dict(result.units),
             "skipped": dict(result.skipped),
+            **({"structure": list(options.structure)} if options.structure else {}),
         }
     )
 

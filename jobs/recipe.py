@@ -18,6 +18,7 @@ from .spec_fields import (
     Quantizer,
     Scheme,
     Share,
+    Structures,
     mistake,
 )
 from .spec_lines import write_yaml
@@ -52,6 +53,8 @@ class CollectStep(Strict):
 class PruneStep(Strict):
     """Units of a program to delete: a share (`sparsity`), or those whose gradients stay below both thresholds.
 
+    `structure` names the kinds of units, as `fleetpress methods` tells them; without it channels and whole heads.
+
     Or weights of a checkpoint to zero: a share of every tensor, or all but N of M neighbours (`pattern` N:M).
     """
 
@@ -61,6 +64,7 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
+    structure: Structures = ()
     targets: Patterns = ()
     ignore: Patterns = ()
 

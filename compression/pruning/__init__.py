@@ -7,16 +7,19 @@ import numpy as np
 from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import PruningError
+from fleetpress.compression.layers import matrices
 from fleetpress.compression.program import tensors
 from fleetpress.compression.pruning import gradient_stability, magnitude, random_
 from fleetpress.compression.pruning.delete import delete
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.pruning.select import PruneOptions, check, choose
+from fleetpress.compression.pruning.structure import STRUCTURES
 from fleetpress.compression.pruning.units import UnitGroup, Units, find_units, output_axis
 from fleetpress.compression.statistics import NeuronStatistics
 
 __all__ = [
     "PRUNERS",
+    "STRUCTURES",
     "PruneOptions",
     "PruneResult",
     "PruningMethod",
@@ -59,7 +62,7 @@ def prune(
     """
     check(options, tuple(PRUNERS))
     method = PRUNERS[options.method]
-    units = find_units(program, options.targets, options.ignore)
+    units = find_units(program, options.targets, options.ignore, options.structure)
     if not units.groups:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in units.skipped.items())
         raise PruningError(f"no unit can be deleted: {reasons or 'the program has no Linear or Conv layer'}")
@@ -67,11 +70,11 @@ def prune(
         values=tensors(program), layers=units.layers, statistics=statistics or {}, seed=seed
     )
     gone = units.coupling.among(choose(units, method, options, context))
+    reached = {part for group in units.groups for part in group.members}
     removed = {}
-    for name in (layer for layer in units.layers if any(layer in group.members for group in units.groups)):
-        axis = output_axis(units.coupling, units.layers[name])
-        assert axis is not None
-        if gone[axis].any():
+    for name, layer in units.owners.items():
+        axis = output_axis(units.coupling, layer)
+        if axis is not None and gone[axis].any() and any(part.name in reached for part in matrices(layer)):
             removed[name] = tuple(np.flatnonzero(gone[axis]).tolist())
     if not removed:
         count = sum(group.count for group in units.groups)

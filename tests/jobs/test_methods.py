@@ -46,11 +46,15 @@ def test_each_can_be_asked_for(name: str) -> None:
     ("name", "step", "besides"),
     [
         ("gradient_stability", PruneStep, {"method", "pattern"}),
-        ("magnitude_n_m", PruneStep, {"method", "sparsity", "mean_threshold", "std_threshold", "scope"}),
+        (
+            "magnitude_n_m",
+            PruneStep,
+            {"method", "sparsity", "mean_threshold", "std_threshold", "scope", "structure"},
+        ),
         (
             "magnitude_unstructured",
             PruneStep,
-            {"method", "pattern", "mean_threshold", "std_threshold", "scope"},
+            {"method", "pattern", "mean_threshold", "std_threshold", "scope", "structure"},
         ),
         ("round_to_nearest", QuantizeStep, {"method"}),
         ("sgd", TrainStep, {"optimizer"}),

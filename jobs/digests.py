@@ -16,6 +16,7 @@ VERSIONS = {
     "export": 1,
     "train": 1,
     "collect": 1,
+    "calibrate": 1,
     "prune": 1,
     "finetune": 1,
     "quantize": 1,

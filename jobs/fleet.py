@@ -14,7 +14,7 @@ from fleetpress.storage.errors import UNUSABLE_STORE, InvalidUri, StorageError
 from fleetpress.storage.sources import ModelSource, SourceFile, find_models
 from fleetpress.storage.uri import is_s3, join, normalize, validate_key
 
-from .recipe import QuantizeStep, Recipe
+from .recipe import TRAINING_STEPS, QuantizeStep, Recipe
 from .spec import DataSpec, ModelSpec, Spec
 from .threads import side_by_side
 
@@ -188,9 +188,11 @@ def _unfit(source: ModelSource, entry: ModelSpec, recipe: Recipe, allow_code: bo
 def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
     from fleetpress.compression.sparsity import is_sparsifier
 
-    asked = [step for step in ("train", "collect", "finetune") if getattr(recipe, step) is not None]
+    asked = [step for step in TRAINING_STEPS if getattr(recipe, step) is not None]
     if recipe.prune is not None and not is_sparsifier(recipe.prune.method):
         asked.append(f"prune by {recipe.prune.method}")
+    if recipe.quantize is not None and recipe.quantize.layers:
+        asked.append("quantize single layers otherwise (`layers`)")
     if not asked:
         return None
     return (

@@ -9,6 +9,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
 from fleetpress.storage.data import read_shard
@@ -122,6 +124,19 @@ def final_program(payload: Payload) -> ExportedProgram:
     if not digest:
         return pruned_program(payload)
     return remembered(digest, lambda: _with_stored(payload, digest, pruned_program(payload)))
+
+
+def calibration(payload: Payload) -> CalibrationStatistics | None:
+    """What the layers of the final program read, merged from the calibrate tasks in their order; None without them."""
+    digests = payload["stages"].get("calibrate")
+    if not digests:
+        return None
+
+    def merged() -> CalibrationStatistics:
+        parts = (CalibrationStatistics.from_tensors(stored_tensors(payload, digest)) for digest in digests)
+        return reduce(CalibrationStatistics.merge, parts)
+
+    return remembered("calibration-" + digests[-1], merged)
 
 
 def removed_units(payload: Payload, digest: str) -> dict[str, tuple[int, ...]]:

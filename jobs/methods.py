@@ -101,6 +101,7 @@ def _tables() -> Described:
         "quantization": [
             {
                 "name": name,
+                "needs_inputs": method.needs_inputs,
                 "summary": method.summary,
                 "paper": method.paper,
                 "options": _options(QuantizeStep, _QUANTIZE),

@@ -52,12 +52,13 @@ def plan_program(
     workers: int,
     memory_bytes: int,
     gradients: bool,
+    inputs: bool = False,
     gpus: float = 0.0,
 ) -> ModelPlan:
-    """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, quantize*, publish.
+    """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, calibrate*, quantize*, publish.
 
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
-    targets, from `collect` tasks otherwise.
+    targets, from `collect` tasks otherwise. `inputs` says that the quantization method reads calibration statistics.
     """
     recipe = model.recipe.canonical()
     builder = _Builder(
@@ -75,11 +76,14 @@ def plan_program(
     if "train" in recipe:
         builder.add("train", workers=workers, options=recipe["train"], **builder.training)
     if gradients and ("collect" in recipe or "train" not in recipe or builder.unlabelled):
-        builder.add_chunks(recipe.get("collect", {"batch_size": 64}))
+        builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}))
     if "prune" in recipe:
         builder.add("prune", options=recipe["prune"], seed=seed)
     if "finetune" in recipe:
         builder.add("finetune", workers=workers, options=recipe["finetune"], **builder.training)
+    if inputs:
+        shards = len(model.data.train) if model.data else 1
+        builder.add_chunks("calibrate", recipe["calibrate"], shards=shards)
     if "quantize" in recipe:
         builder.add_groups(recipe["quantize"])
     final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus)
@@ -247,16 +251,17 @@ class _Builder:
         self.stages[kind] = self.tasks[-1].digest
         self._before = self.tasks[-1].digest
 
-    def add_chunks(self, options: dict[str, Any]) -> None:
+    def add_chunks(self, kind: str, options: dict[str, Any], **facts: Any) -> None:
         """Statistics in chunks of the data that do not depend on the number of workers."""
         data = self.model.data
-        assert data is not None, "checked by the spec: gradients need data"
+        assert data is not None, "checked by the spec: statistics need data"
         sizes = {str(index): shard.file.bytes for index, shard in enumerate(data.train)}
         chunks = [[data.train[int(index)] for index in run] for run in shard_names(sizes, CHUNK_BYTES)]
         self._fan_out(
-            "collect",
+            kind,
             [
                 {
+                    **facts,
                     "options": options,
                     "collected_on": _contents(chunk),
                     "first_shard": data.train.index(chunk[0]),

@@ -14,7 +14,7 @@ from fleetpress.storage.store import open_store
 
 from .fleet import Model, absolute
 from .quantizing import choose
-from .schemes import scheme_label, scheme_of
+from .schemes import options_of, scheme_label, scheme_of
 
 
 def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,20 +26,20 @@ def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
     quantized: dict[str, str] = {}
     size: int | None = None
     if "quantize" in recipe:
-        scheme = scheme_of(recipe["quantize"])
         choice = choose(pruned or program, recipe["quantize"])
-        quantized = {layer.name: scheme_label(scheme) for layer in choice.layers}
+        schemes = {
+            layer.name: scheme_of(options_of(recipe["quantize"], layer.name)) for layer in choice.layers
+        }
+        quantized = {name: scheme_label(scheme) for name, scheme in schemes.items()}
         skipped = skipped | {name: f"quantize: {reason}" for name, reason in choice.skipped.items()}
         warnings += tuple(f"ignore {entry!r} matches no layer" for entry in choice.unused_ignores)
         if pruned is not None:
             values = tensors(pruned)
             owners = aliases(values)
-            weights = {
-                owners.get(name, name): layer.axis for layer in choice.layers for name in layer.weights
-            }
+            weights = {owners.get(name, name): layer for layer in choice.layers for name in layer.weights}
             size = sum(
-                predicted_bytes(tuple(values[n].shape), axis, scheme, values[n].dtype)
-                for n, axis in weights.items()
+                predicted_bytes(tuple(values[n].shape), layer.axis, schemes[layer.name], values[n].dtype)
+                for n, layer in weights.items()
             )
     rows = tuple(
         {

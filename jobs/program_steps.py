@@ -1,4 +1,4 @@
-"""The steps of a program: export, train, collect, prune, finetune, quantize, publish."""
+"""The steps of a program: export, train, collect, prune, finetune, calibrate, quantize, publish."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -107,6 +107,26 @@ def collect(payload: Payload) -> StepResult:
     return StepResult(result={}, outputs=(store_tensors(payload, statistics.to_tensors()),))
 
 
+def calibrate(payload: Payload) -> StepResult:
+    """What the layers of the final program read, on the samples of one chunk: as many of every shard."""
+    from fleetpress.compression.batches import evenly
+    from fleetpress.compression.calibration import CalibrationStatistics
+    from fleetpress.compression.observing import calibrate as calibrate_program
+
+    program = final_program(payload)
+    options = payload["options"]
+    quota = -(-options["samples"] // payload["shards"])
+    statistics: CalibrationStatistics | None = None
+    for file in payload["files"]:
+        samples = evenly(shard_arrays(file), quota)
+        found = calibrate_program(program, samples, options["batch_size"])
+        statistics = found if statistics is None else statistics.merge(found)
+    assert statistics is not None, "a chunk has at least one shard"
+    return StepResult(
+        result={"samples": statistics.samples}, outputs=(store_tensors(payload, statistics.to_tensors()),)
+    )
+
+
 def prune(payload: Payload) -> StepResult:
     """Score units and choose those to delete. Only their indices are recorded; deleting is a pure function of them."""
     from fleetpress.compression.pruning import PruneOptions
@@ -170,6 +190,7 @@ STEPS: dict[str, Callable[[Payload], StepResult]] = {
     "export": export,
     "train": train,
     "collect": collect,
+    "calibrate": calibrate,
     "prune": prune,
     "finetune": finetune,
     "quantize": quantize,

@@ -172,6 +172,7 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
                 "removed_units": removed,
                 "num_bits": mine[0]["scheme"]["num_bits"] if mine else None,
                 "group_size": mine[0]["group_size"] if mine else None,
+                "method": mine[0]["method"] if mine else None,
                 "bytes_before": sum(source[name].nbytes for name in layer.weights),
                 "bytes_after": sum(facts["bytes_after"] for facts in mine)
                 if mine

@@ -11,13 +11,13 @@ from torch.export import ExportedProgram
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
-from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer
+from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, method_for, quantize_layer
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.selection import Layer, select
 
 from .handover import Payload, record
-from .materials import store_tensors, stored_tensors
-from .schemes import scheme_of
+from .materials import calibration, store_tensors, stored_tensors
+from .schemes import options_of, scheme_of
 from .tasks import StepResult
 
 # Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
@@ -36,9 +36,11 @@ class Choice:
 def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
     """The layers of a program that the step's `targets` and `ignore` choose; a tied weight only if all its users are.
 
-    Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized.
+    Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized, or `layers`
+    names one that the program has not.
     """
     known = layers(program)
+    select(known, options.get("layers", {}), (), kinds=DEFAULT_KINDS)
     selection = select(known, options.get("targets", ()), options.get("ignore", ()), kinds=DEFAULT_KINDS)
     owners = aliases(tensors(program))
     chosen = {(layer.name, layer.kind) for layer in selection.layers}
@@ -90,18 +92,32 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
-    scheme = scheme_of(options)
+    observed = calibration(payload)
+    statistics = {} if observed is None else observed.weights
     stored: dict[str, Tensor] = {}
     weights: dict[str, Any] = {}
     done: set[str] = set()
     owners = aliases(values)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
-        for name, quantized in quantize_layer(layer, values, scheme, QUANTIZERS[options["method"]]).items():
+        known = {
+            name: statistics[owners.get(name, name)]
+            for name in layer.weights
+            if owners.get(name, name) in statistics
+        }
+        own = options_of(options, layer.name)
+        scheme, method = scheme_of(own), QUANTIZERS[own["method"]]
+        for name, quantized in quantize_layer(layer, values, scheme, method, known).items():
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
             stored |= _parts(name, quantized)
-            weights[name] = {"layer": layer.name, "kind": layer.kind, **description(quantized, values[name])}
+            used = method_for(method, known.get(name)).name
+            weights[name] = {
+                "layer": layer.name,
+                "kind": layer.kind,
+                "method": used,
+                **description(quantized, values[name]),
+            }
     result = {
         "weights": weights,
         "skipped": dict(choice.skipped),

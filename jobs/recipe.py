@@ -24,7 +24,7 @@ from .spec_fields import (
 from .spec_lines import write_yaml
 
 CHANGING_STEPS = ("train", "prune", "finetune", "quantize")
-TRAINING_STEPS = ("train", "collect", "finetune")
+TRAINING_STEPS = ("train", "collect", "finetune", "calibrate")
 
 
 class Strict(BaseModel):
@@ -69,11 +69,23 @@ class PruneStep(Strict):
     ignore: Patterns = ()
 
 
+class LayerScheme(Strict):
+    """What a layer has otherwise than the rest of its model; what is not given is as there."""
+
+    scheme: Scheme | None = None
+    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    symmetric: bool | None = None
+    group_size: Count | None = None
+    strategy: Literal["tensor", "channel", "group"] | None = None
+    method: Quantizer | None = None
+
+
 class QuantizeStep(Strict):
     """Weights to few-bit integers: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
 
     Schemes of checkpoints are also 8-bit floats (FP8) and plain casts (BF16, FP16); `format` is the layout of integers
     there, pack-quantized if it is None. An explicit `group_size: null` is read as what it means, `strategy: channel`.
+    `layers` gives single layers of a program, by name, options of their own.
     """
 
     scheme: Scheme | None = None
@@ -83,6 +95,7 @@ class QuantizeStep(Strict):
     strategy: Literal["tensor", "channel", "group"] | None = None
     method: Quantizer = DEFAULT_METHOD
     format: Literal["pack-quantized", "int-quantized"] | None = None
+    layers: dict[str, LayerScheme] = {}
     targets: Patterns = ()
     ignore: Patterns = ()
 
@@ -92,6 +105,16 @@ class QuantizeStep(Strict):
         if isinstance(raw, dict) and raw.get("group_size", ...) is None and raw.get("strategy") is None:
             return {**raw, "strategy": "channel"}
         return raw
+
+
+class CalibrateStep(Strict):
+    """Statistics of what every layer reads, for methods of `quantize` that need them: on so many train samples.
+
+    They are taken evenly from all shards, after the fine-tuning.
+    """
+
+    samples: Count = 512
+    batch_size: Count = 32
 
 
 class ValidateStep(Strict):
@@ -116,6 +139,7 @@ class Recipe(Strict):
     collect: Annotated[CollectStep | None, _GIVEN] = None
     prune: Annotated[PruneStep | None, _GIVEN] = None
     finetune: Annotated[TrainStep | None, _GIVEN] = None
+    calibrate: Annotated[CalibrateStep | None, _GIVEN] = None
     quantize: Annotated[QuantizeStep | None, _GIVEN] = None
     validation: Annotated[ValidateStep, _GIVEN] = Field(default=ValidateStep(), alias="validate")
 
@@ -126,7 +150,7 @@ class Recipe(Strict):
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return {
-            step: {key: value for key, value in options.items() if value != []}
+            step: {key: value for key, value in options.items() if value not in ([], {})}
             for step, options in steps.items()
         }
 

@@ -28,7 +28,7 @@ from .progress import Listener
 from .published import find_published, unchanged
 from .results import FleetResult, ModelResult
 from .spec import Spec
-from .spec_checks import needs_gradients
+from .spec_checks import needs_gradients, needs_inputs
 from .steps import run_rank, run_step
 from .stop import Stop
 from .threads import side_by_side
@@ -188,13 +188,13 @@ def plan_model(model: Model, spec: Spec, run: str) -> ModelPlan:
     memory = spec.resources.memory_per_task_bytes
     if model.source.kind == "checkpoint":
         return plan_checkpoint(model, open_checkpoint(model.source.uri), memory_bytes=memory, **shared)
-    step = model.recipe.prune
-    gradients = step is not None and needs_gradients(step)
+    prune, quantize = model.recipe.prune, model.recipe.quantize
     return plan_program(
         model,
         workers=spec.resources.workers,
         memory_bytes=memory,
-        gradients=gradients,
+        gradients=prune is not None and needs_gradients(prune),
+        inputs=quantize is not None and needs_inputs(quantize),
         gpus=spec.resources.gpus_per_task,
         **shared,
     )

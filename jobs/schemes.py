@@ -7,7 +7,7 @@ from fleetpress.compression.scheme import QuantScheme, resolve
 
 
 def scheme_of(options: Mapping[str, Any]) -> QuantScheme:
-    """The scheme of a recipe's `quantize` step."""
+    """The scheme of a recipe's `quantize` step, as far as it is that of all layers."""
     return resolve(
         **{
             key: options[key]
@@ -15,6 +15,19 @@ def scheme_of(options: Mapping[str, Any]) -> QuantScheme:
             if key in options
         }
     )
+
+
+def options_of(options: Mapping[str, Any], layer: str) -> dict[str, Any]:
+    """The step's options for one layer: its own go first, and its own scheme or bits before any of the step's."""
+    own: Mapping[str, Any] | None = options.get("layers", {}).get(layer)
+    if own is None:
+        return dict(options)
+    replaced = (
+        {"scheme", "num_bits", "symmetric", "group_size", "strategy"}
+        if own.keys() & {"scheme", "num_bits"}
+        else set()
+    )
+    return {key: value for key, value in options.items() if key not in replaced} | dict(own)
 
 
 def scheme_label(scheme: QuantScheme) -> str:

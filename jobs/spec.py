@@ -14,8 +14,8 @@ from fleetpress.storage.uri import is_s3, split
 
 from .errors import SpecError
 from .executors import TASK_SECONDS
-from .recipe import CollectStep, Recipe, Strict
-from .spec_checks import check, needs_gradients
+from .recipe import CalibrateStep, CollectStep, Recipe, Strict
+from .spec_checks import check, needs_gradients, needs_inputs
 from .spec_fields import (
     Count,
     Duration,
@@ -157,7 +157,12 @@ def parse_spec(text: str, name: str) -> Spec:
 
 
 def _completed(recipe: Recipe) -> Recipe:
-    """Pruning by gradients without `train` and `collect` collects once with the defaults."""
+    """Pruning by gradients without `train` and `collect` collects once with the defaults; so do methods of `quantize`
+    that need inputs.
+    """
+    added: dict[str, Strict] = {}
     if recipe.prune and needs_gradients(recipe.prune) and not (recipe.train or recipe.collect):
-        return recipe.model_copy(update={"collect": CollectStep()})
-    return recipe
+        added["collect"] = CollectStep()
+    if recipe.quantize and needs_inputs(recipe.quantize) and not recipe.calibrate:
+        added["calibrate"] = CalibrateStep()
+    return recipe.model_copy(update=added)

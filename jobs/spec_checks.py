@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fleetpress.compression.scheme import DEFAULT_METHOD
+from fleetpress.compression.scheme import DEFAULT_METHOD, cast_of
 
 from .recipe import CHANGING_STEPS, TRAINING_STEPS, PruneStep, QuantizeStep, Recipe, Strict, TrainStep
+from .schemes import options_of, scheme_of
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
 
@@ -109,6 +110,7 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if step.scheme in CASTS:
         yield from _check_cast(path, step, raw)
         return
+    yield from _check_layers(path, step)
     if step.scheme is None and step.num_bits is None:
         yield path, "does not say how many bits; add a scheme such as W4A16, or num_bits"
     if step.group_size is not None and step.strategy in ("tensor", "channel"):
@@ -135,6 +137,20 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if step.format == "int-quantized" and bits not in (None, 8):
         what = f"int-quantized holds codes of 8 bits, not of {bits}"
         yield (*path, "format"), f"{what}; delete it, or take scheme W8A16"
+
+
+def _check_layers(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
+    """Options of single layers: each must make a scheme of integer codes."""
+    from fleetpress.compression.errors import MethodError
+
+    options = step.model_dump(exclude_none=True)
+    for name in step.layers:
+        try:
+            if cast_of(options["layers"][name].get("scheme")):
+                raise MethodError("is a plain cast of checkpoints; take a scheme such as W8A16")
+            scheme_of(options_of(options, name))
+        except MethodError as error:
+            yield (*path, "layers", name), str(error)
 
 
 def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
@@ -206,6 +222,9 @@ def _check_model(
     prune = _valid(PruneStep, steps.get("prune"))
     if prune and not needing and needs_gradients(prune):
         needing = [f"prune by {prune.method}"]
+    quantize = _valid(QuantizeStep, steps.get("quantize"))
+    if quantize and "calibrate" not in needing and needs_inputs(quantize):
+        needing = [*needing, f"quantize by {quantize.method}"]
     if data is None and needing:
         remedy = (
             f"add one of: {', '.join(shards)}" if shards else "describe the files under `data` and name them"
@@ -228,6 +247,16 @@ def needs_gradients(step: PruneStep) -> bool:
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_gradients
+
+
+def needs_inputs(step: QuantizeStep) -> bool:
+    """Whether a method of the step looks at what the layers read."""
+    methods = {step.method, *(own.method for own in step.layers.values() if own.method)} - {DEFAULT_METHOD}
+    if not methods:  # without loading torch
+        return False
+    from fleetpress.compression.quantization import QUANTIZERS
+
+    return any(QUANTIZERS[method].needs_inputs for method in methods)
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from fleetpress.compression.arguments import arguments, is_single, operands, replaced, size_of
 from fleetpress.compression.errors import PruningError
 from fleetpress.compression.program import ProgramEditor
-from fleetpress.compression.pruning.arguments import arguments, is_single, operands, replaced, size_of
 from fleetpress.compression.pruning.labels import Axis, Coupling, Labels, Mask
 from fleetpress.compression.pruning.rules_norms import keeps_groups
 from fleetpress.compression.pruning.rules_pointwise import reduced_dims

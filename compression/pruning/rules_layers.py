@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, is_single, operands, size_of
+from fleetpress.compression.arguments import arguments, is_single, operands, size_of
 from fleetpress.compression.pruning.labels import Atoms, Axis, Labelling, Labels, Value
 from fleetpress.compression.pruning.rules_pointwise import broadcast
 

@@ -9,7 +9,7 @@ group norm also subtracts the mean, which becomes the mean of what is left.
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments
+from fleetpress.compression.arguments import arguments
 from fleetpress.compression.pruning.labels import Atoms, Axis, Labelling, Value
 from fleetpress.compression.pruning.rules_pointwise import STATISTICS, each_result
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, is_single, operands
+from fleetpress.compression.arguments import arguments, is_single, operands
 from fleetpress.compression.pruning.labels import Axis, Labelling, Labels, Rule, Value
 
 aten = torch.ops.aten

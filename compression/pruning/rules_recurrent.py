@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, operands
+from fleetpress.compression.arguments import arguments, operands
 from fleetpress.compression.pruning.labels import Atoms, Labelling, Labels, Value
 
 aten = torch.ops.aten

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import arguments, is_single, operands, size_of
+from fleetpress.compression.arguments import arguments, is_single, operands, size_of
 from fleetpress.compression.pruning.labels import Axis, Labelling, Labels, Rule, Value
 from fleetpress.compression.pruning.rules_views import reshape
 

@@ -8,7 +8,7 @@ from zlib import crc32
 import numpy as np
 from torch import fx
 
-from fleetpress.compression.pruning.arguments import operands
+from fleetpress.compression.arguments import operands
 from fleetpress.compression.pruning.labels import Atoms, Axis, Labelling, Labels, Value
 
 

@@ -2,11 +2,14 @@
 
 from torch import Tensor
 
+from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.quantization.weight import QuantizedWeight, QuantizeMethod, encoded, parameters
 from fleetpress.compression.scheme import QuantScheme
 
 
-def round_to_nearest(rows: Tensor, scheme: QuantScheme) -> QuantizedWeight:
+def round_to_nearest(
+    rows: Tensor, scheme: QuantScheme, statistics: WeightStatistics | None = None
+) -> QuantizedWeight:
     """Codes, scales and zero points of `rows` [output units, entries]; raises QuantizationError for bad values."""
     return encoded(rows, *parameters(rows, scheme), scheme)
 

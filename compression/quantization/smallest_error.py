@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import MethodError
 from fleetpress.compression.quantization import affine
 from fleetpress.compression.quantization.weight import QuantizedWeight, QuantizeMethod, encoded
@@ -21,7 +22,9 @@ _TILE_ELEMENTS = (
 )  # a tile and its two buffers fit into a core's cache (measured: 2^16 to 2^20 are alike)
 
 
-def smallest_error(rows: Tensor, scheme: QuantScheme) -> QuantizedWeight:
+def smallest_error(
+    rows: Tensor, scheme: QuantScheme, statistics: WeightStatistics | None = None
+) -> QuantizedWeight:
     """As round_to_nearest, with the scale of every group the best of 26; never a larger squared error than there.
 
     Zero points stay: the range shrinks towards zero from both ends. Raises QuantizationError for bad values, and

@@ -1,12 +1,14 @@
 """A quantized weight: its codes as rows of output units, and what turns them back into the tensor they came from."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import MethodError
 from fleetpress.compression.quantization import affine, float8, packing
 from fleetpress.compression.scheme import QuantScheme, rows_and_columns
@@ -103,6 +105,19 @@ def decoded(codes: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: Qua
     return float8.dequantize(codes, scale)
 
 
+def joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """Rows that were quantized apart, one below the other."""
+    zero_points = [part.zero_point for part in parts if part.zero_point is not None]
+    codes = torch.cat([part.codes for part in parts])
+    return replace(
+        parts[0],
+        codes=codes,
+        scale=torch.cat([part.scale for part in parts]),
+        zero_point=torch.cat(zero_points) if zero_points else None,
+        shape=tuple(codes.shape),
+    )
+
+
 def check_integers(scheme: QuantScheme) -> None:
     """Raises MethodError for codes that are floats: programs hold integers, and `QuantizedWeight` with them."""
     if scheme.type != "int":
@@ -148,11 +163,25 @@ def moved_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[axis], *shape[:axis], *shape[axis + 1 :]
 
 
+class QuantizeRows(Protocol):
+    """Codes of `rows` [output units, entries]; `statistics` are those of the weight, for methods that need them."""
+
+    def __call__(
+        self, rows: Tensor, scheme: QuantScheme, statistics: WeightStatistics | None = None
+    ) -> QuantizedWeight:
+        """The rows under the scheme. Raises QuantizationError for bad values."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizeMethod:
-    """How rows [output units, entries] become codes: `quantize(rows, scheme)`; paper or document and one line on it."""
+    """How rows become codes; the paper or document it comes from, and one line on it.
+
+    One that `needs_inputs` is always given the statistics of what the weight is multiplied with.
+    """
 
     name: str
-    quantize: Callable[[Tensor, QuantScheme], QuantizedWeight]
+    quantize: QuantizeRows
     paper: str
     summary: str
+    needs_inputs: bool = False

@@ -20,6 +20,7 @@ _KINDS = (
     "collect",
     "prune",
     "finetune",
+    "calibrate",
     "quantize",
     "convert",
     "publish",

@@ -44,7 +44,8 @@ RECURRENT_OPS = {
     aten.rnn_tanh.input: "RNN",
     aten.rnn_relu.input: "RNN",
 }
-KINDS = tuple(dict.fromkeys([*(op.kind for op in LAYER_OPS.values()), *RECURRENT_OPS.values()]))
+RECURRENT_KINDS = tuple(dict.fromkeys(RECURRENT_OPS.values()))
+KINDS = (*dict.fromkeys(op.kind for op in LAYER_OPS.values()), *RECURRENT_KINDS)
 
 
 def layers(program: ExportedProgram) -> tuple[Layer, ...]:
@@ -67,7 +68,7 @@ def layers(program: ExportedProgram) -> tuple[Layer, ...]:
 
 def matrices(layer: Layer) -> tuple[Layer, ...]:
     """A layer whose rows are its units: a recurrent layer gives one for every weight matrix, named by it."""
-    if layer.kind not in RECURRENT_OPS.values():
+    if layer.kind not in RECURRENT_KINDS:
         return (layer,)
     biases = layer.biases or ("",) * len(layer.weights)
     return tuple(

@@ -1,9 +1,9 @@
 """Mean and spread of every neuron's gradients over mini-batches, collected in one pass and merged exactly.
 
-A neuron is an output unit of a layer: its row of the weight and its bias, n entries; of a recurrent layer every row of
-its weight matrices is kept, by the matrix's name. Kept are, in float64, the sum of
+A neuron is an output unit of a layer: its row of the weight and its bias, n entries. Kept are, in float64, the sum of
 the gradients entry by entry (the mean may cancel) and the sum of their squares unit by unit (the variance, averaged
-over the entries of a unit, needs no more).
+over the entries of a unit, needs no more). Of a recurrent layer every row of its weight matrices is kept by the
+matrix's name, if that is asked for.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,14 +15,11 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.device import CPU
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.layers import RECURRENT_OPS, layers, matrices
+from fleetpress.compression.layers import RECURRENT_KINDS, layers, matrices
 from fleetpress.compression.program import aliases, tensors, trainable
 from fleetpress.compression.selection import Layer
 
-UNIT_KINDS = (
-    *("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"),
-    *dict.fromkeys(RECURRENT_OPS.values()),
-)
+UNIT_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 _GROUPS_ARGUMENT = 6
 _BATCHES = "batches"
 
@@ -138,7 +135,10 @@ class GradientCollector:
     Each entry is converted to float64, added and squared once; `benchmarks/collect_cost.py` measures what that costs.
     """
 
-    def __init__(self, program: ExportedProgram, device: torch.device = CPU) -> None:
+    def __init__(
+        self, program: ExportedProgram, device: torch.device = CPU, *, recurrent: bool = False
+    ) -> None:
+        kinds = UNIT_KINDS + (RECURRENT_KINDS if recurrent else ())
         stored = tensors(program)
         self._owners = aliases(stored)
         self._parts: list[_Part] = []
@@ -146,7 +146,7 @@ class GradientCollector:
         learned, seen = set(trainable(program)), set[str]()
         for layer in (part for whole in layers(program) for part in matrices(whole)):
             weight = self._owners.get(layer.weights[0], layer.weights[0])
-            if layer.kind in UNIT_KINDS and weight in learned and weight not in seen:
+            if layer.kind in kinds and weight in learned and weight not in seen:
                 seen.add(weight)
                 self._parts.append(
                     _part(

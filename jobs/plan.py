@@ -73,10 +73,13 @@ def plan_program(
             inputs=model.inputs,
             example=_contents(shown),
         )
+    # A fact of its own, so that the digests of everything else stay as they were.
+    asked = gradients and "recurrent" in recipe["prune"].get("structure", ())
+    hidden_units = {"recurrent": True} if asked else {}
     if "train" in recipe:
-        builder.add("train", workers=workers, options=recipe["train"], **builder.training)
+        builder.add("train", workers=workers, options=recipe["train"], **builder.training, **hidden_units)
     if gradients and ("collect" in recipe or "train" not in recipe or builder.unlabelled):
-        builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}))
+        builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **hidden_units)
     if "prune" in recipe:
         builder.add("prune", options=recipe["prune"], seed=seed)
     if "finetune" in recipe:

@@ -72,6 +72,7 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         seed=payload["seed"],
         teacher=source_program(payload) if loss == "distillation" else None,
         collect=kind == "train" and loss != "distillation",
+        recurrent=payload.get("recurrent", False),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
     )
@@ -100,6 +101,7 @@ def collect(payload: Payload) -> StepResult:
             payload["options"]["batch_size"],
             loss=loss_name(payload["data"], samples),
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
+            recurrent=payload.get("recurrent", False),
             device=device,
         )
         statistics = found if statistics is None else statistics.merge(found)

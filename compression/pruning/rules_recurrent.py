@@ -11,7 +11,12 @@ from fleetpress.compression.pruning.labels import Atoms, Labelling, Labels, Valu
 
 aten = torch.ops.aten
 
-GATES = {aten.lstm.input: 4, aten.gru.input: 3, aten.rnn_tanh.input: 1, aten.rnn_relu.input: 1}
+GATES: dict[Any, int] = {
+    aten.lstm.input: 4,
+    aten.gru.input: 3,
+    aten.rnn_tanh.input: 1,
+    aten.rnn_relu.input: 1,
+}
 
 
 def recurrent(flow: Labelling, node: fx.Node) -> Value:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.export import ExportedProgram
 
-from fleetpress.compression.layers import RECURRENT_OPS, layers, matrices
+from fleetpress.compression.layers import RECURRENT_KINDS, layers, matrices
 from fleetpress.compression.pruning.coupling import coupling
 from fleetpress.compression.pruning.labels import Atoms, Coupling, Mask, components
 from fleetpress.compression.pruning.structure import reading
@@ -21,7 +21,6 @@ PRUNABLE_KINDS = (
     "ConvTranspose2d",
     "ConvTranspose3d",
 )
-RECURRENT_KINDS = tuple(dict.fromkeys(RECURRENT_OPS.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

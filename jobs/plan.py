@@ -74,7 +74,7 @@ def plan_program(
             example=_contents(shown),
         )
     # A fact of its own, so that the digests of everything else stay as they were.
-    asked = gradients and "recurrent" in recipe["prune"].get("structure", ())
+    asked = gradients and "recurrent" in recipe.get("prune", {}).get("structure", ())
     hidden_units = {"recurrent": True} if asked else {}
     if "train" in recipe:
         builder.add("train", workers=workers, options=recipe["train"], **builder.training, **hidden_units)

@@ -9,9 +9,10 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch.export import ExportedProgram
 from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
+from fleetpress.compression.pruning.compensate import with_compensation
 from fleetpress.storage.data import read_shard
 from fleetpress.storage.errors import InvalidData, InvalidModelFile
 from fleetpress.storage.programs import load_program
@@ -107,15 +109,31 @@ def trained_program(payload: Payload) -> ExportedProgram:
     return remembered(digest, lambda: _with_stored(payload, digest, source_program(payload)))
 
 
+def round_program(payload: Payload) -> ExportedProgram:
+    """What the round of pruning at hand starts from: the trained program, pruned and tuned in all rounds before."""
+    program = trained_program(payload)
+    for prune, finetune in payload["stages"].get("rounds", ()):
+        program = _tuned(payload, finetune, partial(_pruned, payload, prune, program))
+    return program
+
+
 def pruned_program(payload: Payload) -> ExportedProgram:
     """The trained program without the deleted units, if the recipe prunes."""
     digest = payload["stages"].get("prune")
-    if not digest:
-        return trained_program(payload)
-    structure = record(payload, digest).result.get("structure", ())
-    return remembered(
-        digest, lambda: delete(trained_program(payload), removed_units(payload, digest), structure)
-    )
+    return _pruned(payload, digest, round_program(payload)) if digest else round_program(payload)
+
+
+def _pruned(payload: Payload, digest: str, program: ExportedProgram) -> ExportedProgram:
+    """The program without what a prune task deleted, its corrections for that made before."""
+
+    def build() -> ExportedProgram:
+        done = record(payload, digest)
+        removed = done.result.get("round_removed", done.result["removed"])
+        corrected = stored_tensors(payload, digest) if done.outputs else {}
+        program_then = with_compensation(program, corrected) if corrected else program
+        return delete(program_then, removed, done.result.get("structure", ()))
+
+    return remembered(digest, build)
 
 
 def final_program(payload: Payload) -> ExportedProgram:
@@ -123,12 +141,19 @@ def final_program(payload: Payload) -> ExportedProgram:
     digest = payload["stages"].get("finetune")
     if not digest:
         return pruned_program(payload)
-    return remembered(digest, lambda: _with_stored(payload, digest, pruned_program(payload)))
+    return _tuned(payload, digest, partial(pruned_program, payload))
 
 
-def calibration(payload: Payload) -> CalibrationStatistics | None:
-    """What the layers of the final program read, merged from the calibrate tasks in their order; None without them."""
-    digests = payload["stages"].get("calibrate")
+def _tuned(payload: Payload, digest: str, pruned: Callable[[], ExportedProgram]) -> ExportedProgram:
+    return remembered(digest, lambda: _with_stored(payload, digest, pruned()))
+
+
+def calibration(payload: Payload, stage: str = "calibrate") -> CalibrationStatistics | None:
+    """What the layers of the program read, merged from the tasks in their order; None without them.
+
+    The stage `calibrate` looked at the final program, `observe` at what is to be pruned or searched.
+    """
+    digests = payload["stages"].get(stage)
     if not digests:
         return None
 
@@ -139,15 +164,12 @@ def calibration(payload: Payload) -> CalibrationStatistics | None:
     return remembered("calibration-" + digests[-1], merged)
 
 
-def removed_units(payload: Payload, digest: str) -> dict[str, tuple[int, ...]]:
-    """Deleted output units by layer, from the record of the prune task."""
-    removed = record(payload, digest).result["removed"]
-    return {name: tuple(units) for name, units in removed.items()}
-
-
 def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """All samples of the shards, in file order: arrays by name, first dimension = samples."""
-    key = "arrays-" + hashlib.sha256(repr([file["etag"] for file in files]).encode()).hexdigest()
+    key = (
+        "arrays-"
+        + hashlib.sha256(repr([(file["etag"], file.get("fold")) for file in files]).encode()).hexdigest()
+    )
 
     def build() -> dict[str, Tensor]:
         shards = [shard_arrays(file) for file in files]
@@ -178,9 +200,14 @@ def _sample_shapes(shard: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:
-    """One shard's arrays as tensors."""
+    """One shard's arrays as tensors; of a shard with a fold the samples of that."""
     place = SourceFile(path=file["path"], etag=file["etag"], bytes=file["bytes"])
     found = read_shard(open_store(file["root"]), place)
+    fold = file.get("fold")
+    if fold is not None:
+        samples = np.arange(min(len(value) for value in found.values()))
+        chosen = (samples % fold["of"] == fold["index"]) != fold["is_left_out"]
+        found = {name: value[: len(samples)][chosen] for name, value in found.items()}
     # Parquet's arrays are read-only views, which torch warns about.
     return {
         name: torch.from_numpy(value if value.flags.writeable else value.copy())

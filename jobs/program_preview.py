@@ -1,18 +1,20 @@
 """What a recipe would do to a program, told from its graph and the shapes of its weights."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch.export import ExportedProgram
 
 from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors
-from fleetpress.compression.pruning import PRUNERS, PruneOptions, delete, find_units, prune
+from fleetpress.compression.pruning import PRUNERS, delete, find_units, prune
 from fleetpress.compression.quantization.weight import predicted_bytes
 from fleetpress.storage.programs import weights_skeleton
 from fleetpress.storage.store import open_store
 
 from .fleet import Model, absolute
+from .pruning_steps import prune_options
 from .quantizing import choose
 from .schemes import options_of, scheme_label, scheme_of
 
@@ -62,7 +64,7 @@ def _pruned(
         return program, {}, {}, ()
     if options.get("sparsity") is not None and options["scope"] == "layer":
         # Which units go depends on scores, how many does not: any method without statistics gives the shapes.
-        chosen = prune(program, PruneOptions(**{**options, "method": _without_statistics()}))
+        chosen = prune(program, replace(prune_options(options), method=_without_statistics()))
         notes = {
             name: f"{len(units)} of {chosen.units[name]} units" for name, units in chosen.removed.items()
         }
@@ -84,4 +86,6 @@ def _pruned(
 
 
 def _without_statistics() -> str:
-    return next(name for name, method in PRUNERS.items() if not method.needs_gradients)
+    return next(
+        name for name, method in PRUNERS.items() if not method.needs_gradients and not method.needs_inputs
+    )

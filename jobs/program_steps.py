@@ -10,19 +10,21 @@ from .materials import (
     arrays,
     final_program,
     pruned_program,
+    round_program,
     shard_arrays,
     source_bytes,
     source_program,
     store_tensors,
-    stored_tensors,
-    trained_program,
 )
 from .objective import loss_name
+from .pruning_steps import prune
 from .tasks import GPU, StepResult
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from fleetpress.compression.collectives import Collective
-    from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
+    from fleetpress.compression.statistics import GradientStatistics
 
 
 def export(payload: Payload) -> StepResult:
@@ -72,6 +74,7 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         seed=payload["seed"],
         teacher=source_program(payload) if loss == "distillation" else None,
         collect=kind == "train" and loss != "distillation",
+        products=payload.get("products", False),
         recurrent=payload.get("recurrent", False),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
@@ -86,11 +89,11 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
 
 
 def collect(payload: Payload) -> StepResult:
-    """Gradient statistics of one chunk of the train data at fixed weights, in file order."""
+    """Gradient statistics of one chunk of the train data at fixed weights, in file order, before a round of pruning."""
     from fleetpress.compression.device import pick
     from fleetpress.compression.training import collect as collect_statistics
 
-    program = trained_program(payload)
+    program = round_program(payload)
     statistics: GradientStatistics | None = None
     device = pick(gpu=payload.get("device") == GPU)
     for index, file in enumerate(payload["files"]):
@@ -101,6 +104,7 @@ def collect(payload: Payload) -> StepResult:
             payload["options"]["batch_size"],
             loss=loss_name(payload["data"], samples),
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
+            products=payload.get("products", False),
             recurrent=payload.get("recurrent", False),
             device=device,
         )
@@ -111,38 +115,34 @@ def collect(payload: Payload) -> StepResult:
 
 def calibrate(payload: Payload) -> StepResult:
     """What the layers of the final program read, on the samples of one chunk: as many of every shard."""
+    return _calibrated(payload, final_program(payload))
+
+
+def observe(payload: Payload) -> StepResult:
+    """The same of the trained program, and gradients of its outputs: what changes of its layers would cost."""
+    return _calibrated(payload, round_program(payload), loss="distillation")
+
+
+def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None = None) -> StepResult:
     from fleetpress.compression.batches import evenly
     from fleetpress.compression.calibration import CalibrationStatistics
     from fleetpress.compression.observing import calibrate as calibrate_program
 
-    program = final_program(payload)
     options = payload["options"]
     quota = -(-options["samples"] // payload["shards"])
     statistics: CalibrationStatistics | None = None
-    for file in payload["files"]:
-        samples = evenly(shard_arrays(file), quota)
-        found = calibrate_program(program, samples, options["batch_size"])
+    for index, file in enumerate(payload["files"]):
+        found = calibrate_program(
+            program,
+            evenly(shard_arrays(file), quota),
+            options["batch_size"],
+            loss=loss,
+            seed=_mixed(payload["seed"], payload["first_shard"] + index),
+        )
         statistics = found if statistics is None else statistics.merge(found)
     assert statistics is not None, "a chunk has at least one shard"
     return StepResult(
         result={"samples": statistics.samples}, outputs=(store_tensors(payload, statistics.to_tensors()),)
-    )
-
-
-def prune(payload: Payload) -> StepResult:
-    """Score units and choose those to delete. Only their indices are recorded; deleting is a pure function of them."""
-    from fleetpress.compression.pruning import PruneOptions
-    from fleetpress.compression.pruning import prune as choose
-
-    options = PruneOptions(**payload["options"])
-    result = choose(trained_program(payload), options, _neurons(payload), seed=payload["seed"])
-    return StepResult(
-        result={
-            "removed": {name: list(units) for name, units in result.removed.items()},
-            "units": dict(result.units),
-            "skipped": dict(result.skipped),
-            **({"structure": list(options.structure)} if options.structure else {}),
-        }
     )
 
 
@@ -151,33 +151,6 @@ def quantize(payload: Payload) -> StepResult:
     from .quantizing import quantize_group
 
     return quantize_group(payload, final_program(payload))
-
-
-def _neurons(payload: Payload) -> "dict[str, NeuronStatistics] | None":
-    """Statistics by layer: merged from the collect tasks in their order, or those of the training."""
-    from fleetpress.compression.statistics import GradientStatistics
-
-    stages = payload["stages"]
-    if "collect" in stages:
-        parts = [
-            GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]
-        ]
-    elif "train" in stages:
-        values = stored_tensors(payload, stages["train"])
-        found = {
-            name.removeprefix(STATISTICS): value
-            for name, value in values.items()
-            if name.startswith(STATISTICS)
-        }
-        if not found:
-            return None
-        parts = [GradientStatistics.from_tensors(found)]
-    else:
-        return None
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    return merged.neurons()
 
 
 def _mixed(*parts: int) -> int:
@@ -193,6 +166,7 @@ STEPS: dict[str, Callable[[Payload], StepResult]] = {
     "train": train,
     "collect": collect,
     "calibrate": calibrate,
+    "observe": observe,
     "prune": prune,
     "finetune": finetune,
     "quantize": quantize,

@@ -28,7 +28,7 @@ def delete(
     """
     asked = reading(structure)
     found = coupling(program, asked)
-    gone = _gone(program, found, removed)
+    gone = leaving(program, found, removed)
     for axis in found.axes():
         if gone[axis].all():
             raise PruningError(
@@ -45,8 +45,8 @@ def delete(
     return editor.build()
 
 
-def _gone(program: ExportedProgram, found: Coupling, removed: Mapping[str, Sequence[int]]) -> Mask:
-    """For every atom whether it leaves."""
+def leaving(program: ExportedProgram, found: Coupling, removed: Mapping[str, Sequence[int]]) -> Mask:
+    """For every atom of the program's coupling whether it leaves. Raises PruningError as `delete` does."""
     known = unit_layers(program, found.reading.kinds)
     axes: dict[str, Atoms] = {}
     chosen: list[Atoms] = [np.empty(0, np.int64)]

@@ -1,6 +1,6 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
@@ -146,12 +146,17 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     return builder.finish("publish", final, is_search=True, **search, **place)
 
 
-def _more_statistics(step: PruneStep | None) -> dict[str, bool]:
+def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
     """What is collected beside gradients: facts of their own, so that digests of all else stay as they were."""
     if step is None:
         return {}
     wanted = {"products": needs_products(step), "recurrent": "recurrent" in step.structure}
     return {name: True for name, needed in wanted.items() if needed}
+
+
+def without_end(plan: ModelPlan) -> ModelPlan:
+    """The plan up to its last task, which cannot be planned before the others are done."""
+    return replace(plan, tasks=plan.tasks[:-1])
 
 
 def plan_checkpoint(

@@ -14,7 +14,7 @@ from fleetpress.storage.programs import weights_skeleton
 from fleetpress.storage.store import open_store
 
 from .fleet import Model, absolute
-from .pruning_steps import options_of
+from .pruning_steps import prune_options
 from .quantizing import choose
 from .schemes import options_of, scheme_label, scheme_of
 
@@ -64,7 +64,7 @@ def _pruned(
         return program, {}, {}, ()
     if options.get("sparsity") is not None and options["scope"] == "layer":
         # Which units go depends on scores, how many does not: any method without statistics gives the shapes.
-        chosen = prune(program, replace(options_of(options), method=_without_statistics()))
+        chosen = prune(program, replace(prune_options(options), method=_without_statistics()))
         notes = {
             name: f"{len(units)} of {chosen.units[name]} units" for name, units in chosen.removed.items()
         }

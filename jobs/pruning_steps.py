@@ -17,7 +17,7 @@ from .materials import STATISTICS, calibration, round_program, store_tensors, st
 from .tasks import StepResult
 
 
-def options_of(step: Mapping[str, Any]) -> PruneOptions:
+def prune_options(step: Mapping[str, Any]) -> PruneOptions:
     """The part of a recipe's `prune` that says which units go."""
     return PruneOptions(**{item.name: step[item.name] for item in fields(PruneOptions) if item.name in step})
 
@@ -27,7 +27,7 @@ def prune(payload: Payload) -> StepResult:
     layers that read them, if any: deleting is a pure function of both.
     """
     step, program = payload["options"], round_program(payload)
-    options, whole = options_of(step), None
+    options, whole = prune_options(step), None
     if "round" in payload:
         assert options.sparsity is not None, "checked by the spec"
         share = share_after(options.sparsity, payload["round"] + 1, step["rounds"])

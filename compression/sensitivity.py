@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import DataMismatchError
+from fleetpress.compression.outputs import Meaning
 
 
 def expected_increase(change: Tensor, statistics: WeightStatistics, samples: int) -> float:
@@ -35,3 +36,19 @@ def output_errors(change: Tensor, statistics: WeightStatistics) -> Tensor:
             total += (rows[:, at] @ gram * rows[:, at]).sum(1, dtype=torch.float64)
         parts.append(total.clamp(min=0) / max(1, inputs.rows))
     return torch.cat(parts)
+
+
+def divergence(before: Tensor, after: Tensor, meaning: Meaning) -> float:
+    """How far outputs [samples, ...] moved, in the unit of `expected_increase`, as a mean over samples.
+
+    Class scores: Kullback-Leibler divergence of their distributions, summed over a sample's predictions; values: half
+    the squared distance, summed over a sample's entries.
+    """
+    one, other = before.double(), after.double()
+    if meaning == "values":
+        return 0.5 * float((one - other).square().sum()) / len(one)
+    if meaning == "logits":
+        one, other = one.log_softmax(-1), other.log_softmax(-1)
+    else:
+        one, other = one.clamp(min=1e-30).log(), other.clamp(min=1e-30).log()
+    return max(0.0, float((one.exp() * (one - other)).sum()) / len(one))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial, reduce
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -147,9 +148,9 @@ def _tuned(payload: Payload, digest: str, pruned: Callable[[], ExportedProgram])
 
 
 def calibration(payload: Payload, stage: str = "calibrate") -> CalibrationStatistics | None:
-    """What the layers of the program read, merged from the calibrate tasks in their order; None without them.
+    """What the layers of the program read, merged from the tasks in their order; None without them.
 
-    The stage `calibrate` looked at the final program, `observe` at what is to be pruned.
+    The stage `calibrate` looked at the final program, `observe` at what is to be pruned or searched.
     """
     digests = payload["stages"].get(stage)
     if not digests:
@@ -164,7 +165,10 @@ def calibration(payload: Payload, stage: str = "calibrate") -> CalibrationStatis
 
 def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """All samples of the shards, in file order: arrays by name, first dimension = samples."""
-    key = "arrays-" + hashlib.sha256(repr([file["etag"] for file in files]).encode()).hexdigest()
+    key = (
+        "arrays-"
+        + hashlib.sha256(repr([(file["etag"], file.get("fold")) for file in files]).encode()).hexdigest()
+    )
 
     def build() -> dict[str, Tensor]:
         shards = [shard_arrays(file) for file in files]
@@ -195,9 +199,14 @@ def _sample_shapes(shard: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:
-    """One shard's arrays as tensors."""
+    """One shard's arrays as tensors; of a shard with a fold the samples of that."""
     place = SourceFile(path=file["path"], etag=file["etag"], bytes=file["bytes"])
     found = read_shard(open_store(file["root"]), place)
+    fold = file.get("fold")
+    if fold is not None:
+        samples = np.arange(min(len(value) for value in found.values()))
+        chosen = (samples % fold["of"] == fold["index"]) != fold["is_left_out"]
+        found = {name: value[: len(samples)][chosen] for name, value in found.items()}
     # Parquet's arrays are read-only views, which torch warns about.
     return {
         name: torch.from_numpy(value if value.flags.writeable else value.copy())

@@ -21,6 +21,8 @@ from .pruning_steps import prune
 from .tasks import GPU, StepResult
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from fleetpress.compression.collectives import Collective
     from fleetpress.compression.statistics import GradientStatistics
 
@@ -111,17 +113,30 @@ def collect(payload: Payload) -> StepResult:
 
 def calibrate(payload: Payload) -> StepResult:
     """What the layers of the final program read, on the samples of one chunk: as many of every shard."""
+    return _calibrated(payload, final_program(payload))
+
+
+def observe(payload: Payload) -> StepResult:
+    """The same of the trained program, and gradients of its outputs: what changes of its layers would cost."""
+    return _calibrated(payload, round_program(payload), loss="distillation")
+
+
+def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None = None) -> StepResult:
     from fleetpress.compression.batches import evenly
     from fleetpress.compression.calibration import CalibrationStatistics
     from fleetpress.compression.observing import calibrate as calibrate_program
 
-    program = final_program(payload)
     options = payload["options"]
     quota = -(-options["samples"] // payload["shards"])
     statistics: CalibrationStatistics | None = None
-    for file in payload["files"]:
-        samples = evenly(shard_arrays(file), quota)
-        found = calibrate_program(program, samples, options["batch_size"])
+    for index, file in enumerate(payload["files"]):
+        found = calibrate_program(
+            program,
+            evenly(shard_arrays(file), quota),
+            options["batch_size"],
+            loss=loss,
+            seed=_mixed(payload["seed"], payload["first_shard"] + index),
+        )
         statistics = found if statistics is None else statistics.merge(found)
     assert statistics is not None, "a chunk has at least one shard"
     return StepResult(
@@ -149,6 +164,7 @@ STEPS: dict[str, Callable[[Payload], StepResult]] = {
     "train": train,
     "collect": collect,
     "calibrate": calibrate,
+    "observe": observe,
     "prune": prune,
     "finetune": finetune,
     "quantize": quantize,

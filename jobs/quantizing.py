@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -88,7 +89,7 @@ def group_of(
 
 
 def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
-    """Quantize the layers of one group; store codes, scales and zero points, and record how they are to be read."""
+    """Quantize the layers of one group; store codes, scales, zero points, codebooks, and record how to read them."""
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
@@ -132,6 +133,7 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
     for digest in payload["stages"].get("quantize", ()):
         parts = stored_tensors(payload, digest)
         for name, facts in record(payload, digest).result["weights"].items():
+            dtype = facts.get("weight_dtype")
             found[name] = QuantizedWeight(
                 codes=parts[f"{name}/codes"],
                 scale=parts[f"{name}/scale"],
@@ -139,6 +141,8 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
                 scheme=QuantScheme(**facts["scheme"]),
                 shape=tuple(facts["shape"]),
                 axis=facts["axis"],
+                codebook=parts.get(f"{name}/codebook"),
+                weight_dtype=None if dtype is None else getattr(torch, dtype),
             )
     return found
 
@@ -160,12 +164,20 @@ def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
     parts = {f"{name}/codes": quantized.codes, f"{name}/scale": quantized.scale}
     if quantized.zero_point is not None:
         parts[f"{name}/zero_point"] = quantized.zero_point
+    if quantized.codebook is not None:
+        parts[f"{name}/codebook"] = quantized.codebook
     return parts
 
 
 def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:
+    dtype = quantized.weight_dtype
     return {
-        "scheme": dict(vars(quantized.scheme)),
+        "scheme": {
+            key: value
+            for key, value in vars(quantized.scheme).items()
+            if key != "codebook" or value is not None
+        },
+        **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
         "shape": list(quantized.shape),
         "axis": quantized.axis,
         "group_size": quantized.group_size,

@@ -18,12 +18,15 @@ from .spec_fields import (
     Quantizer,
     Scheme,
     Share,
+    Size,
     mistake,
 )
 from .spec_lines import write_yaml
 
-CHANGING_STEPS = ("train", "prune", "finetune", "quantize")
-TRAINING_STEPS = ("train", "collect", "finetune", "calibrate")
+CHANGING_STEPS = ("train", "auto", "prune", "finetune", "quantize")
+TRAINING_STEPS = ("train", "auto", "collect", "finetune", "calibrate")
+CHOSEN_STEPS = ("collect", "prune", "finetune", "calibrate", "quantize")  # by `auto`
+BUDGETS = ("compression_ratio", "size_bytes", "macs", "latency_ms")
 
 
 class Strict(BaseModel):
@@ -74,7 +77,7 @@ class LayerScheme(Strict):
     """What a layer has otherwise than the rest of its model; what is not given is as there."""
 
     scheme: Scheme | None = None
-    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    num_bits: Annotated[int, Field(ge=1, le=8)] | None = None
     symmetric: bool | None = None
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None
@@ -82,15 +85,16 @@ class LayerScheme(Strict):
 
 
 class QuantizeStep(Strict):
-    """Weights to few-bit integers: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
+    """Weights to few-bit codes: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
 
-    Schemes of checkpoints are also 8-bit floats (FP8) and plain casts (BF16, FP16); `format` is the layout of integers
-    there, pack-quantized if it is None. An explicit `group_size: null` is read as what it means, `strategy: channel`.
-    `layers` gives single layers of a program, by name, options of their own.
+    Codes are integers, 8-bit floats (FP8), or indices into a codebook, which `method` may learn. Schemes of checkpoints
+    are also plain casts (BF16, FP16); `format` is the layout of integers there, pack-quantized if it is None. An
+    explicit `group_size: null` is read as what it means, `strategy: channel`. `layers` gives single layers of a
+    program, by name, options of their own.
     """
 
     scheme: Scheme | None = None
-    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    num_bits: Annotated[int, Field(ge=1, le=8)] | None = None
     symmetric: bool | None = None
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None
@@ -124,6 +128,25 @@ class ValidateStep(Strict):
     max_drop: Drop = 0.01
 
 
+class AutoStep(Strict):
+    """Let fleetpress choose: what to aim for, and within which bounds. Everything else follows from the train data.
+
+    `smallest` and `fastest` keep the metric's drop within `max_drop`; `most_accurate` keeps within a budget: a
+    `compression_ratio` or `size_bytes` of the stored model, a share of its `macs`, or a `latency_ms` of one call.
+    `trials` candidates are measured on the train data, cut into `folds`; `epochs` of fine-tuning may be spent on each.
+    """
+
+    goal: Literal["smallest", "fastest", "most_accurate"] = "smallest"
+    max_drop: Drop | None = None
+    compression_ratio: Annotated[float, Field(gt=1)] | None = None
+    size_bytes: Size | None = None
+    macs: Share | None = None
+    latency_ms: Positive | None = None
+    trials: Count = 16
+    folds: Annotated[int, Field(ge=2, le=20)] = 3
+    epochs: Annotated[int, Field(ge=0)] = 2
+
+
 _NEWER = {("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
 
 
@@ -140,6 +163,7 @@ class Recipe(Strict):
     """Steps in the order they are done; a step that is None is not done. Validation is always there."""
 
     train: Annotated[TrainStep | None, _GIVEN] = None
+    auto: Annotated[AutoStep | None, _GIVEN] = None
     collect: Annotated[CollectStep | None, _GIVEN] = None
     prune: Annotated[PruneStep | None, _GIVEN] = None
     finetune: Annotated[TrainStep | None, _GIVEN] = None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fleetpress.compression.scheme import QuantScheme, resolve
+from fleetpress.compression.scheme import LEARNING_METHODS, QuantScheme, resolve
 
 
 def scheme_of(options: Mapping[str, Any]) -> QuantScheme:
@@ -13,7 +13,8 @@ def scheme_of(options: Mapping[str, Any]) -> QuantScheme:
             key: options[key]
             for key in ("scheme", "num_bits", "symmetric", "group_size", "strategy")
             if key in options
-        }
+        },
+        learned=options.get("method") in LEARNING_METHODS,
     )
 
 
@@ -33,4 +34,8 @@ def options_of(options: Mapping[str, Any], layer: str) -> dict[str, Any]:
 def scheme_label(scheme: QuantScheme) -> str:
     """A scheme in a few words."""
     group = f" g{scheme.group_size}" if scheme.group_size else f" {scheme.strategy}"
+    if scheme.codebook is not None:
+        return f"{scheme.num_bits} bits {scheme.codebook}{group if scheme.has_scale else ''}"
+    if scheme.type == "float":
+        return f"{scheme.num_bits} bits float{group}"
     return f"{scheme.num_bits} bits{'' if scheme.symmetric else ' asym'}{group}"

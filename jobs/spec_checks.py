@@ -9,10 +9,22 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fleetpress.compression.scheme import DEFAULT_METHOD, cast_of
+from fleetpress.compression.scheme import DEFAULT_METHOD, LEARNING_METHODS, cast_of
 
-from .recipe import CHANGING_STEPS, TRAINING_STEPS, PruneStep, QuantizeStep, Recipe, Strict, TrainStep
+from .recipe import (
+    BUDGETS,
+    CHANGING_STEPS,
+    CHOSEN_STEPS,
+    TRAINING_STEPS,
+    AutoStep,
+    PruneStep,
+    QuantizeStep,
+    Recipe,
+    Strict,
+    TrainStep,
+)
 from .schemes import options_of, scheme_of
+from .spec_codebooks import check_codebook
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
 
@@ -48,11 +60,35 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
         if training and training.momentum and training.optimizer != "sgd":
             what = f"has no meaning for {training.optimizer}; delete it, or take optimizer: sgd"
             yield (*path, name, "momentum"), what
+    if auto := _valid(AutoStep, steps.get("auto")):
+        yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _check_rounds((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize := _valid(QuantizeStep, steps.get("quantize")):
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
+
+
+def _check_auto(path: Path, step: AutoStep, steps: dict[str, Any]) -> Iterator[Mistake]:
+    for name in CHOSEN_STEPS:
+        if name in steps:
+            yield (*path, name), "is chosen by auto; delete it, or delete auto and say everything yourself"
+    given = [name for name in BUDGETS if getattr(step, name) is not None]
+    if step.goal == "most_accurate" and not given:
+        yield (*path, "auto"), f"most_accurate within which budget? add one of {', '.join(BUDGETS)}"
+    if step.goal != "most_accurate" and given:
+        yield (
+            (*path, "auto", given[0]),
+            f"is a budget, but {step.goal} is bounded by max_drop; take goal: most_accurate, or delete it",
+        )
+    if len(given) > 1:
+        yield (*path, "auto", given[1]), f"excludes {given[0]}; keep one budget"
+    allowed = _mapping(steps.get("validate")).get("max_drop")
+    if step.max_drop is not None and allowed not in (None, step.max_drop):
+        yield (*path, "validate", "max_drop"), f"contradicts auto's {step.max_drop}; delete one of them"
+    if step.goal == "most_accurate" and step.max_drop is not None:
+        what = "bounds smallest and fastest; most_accurate loses as little as its budget allows; delete it"
+        yield (*path, "auto", "max_drop"), what
 
 
 def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
@@ -146,6 +182,11 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if scheme is not None and scheme.type == "float":
         yield from _check_float(path, step)
         return
+    if step.method in LEARNING_METHODS or (scheme is not None and scheme.type == "codebook"):
+        yield from check_codebook(path, step, scheme)
+        return
+    if step.num_bits == 1:
+        yield (*path, "num_bits"), "1 is for codebooks; take scheme BINARY, method k_means, or 2 to 8"
     if scheme is not None and step.symmetric not in (None, scheme.symmetric):
         what = f"{str(step.symmetric).lower()} contradicts scheme {step.scheme}"
         yield (

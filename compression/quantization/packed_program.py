@@ -1,26 +1,36 @@
 """Programs whose graph unpacks their weights: packed integers, scales and zero points are stored instead of floats.
 
-A weight `name` becomes the buffers `name_packed` (the bit stream of its codes), `name_scale` and, if not symmetric,
-`name_zero_point`; plain ATen operators in front of its first use derive it from them, bit for bit what
-`QuantizedWeight.dequantize` gives. So `torch.export.load(file).module()` runs the program without this package.
+A weight `name` becomes the buffers `name_packed` (the stream of its codes), `name_scale`, if not symmetric
+`name_zero_point`, and `name_codebook` where codes are looked up in one; plain ATen operators in front of its first use
+derive it from them, bit for bit what `QuantizedWeight.dequantize` gives. So `torch.export.load(file).module()` runs the
+program without this package.
 A name tied to it becomes a second name of the packed buffer.
 """
 
 from collections.abc import Iterable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import ProgramError
 from fleetpress.compression.program import ProgramEditor, aliases
 from fleetpress.compression.quantization.packing import pack
-from fleetpress.compression.quantization.unpack_nodes import UnpackNodes, evaluate, find_unpacked, scale_shape
+from fleetpress.compression.quantization.trits import pack_trits
+from fleetpress.compression.quantization.unpack_nodes import (
+    CODEBOOK,
+    PACKED,
+    SCALE,
+    ZERO_POINT,
+    UnpackNodes,
+    evaluate,
+    find_unpacked,
+    scale_shape,
+)
 from fleetpress.compression.quantization.weight import QuantizedWeight, packs_zero_points, predicted_bytes
 
 __all__ = ["pack_program", "predicted_bytes", "unpack_program"]
-
-PACKED, SCALE, ZERO_POINT = "_packed", "_scale", "_zero_point"
 
 
 def pack_program(program: ExportedProgram, quantized: Mapping[str, QuantizedWeight]) -> ExportedProgram:
@@ -46,7 +56,7 @@ def pack_program(program: ExportedProgram, quantized: Mapping[str, QuantizedWeig
         for name in others:
             editor.placeholders[name].replace_all_uses_with(editor.placeholders[owner])
             editor.replace(name, {name + PACKED: buffers[owner + PACKED]}, _first)
-        editor.replace(owner, buffers, partial(_unpacked, nodes, weight, first_use))
+        editor.replace(owner, buffers, partial(_unpacked, nodes, owner, weight, first_use))
     return editor.build()
 
 
@@ -57,7 +67,7 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
     weights. Weights that `pack_program` did not pack stay as they are.
     """
     editor = ProgramEditor(program)
-    suffixes = (PACKED, SCALE, ZERO_POINT)
+    suffixes = (PACKED, SCALE, ZERO_POINT, CODEBOOK)
     stored = {
         editor.placeholders[name]: value for name, value in editor.values.items() if name.endswith(suffixes)
     }
@@ -67,8 +77,8 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
     spent: list[str] = []
     for stream in streams:
         name = stream.removesuffix(PACKED)
-        scale = editor.placeholders.get(name + SCALE)
-        found = find_unpacked(scale, stored) if scale is not None else None
+        part = editor.placeholders.get(name + SCALE, editor.placeholders.get(name + CODEBOOK))
+        found = find_unpacked(part, stored) if part is not None else None
         if found is None or not any(editor.placeholders[stream] in node.all_input_nodes for node in found[1]):
             continue
         end, nodes = found
@@ -130,18 +140,29 @@ def _first(_: fx.Graph, added: dict[str, fx.Node]) -> fx.Node:
 
 
 def _unpacked(
-    nodes: UnpackNodes, weight: QuantizedWeight, first_use: fx.Node, _: fx.Graph, added: dict[str, fx.Node]
+    nodes: UnpackNodes,
+    name: str,
+    weight: QuantizedWeight,
+    first_use: fx.Node,
+    _: fx.Graph,
+    added: dict[str, fx.Node],
 ) -> fx.Node:
-    packed, scale, *zero_point = added.values()
-    return nodes.add(weight, packed, scale, zero_point[0] if zero_point else None, first_use)
+    return nodes.add(weight, {key.removeprefix(name): node for key, node in added.items()}, first_use)
 
 
 def _buffers(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
-    bits, shape = weight.scheme.num_bits, scale_shape(weight)
-    buffers = {name + PACKED: pack(weight.codes, bits), name + SCALE: weight.scale.reshape(shape)}
+    scheme, bits, shape = weight.scheme, weight.scheme.num_bits, scale_shape(weight)
+    ternary = scheme.codebook == "ternary"
+    packed = pack_trits(weight.codes) if ternary else pack(weight.codes.view(torch.uint8), bits)
+    buffers = {name + PACKED: packed}
+    if scheme.has_scale:
+        buffers[name + SCALE] = weight.scale.reshape(shape)
     if weight.zero_point is not None:
-        packs = packs_zero_points(weight.zero_point.numel(), weight.scheme)
+        packs = packs_zero_points(weight.zero_point.numel(), scheme)
         buffers[name + ZERO_POINT] = (
             pack(weight.zero_point, bits) if packs else weight.zero_point.reshape(shape)
         )
+    if scheme.codebook_entries:
+        assert weight.entries is not None
+        buffers[name + CODEBOOK] = weight.entries
     return buffers

@@ -209,6 +209,8 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
         asked.append(f"prune by {recipe.prune.method}")
     if recipe.quantize is not None and recipe.quantize.layers:
         asked.append("quantize single layers otherwise (`layers`)")
+    if recipe.quantize is not None and recipe.quantize.equalize is not None:
+        asked.append(f"equalize by {recipe.quantize.equalize}")
     if not asked:
         return None
     return (

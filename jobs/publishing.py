@@ -29,10 +29,12 @@ from fleetpress.storage.errors import ArtifactCorrupt
 from fleetpress.storage.programs import load_program, save_program
 from fleetpress.storage.store import open_store
 
+from .biases import corrected_program, uncorrected
+from .equalizing import equalized_program
 from .handover import Payload, record
 from .latency import latency_ms
 from .manifest import companions, complete
-from .materials import arrays, final_program, source_program, trained_program
+from .materials import arrays, source_program, trained_program
 from .objective import is_fidelity, measured, metric_name
 from .quantizing import quantized_layers, quantized_weights
 from .tasks import StepResult
@@ -43,7 +45,7 @@ _LATENCY_SECONDS = 0.1  # spent on each of three measurements of a model
 
 def publish(payload: Payload) -> StepResult:
     """Assemble the compressed program, compare it with the original, and publish it unless it lost too much."""
-    final = eval_program(final_program(payload))
+    final = eval_program(corrected_program(payload, equalized_program(payload)))
     packed = pack_program(final, quantized_weights(payload))
     data = save_program(packed)
     published = load_program(data)
@@ -186,6 +188,7 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
         else {"removed": {}, "units": {}, "skipped": {}}
     )
     weights, unquantized, _ = quantized_layers(payload)
+    without = uncorrected(payload)
     source, left = tensors(source_program(payload)), tensors(compressed)
     found = []
     for layer in layers(source_program(payload)):
@@ -199,6 +202,8 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
             reasons.append(f"compensate: {reason}")
         if "quantize" in stages and not mine:
             reasons.append(f"quantize: {unquantized.get(layer.name, 'not among the targets')}")
+        if layer.name in without:
+            reasons.append(f"bias_correction: {without[layer.name]}")
         found.append(
             {
                 "name": layer.name,

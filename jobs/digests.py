@@ -17,6 +17,7 @@ VERSIONS = {
     "train": 1,
     "collect": 1,
     "calibrate": 1,
+    "observe": 1,
     "prune": 1,
     "finetune": 1,
     "quantize": 1,

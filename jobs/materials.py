@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
+from fleetpress.compression.quantization.packing import unpack
 from fleetpress.storage.data import read_shard
 from fleetpress.storage.errors import InvalidData, InvalidModelFile
 from fleetpress.storage.programs import load_program
@@ -108,11 +109,34 @@ def trained_program(payload: Payload) -> ExportedProgram:
 
 
 def pruned_program(payload: Payload) -> ExportedProgram:
-    """The trained program without the deleted units, if the recipe prunes."""
+    """The trained program without the deleted units, or with weights zeroed, if the recipe prunes."""
     digest = payload["stages"].get("prune")
     if not digest:
         return trained_program(payload)
-    return remembered(digest, lambda: delete(trained_program(payload), removed_units(payload, digest)))
+    return remembered(digest, lambda: _pruned(payload, digest))
+
+
+def _pruned(payload: Payload, digest: str) -> ExportedProgram:
+    program = trained_program(payload)
+    masks = keep_masks(payload)
+    if not masks:
+        return delete(program, removed_units(payload, digest))
+    state = tensors(program) | stored_tensors(payload, digest)  # a method may have moved what it kept
+    values = {name: state[name].detach().masked_fill(~mask, 0) for name, mask in masks.items()}
+    return with_tensors(program, _with_tied(program, values))
+
+
+def keep_masks(payload: Payload) -> dict[str, Tensor]:
+    """Where the weights that the prune task zeroed are kept (True), by state name; of tied weights the first one's."""
+    digest = payload["stages"].get("prune")
+    names = record(payload, digest).result.get("zeroed", ()) if digest else ()
+    if not names:
+        return {}
+    stored, state = stored_tensors(payload, digest), tensors(trained_program(payload))
+    return {
+        name: unpack(stored[KEEP_MASK + name], 1, state[name].numel()).bool().view(state[name].shape)
+        for name in names
+    }
 
 
 def final_program(payload: Payload) -> ExportedProgram:
@@ -123,9 +147,12 @@ def final_program(payload: Payload) -> ExportedProgram:
     return remembered(digest, lambda: _with_stored(payload, digest, pruned_program(payload)))
 
 
-def calibration(payload: Payload) -> CalibrationStatistics | None:
-    """What the layers of the final program read, merged from the calibrate tasks in their order; None without them."""
-    digests = payload["stages"].get("calibrate")
+def calibration(payload: Payload, stage: str = "calibrate") -> CalibrationStatistics | None:
+    """What layers read, merged from the tasks of a stage in their order; None without them.
+
+    Those of `observe` saw the trained program, those of `calibrate` the final one.
+    """
+    digests = payload["stages"].get(stage)
     if not digests:
         return None
 
@@ -213,10 +240,14 @@ def _with_stored(payload: Payload, digest: str, program: ExportedProgram) -> Exp
         for name, value in stored_tensors(payload, digest).items()
         if not name.startswith(STATISTICS)
     }
-    for name, owner in aliases(tensors(program)).items():
-        if owner in values:
-            values[name] = values[owner]
-    return with_tensors(program, values)
+    return with_tensors(program, _with_tied(program, values))
 
 
+def _with_tied(program: ExportedProgram, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values, with those of tied names beside them."""
+    tied = aliases(tensors(program)).items()
+    return values | {name: values[owner] for name, owner in tied if owner in values}
+
+
+KEEP_MASK = "keep_mask/"  # prefix of bit-packed masks among a prune task's tensors
 STATISTICS = "statistics/"  # prefix of statistics among a training task's tensors

@@ -53,12 +53,15 @@ def plan_program(
     memory_bytes: int,
     gradients: bool,
     inputs: bool = False,
+    observed: bool = False,
     gpus: float = 0.0,
 ) -> ModelPlan:
-    """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, calibrate*, quantize*, publish.
+    """Tasks of a program or module: export?, train?, collect*, observe*, prune?, finetune?, calibrate*, quantize*,
+    publish.
 
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
-    targets, from `collect` tasks otherwise. `inputs` says that the quantization method reads calibration statistics.
+    targets, from `collect` tasks otherwise. `inputs` says that the quantization method reads calibration statistics,
+    `observed` that the pruning method does.
     """
     recipe = model.recipe.canonical()
     builder = _Builder(
@@ -77,12 +80,14 @@ def plan_program(
         builder.add("train", workers=workers, options=recipe["train"], **builder.training)
     if gradients and ("collect" in recipe or "train" not in recipe or builder.unlabelled):
         builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}))
+    shards = len(model.data.train) if model.data else 1
+    if observed:
+        builder.add_chunks("observe", recipe["calibrate"], shards=shards)
     if "prune" in recipe:
         builder.add("prune", options=recipe["prune"], seed=seed)
     if "finetune" in recipe:
         builder.add("finetune", workers=workers, options=recipe["finetune"], **builder.training)
     if inputs:
-        shards = len(model.data.train) if model.data else 1
         builder.add_chunks("calibrate", recipe["calibrate"], shards=shards)
     if "quantize" in recipe:
         builder.add_groups(recipe["quantize"])

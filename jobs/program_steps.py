@@ -1,9 +1,9 @@
-"""The steps of a program: export, train, collect, prune, finetune, calibrate, quantize, publish."""
+"""The steps of a program: export, train, collect, observe, prune, finetune, calibrate, quantize, publish."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import publishing
+from . import publishing, zeroing
 from .handover import Payload, store_bytes
 from .materials import (
     STATISTICS,
@@ -18,9 +18,12 @@ from .materials import (
     trained_program,
 )
 from .objective import loss_name
+from .recipe import zeroes_weights
 from .tasks import GPU, StepResult
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from fleetpress.compression.collectives import Collective
     from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
 
@@ -72,6 +75,7 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         seed=payload["seed"],
         teacher=source_program(payload) if loss == "distillation" else None,
         collect=kind == "train" and loss != "distillation",
+        masks=zeroing.trained_masks(payload, program) if kind == "finetune" else None,
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
     )
@@ -109,11 +113,19 @@ def collect(payload: Payload) -> StepResult:
 
 def calibrate(payload: Payload) -> StepResult:
     """What the layers of the final program read, on the samples of one chunk: as many of every shard."""
+    return _calibrated(payload, final_program(payload))
+
+
+def observe(payload: Payload) -> StepResult:
+    """As `calibrate`, of the trained program, for a pruning method that looks at inputs."""
+    return _calibrated(payload, trained_program(payload))
+
+
+def _calibrated(payload: Payload, program: "ExportedProgram") -> StepResult:
     from fleetpress.compression.batches import evenly
     from fleetpress.compression.calibration import CalibrationStatistics
     from fleetpress.compression.observing import calibrate as calibrate_program
 
-    program = final_program(payload)
     options = payload["options"]
     quota = -(-options["samples"] // payload["shards"])
     statistics: CalibrationStatistics | None = None
@@ -128,9 +140,15 @@ def calibrate(payload: Payload) -> StepResult:
 
 
 def prune(payload: Payload) -> StepResult:
-    """Score units and choose those to delete. Only their indices are recorded; deleting is a pure function of them."""
+    """Score units and choose those to delete: only their indices are recorded, deleting is a pure function of them.
+
+    A method that zeroes weights instead records masks.
+    """
     from fleetpress.compression.pruning import PruneOptions
     from fleetpress.compression.pruning import prune as choose
+
+    if zeroes_weights(payload["recipe"]):
+        return zeroing.zero_weights(payload)
 
     result = choose(
         trained_program(payload), PruneOptions(**payload["options"]), _neurons(payload), seed=payload["seed"]
@@ -191,6 +209,7 @@ STEPS: dict[str, Callable[[Payload], StepResult]] = {
     "train": train,
     "collect": collect,
     "calibrate": calibrate,
+    "observe": observe,
     "prune": prune,
     "finetune": finetune,
     "quantize": quantize,

@@ -12,11 +12,13 @@ from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, method_for, quantize_layer
+from fleetpress.compression.quantization.sparse_weight import SparseWeight, sparse_form, zeros_kept
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.selection import Layer, select
 
 from .handover import Payload, record
 from .materials import calibration, store_tensors, stored_tensors
+from .recipe import zeroes_weights
 from .schemes import scheme_of
 from .tasks import StepResult
 
@@ -33,7 +35,7 @@ class Choice:
     unused_ignores: tuple[str, ...]
 
 
-def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
+def choose(program: ExportedProgram, options: Mapping[str, Any], *, step: str = "quantize") -> Choice:
     """The layers of a program that the step's `targets` and `ignore` choose; a tied weight only if all its users are.
 
     Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized.
@@ -66,7 +68,7 @@ def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
     if not taken:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise TargetError(
-            f"quantize reaches no layer ({reasons or 'nothing is left after ignore'}); widen its targets"
+            f"{step} reaches no layer ({reasons or 'nothing is left after ignore'}); widen its targets"
         )
     return Choice(layers=tuple(taken), skipped=skipped, unused_ignores=selection.unused_ignores)
 
@@ -103,10 +105,12 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
             for name in layer.weights
             if owners.get(name, name) in statistics
         }
-        for name, quantized in quantize_layer(layer, values, scheme, method, known).items():
+        for name, rounded in quantize_layer(layer, values, scheme, method, known).items():
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
+            zeroes = zeroes_weights(payload["recipe"])
+            quantized = sparse_form(zeros_kept(rounded, values[name])) if zeroes else rounded
             stored |= _parts(name, quantized)
             used = method_for(method, known.get(name)).name
             weights[name] = {
@@ -129,7 +133,8 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
     for digest in payload["stages"].get("quantize", ()):
         parts = stored_tensors(payload, digest)
         for name, facts in record(payload, digest).result["weights"].items():
-            found[name] = QuantizedWeight(
+            form = SparseWeight if facts.get("sparse") else QuantizedWeight
+            found[name] = form(
                 codes=parts[f"{name}/codes"],
                 scale=parts[f"{name}/scale"],
                 zero_point=parts.get(f"{name}/zero_point"),
@@ -161,7 +166,9 @@ def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
 
 
 def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:
+    sparse = {"sparse": True} if isinstance(quantized, SparseWeight) else {}
     return {
+        **sparse,
         "scheme": dict(vars(quantized.scheme)),
         "shape": list(quantized.shape),
         "axis": quantized.axis,

@@ -15,7 +15,7 @@ from fleetpress.storage.uri import is_s3, split
 from .errors import SpecError
 from .executors import TASK_SECONDS
 from .recipe import CalibrateStep, CollectStep, Recipe, Strict
-from .spec_checks import check, needs_gradients, needs_inputs
+from .spec_checks import check, needs_gradients, needs_inputs, zeroing_needs_inputs
 from .spec_fields import (
     Count,
     Duration,
@@ -157,12 +157,15 @@ def parse_spec(text: str, name: str) -> Spec:
 
 
 def _completed(recipe: Recipe) -> Recipe:
-    """Pruning by gradients without `train` and `collect` collects once with the defaults; so do methods of `quantize`
-    that need inputs.
+    """Pruning by gradients without `train` and `collect` collects once with the defaults; so do methods of `prune` and
+    `quantize` that need inputs.
     """
     added: dict[str, Strict] = {}
     if recipe.prune and needs_gradients(recipe.prune) and not (recipe.train or recipe.collect):
         added["collect"] = CollectStep()
-    if recipe.quantize and needs_inputs(recipe.quantize) and not recipe.calibrate:
+    looks = (recipe.quantize and needs_inputs(recipe.quantize)) or (
+        recipe.prune and zeroing_needs_inputs(recipe.prune)
+    )
+    if looks and not recipe.calibrate:
         added["calibrate"] = CalibrateStep()
     return recipe.model_copy(update=added)

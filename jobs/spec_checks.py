@@ -62,17 +62,21 @@ def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
 def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
     from fleetpress.compression.sparsity import SPARSIFIERS
 
-    takes = SPARSIFIERS[step.method].takes
-    for name, example in _HOW_MUCH.items():
-        value = getattr(step, name)
-        if value is None and name in takes:
-            yield path, f"does not say how much; add {name}, such as {example}"
-        elif value is not None and name not in takes:
+    method = SPARSIFIERS[step.method]
+    takes = method.takes
+    given = [name for name in takes if getattr(step, name) is not None]
+    if not given:
+        what = " or ".join(f"{name}, such as {_HOW_MUCH[name]}" for name in takes)
+        yield path, f"does not say how much; add {what}"
+    elif len(given) > 1:
+        yield (*path, given[1]), f"excludes {given[0]}; keep one way to say how much to zero"
+    for name in _HOW_MUCH:
+        if getattr(step, name) is not None and name not in takes:
             yield (
                 (*path, name),
                 f"has no meaning for {step.method}, which takes {', '.join(takes)}; delete it",
             )
-    if step.scope == "global":
+    if step.scope == "global" and not method.compares_tensors:
         what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
         yield (*path, "scope"), what
 
@@ -203,6 +207,8 @@ def _check_model(
     prune = _valid(PruneStep, steps.get("prune"))
     if prune and not needing and needs_gradients(prune):
         needing = [f"prune by {prune.method}"]
+    if prune and "calibrate" not in needing and zeroing_needs_inputs(prune):
+        needing = [*needing, f"prune by {prune.method}"]
     quantize = _valid(QuantizeStep, steps.get("quantize"))
     if quantize and "calibrate" not in needing and needs_inputs(quantize):
         needing = [*needing, f"quantize by {quantize.method}"]
@@ -237,6 +243,13 @@ def needs_inputs(step: QuantizeStep) -> bool:
     from fleetpress.compression.quantization import QUANTIZERS
 
     return QUANTIZERS[step.method].needs_inputs
+
+
+def zeroing_needs_inputs(step: PruneStep) -> bool:
+    """Whether the step zeroes weights by what the layers read."""
+    from fleetpress.compression.sparsity import SPARSIFIERS
+
+    return step.method in SPARSIFIERS and SPARSIFIERS[step.method].needs_inputs
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

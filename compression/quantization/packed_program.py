@@ -3,7 +3,8 @@
 A weight `name` becomes the buffers `name_packed` (the bit stream of its codes), `name_scale` and, if not symmetric,
 `name_zero_point`; plain ATen operators in front of its first use derive it from them, bit for bit what
 `QuantizedWeight.dequantize` gives. So `torch.export.load(file).module()` runs the program without this package.
-A name tied to it becomes a second name of the packed buffer.
+A name tied to it becomes a second name of the packed buffer. Of a weight with many zeros `name_packed` holds the codes
+that are not zero and `name_mask` where they are; if it is not quantized, `name_values` and `name_mask` take its place.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,16 +16,20 @@ from torch.export import ExportedProgram
 from fleetpress.compression.errors import ProgramError
 from fleetpress.compression.program import ProgramEditor, aliases
 from fleetpress.compression.quantization.packing import pack
+from fleetpress.compression.quantization.sparse_weight import SparseFloats, SparseWeight, sparse_floats
 from fleetpress.compression.quantization.unpack_nodes import UnpackNodes, evaluate, find_unpacked, scale_shape
 from fleetpress.compression.quantization.weight import QuantizedWeight, packs_zero_points, predicted_bytes
 
 __all__ = ["pack_program", "predicted_bytes", "unpack_program"]
 
 PACKED, SCALE, ZERO_POINT = "_packed", "_scale", "_zero_point"
+MASK, VALUES = "_mask", "_values"  # of what is not zero
 
 
-def pack_program(program: ExportedProgram, quantized: Mapping[str, QuantizedWeight]) -> ExportedProgram:
-    """The program with the weights named in `quantized` stored packed.
+def pack_program(
+    program: ExportedProgram, quantized: Mapping[str, QuantizedWeight], sparse: Iterable[str] = ()
+) -> ExportedProgram:
+    """The program with the weights named in `quantized` stored packed, and others in `sparse` without their zeros.
 
     Its outputs are those of the program over the dequantized weights, bit for bit. Tied weights are packed, stored and
     unpacked once: naming one of them packs all. Raises ProgramError for names or shapes that are not the program's.
@@ -33,19 +38,22 @@ def pack_program(program: ExportedProgram, quantized: Mapping[str, QuantizedWeig
     for name, weight in quantized.items():
         _check(name, weight, editor.values)
     nodes = UnpackNodes(editor.graph)
-    for owner, (first_use, others) in _owners(editor, quantized).items():
+    weights: dict[str, QuantizedWeight | SparseFloats] = {
+        **_sparse(editor, quantized, sparse),
+        **quantized,
+    }
+    for owner, (first_use, others) in _owners(editor, weights).items():
         weight = (
-            quantized[owner]
-            if owner in quantized
-            else next(quantized[name] for name in others if name in quantized)
+            weights[owner] if owner in weights else next(weights[name] for name in others if name in weights)
         )
         buffers = _buffers(owner, weight)
+        stream = next(iter(buffers)).removeprefix(owner)
         taken = next((name for name in buffers if name in editor.values), None)
         if taken:
             raise ProgramError(f"{owner}: the program already stores a tensor {taken!r}; rename that one")
         for name in others:
             editor.placeholders[name].replace_all_uses_with(editor.placeholders[owner])
-            editor.replace(name, {name + PACKED: buffers[owner + PACKED]}, _first)
+            editor.replace(name, {name + stream: buffers[owner + stream]}, _first)
         editor.replace(owner, buffers, partial(_unpacked, nodes, weight, first_use))
     return editor.build()
 
@@ -57,17 +65,17 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
     weights. Weights that `pack_program` did not pack stay as they are.
     """
     editor = ProgramEditor(program)
-    suffixes = (PACKED, SCALE, ZERO_POINT)
+    suffixes = (PACKED, SCALE, ZERO_POINT, MASK, VALUES)
     stored = {
         editor.placeholders[name]: value for name, value in editor.values.items() if name.endswith(suffixes)
     }
-    streams = {name: value for name, value in editor.values.items() if name.endswith(PACKED)}
+    streams = {name: value for name, value in editor.values.items() if name.endswith((PACKED, VALUES))}
     tied = _tied(streams)
     made_by: set[fx.Node] = set()
     spent: list[str] = []
     for stream in streams:
-        name = stream.removesuffix(PACKED)
-        scale = editor.placeholders.get(name + SCALE)
+        name, end_of_name = _split(stream)
+        scale = editor.placeholders.get(name + SCALE if end_of_name == PACKED else stream)
         found = find_unpacked(scale, stored) if scale is not None else None
         if found is None or not any(editor.placeholders[stream] in node.all_input_nodes for node in found[1]):
             continue
@@ -76,7 +84,7 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
         value = evaluate(nodes, stored)
         editor.fold(end, name, value, beside=stream)
         for other in tied[stream]:
-            editor.fold(editor.placeholders[other], other.removesuffix(PACKED), value, beside=other)
+            editor.fold(editor.placeholders[other], _split(other)[0], value, beside=other)
         spent += [name + suffix for suffix in suffixes if name + suffix in editor.values]
         spent += tied[stream]
     for node in reversed(list(editor.graph.nodes)):
@@ -130,15 +138,45 @@ def _first(_: fx.Graph, added: dict[str, fx.Node]) -> fx.Node:
 
 
 def _unpacked(
-    nodes: UnpackNodes, weight: QuantizedWeight, first_use: fx.Node, _: fx.Graph, added: dict[str, fx.Node]
+    nodes: UnpackNodes,
+    weight: QuantizedWeight | SparseFloats,
+    first_use: fx.Node,
+    _: fx.Graph,
+    added: dict[str, fx.Node],
 ) -> fx.Node:
-    packed, scale, *zero_point = added.values()
-    return nodes.add(weight, packed, scale, zero_point[0] if zero_point else None, first_use)
+    if isinstance(weight, SparseFloats):
+        values, mask = added.values()
+        return nodes.add_floats(weight, values, mask, first_use)
+    mask = next((node for name, node in added.items() if name.endswith(MASK)), None)
+    packed, scale, *zero_point = (node for node in added.values() if node is not mask)
+    return nodes.add(weight, packed, scale, zero_point[0] if zero_point else None, first_use, mask=mask)
 
 
-def _buffers(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
+def _sparse(
+    editor: ProgramEditor, quantized: Mapping[str, QuantizedWeight], names: Iterable[str]
+) -> dict[str, SparseFloats]:
+    """Those of the named weights that are smaller without their zeros; what is quantized has its form already."""
+    tied = _tied(editor.values)
+    free = [name for name in names if not {name, *tied[name]} & quantized.keys()]
+    found = {name: sparse_floats(editor.values[name]) for name in free}
+    return {name: weight for name, weight in found.items() if weight is not None}
+
+
+def _split(stream: str) -> tuple[str, str]:
+    """The weight's name and the suffix that its main buffer has."""
+    suffix = PACKED if stream.endswith(PACKED) else VALUES
+    return stream.removesuffix(suffix), suffix
+
+
+def _buffers(name: str, weight: QuantizedWeight | SparseFloats) -> dict[str, Tensor]:
+    if isinstance(weight, SparseFloats):
+        return {name + VALUES: weight.values, name + MASK: weight.mask}
     bits, shape = weight.scheme.num_bits, scale_shape(weight)
-    buffers = {name + PACKED: pack(weight.codes, bits), name + SCALE: weight.scale.reshape(shape)}
+    is_sparse = isinstance(weight, SparseWeight)
+    buffers = {name + PACKED: weight.packed if is_sparse else pack(weight.codes, bits)}
+    if is_sparse:
+        buffers[name + MASK] = weight.mask
+    buffers[name + SCALE] = weight.scale.reshape(shape)
     if weight.zero_point is not None:
         packs = packs_zero_points(weight.zero_point.numel(), weight.scheme)
         buffers[name + ZERO_POINT] = (

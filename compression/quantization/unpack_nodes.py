@@ -1,12 +1,15 @@
 """The operators that turn a bit stream, scales and zero points back into a weight, and how they are found again."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from fleetpress.compression.quantization import sparse_nodes
 from fleetpress.compression.quantization.packing import packed_bytes
+from fleetpress.compression.quantization.sparse_weight import SparseFloats, SparseWeight
 from fleetpress.compression.quantization.weight import QuantizedWeight, moved_shape, packs_zero_points
 
 aten = torch.ops.aten
@@ -32,13 +35,21 @@ class UnpackNodes:
         scale: fx.Node,
         zero_point: fx.Node | None,
         first_use: fx.Node,
+        *,
+        mask: fx.Node | None = None,
     ) -> fx.Node:
         """The node that holds the weight, computed from the placeholders of its buffers in front of `first_use`."""
         rows, columns = weight.codes.shape
         scheme, size = weight.scheme, weight.group_size
         padded = rows, columns
         with self._graph.inserting_before(first_use):
-            value = self._codes(packed, rows * columns, scheme.num_bits)
+            bits = None
+            if isinstance(weight, SparseWeight) and mask is not None:
+                bits = self._flat(mask, rows * columns, 1)
+                stored = self._flat(packed, int(weight.nonzero.sum()), scheme.num_bits)
+                value = sparse_nodes.spread(self._call, bits, stored, scheme.middle)
+            else:
+                value = self._codes(packed, rows * columns, scheme.num_bits)
             if size is not None and columns % size:
                 padded = rows, columns + -columns % size
                 value = self._call(aten.reshape.default, value, [rows, columns])
@@ -53,10 +64,23 @@ class UnpackNodes:
             if padded[1] != columns:
                 value = self._call(aten.reshape.default, value, list(padded))
                 value = self._call(aten.slice.Tensor, value, 1, 0, columns)
+            if bits is not None and zero_point is not None:
+                value = self._call(aten.reshape.default, value, [rows, columns])
+                value = sparse_nodes.zeroed(self._call, bits, value, [rows, columns])
             value = self._call(aten.reshape.default, value, list(moved_shape(weight.shape, weight.axis)))
             if weight.axis:
                 value = self._call(aten.movedim.int, value, 0, weight.axis)
             return self._call(END, value)
+
+    def add_floats(self, weight: SparseFloats, values: fx.Node, mask: fx.Node, first_use: fx.Node) -> fx.Node:
+        """As `add`, of a sparse weight that is not quantized."""
+        with self._graph.inserting_before(first_use):
+            bits = self._flat(mask, math.prod(weight.shape), 1)
+            value = sparse_nodes.spread(self._call, bits, values, 0)
+            return self._call(END, self._call(aten.reshape.default, value, list(weight.shape)))
+
+    def _flat(self, packed: fx.Node, count: int, num_bits: int) -> fx.Node:
+        return self._call(aten.reshape.default, self._codes(packed, count, num_bits), [-1])
 
     def _zero_points(self, zero_point: fx.Node, weight: QuantizedWeight) -> fx.Node:
         groups = weight.scale.numel()
@@ -131,7 +155,9 @@ def scale_shape(weight: QuantizedWeight) -> tuple[int, ...]:
 def find_unpacked(
     scale: fx.Node, stored: Mapping[fx.Node, Tensor]
 ) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
-    """The node of the weight that `scale` belongs to and the operators it is made by; None if it is no such weight.
+    """The node of the weight that `scale` belongs to (of sparse floats: the values) and the operators it is made by.
+
+    None if it is no such weight.
 
     `stored` holds the placeholders that unpacked weights may come from.
     """

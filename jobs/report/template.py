@@ -21,6 +21,7 @@ _KINDS = (
     "prune",
     "finetune",
     "calibrate",
+    "observe",
     "quantize",
     "convert",
     "publish",

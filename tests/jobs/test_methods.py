@@ -50,8 +50,9 @@ def test_each_can_be_asked_for(name: str) -> None:
         (
             "magnitude_unstructured",
             PruneStep,
-            {"method", "pattern", "mean_threshold", "std_threshold", "scope"},
+            {"method", "pattern", "mean_threshold", "std_threshold"},
         ),
+        ("wanda", PruneStep, {"method", "mean_threshold", "std_threshold", "scope"}),
         ("round_to_nearest", QuantizeStep, {"method"}),
         ("sgd", TrainStep, {"optimizer"}),
     ],

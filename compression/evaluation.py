@@ -80,6 +80,13 @@ class Runner:
         return run(self.module, self.program, batch_on(self._device, inputs))[:samples]
 
 
+def all_outputs(runner: Runner, arrays: Arrays, *, batch_size: int = 64) -> Tensor:
+    """The program's first output for all samples, without gradients."""
+    with torch.no_grad():
+        batches = batches_in_order(arrays, min(batch_size, runner.batch_size or batch_size))
+        return torch.cat([runner.outputs(batch) for batch in batches])
+
+
 def evaluate(
     program: ExportedProgram | Runner,
     arrays: Arrays,

@@ -104,8 +104,8 @@ def calibrate(
 
 
 def _predictions(outputs: Tensor, *, drawn: bool) -> int:
-    """Over how many terms `sampled_loss` takes its mean: turns it into a sum over samples."""
-    return outputs.numel() // outputs.shape[-1] if drawn else len(outputs)
+    """Over how many terms `sampled_loss` takes its mean: turns it into the negative log-likelihood of all samples."""
+    return outputs.numel() // outputs.shape[-1] if drawn else outputs.numel()
 
 
 @dataclass(kw_only=True)

@@ -92,6 +92,7 @@ def train(
     teacher: ExportedProgram | None = None,
     collect: bool = False,
     masks: Mapping[str, Tensor] | None = None,
+    products: bool = False,
     collective: Collective = ALONE,
     progress: Progress | None = None,
     device: torch.device = CPU,
@@ -102,8 +103,9 @@ def train(
     state name) are False. Every rank of `collective` takes its slice
     of each global batch, so that summed gradients and batch statistics are those of one process (dropout draws differ).
     float16 and bfloat16 weights are trained in float32 and cast back. With `collect` the gradients of every batch are
-    counted before its step. Raises TrainingDivergedError for a loss or weight that is not finite, DataMismatchError for
-    arrays that do not fit, MethodError for options that do not go together.
+    counted before its step, with `products` those with the weights, too. Raises TrainingDivergedError for a loss or
+    weight that is not finite, DataMismatchError for arrays that do not fit, MethodError for options that do not go
+    together.
     """
     run = _Run(
         program,
@@ -113,6 +115,7 @@ def train(
         teacher=teacher,
         collect=collect,
         masks=masks or {},
+        products=products,
         collective=collective,
         device=device,
     )
@@ -169,6 +172,7 @@ class _Run:
         teacher: ExportedProgram | None,
         collect: bool,
         masks: Mapping[str, Tensor],
+        products: bool,
         collective: Collective,
         device: torch.device,
     ) -> None:
@@ -192,7 +196,7 @@ class _Run:
         self._masks = {name: mask.to(device) for name, mask in masks.items()}
         self._optimizer = OPTIMIZERS[options.optimizer](self._params.values(), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
-        self.collector = GradientCollector(program, device) if collect else None
+        self.collector = GradientCollector(program, device, products=products) if collect else None
 
     def step(self, batch: Arrays) -> tuple[float, int]:
         """One optimizer step on a global batch: its mean loss, and the number of samples (or labels) in that mean."""
@@ -210,7 +214,7 @@ class _Run:
         reported = value.detach().clone()
         self._collective.sum_([*gradients, reported])
         if self.collector is not None:
-            self.collector.update(dict(zip(self._params, gradients, strict=True)))
+            self.collector.update(dict(zip(self._params, gradients, strict=True)), self._params)
         for parameter, gradient in zip(self._params.values(), gradients, strict=True):
             parameter.grad = gradient
         loss = float(reported)
@@ -252,9 +256,10 @@ def collect(
     loss: str,
     seed: int,
     first_batch: int = 0,
+    products: bool = False,
     device: torch.device = CPU,
 ) -> GradientStatistics:
-    """Gradient statistics at fixed weights, in eval mode and file order, on the `device`.
+    """Gradient statistics at fixed weights, in eval mode and file order, on the `device`; with `products` if asked for.
 
     A loss without targets (`distillation`) has no gradient at the original weights: the targets are then drawn from
     the program's own predictions, for each batch by (seed, its number), where `first_batch` is the number of the first
@@ -265,7 +270,7 @@ def collect(
     check_differentiable(program)
     runner = Runner(program, widen=True, device=device)
     fixed = _whole_batches(program, arrays, ALONE)
-    collector = GradientCollector(program, device)
+    collector = GradientCollector(program, device, products=products)
     params = _parameters(runner.module, program)
     wanted = {name: params[name] for name in collector.names}
     kind = meaning(program)
@@ -287,7 +292,7 @@ def collect(
                     "gradient statistics; look for NaN or very large numbers in the data and the weights"
                 )
             gradients = _gradients(value, list(wanted.values()))
-            collector.update(dict(zip(wanted, gradients, strict=True)))
+            collector.update(dict(zip(wanted, gradients, strict=True)), wanted)
     return collector.statistics()
 
 

@@ -20,11 +20,21 @@ from .threads import side_by_side
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Every `of`-th sample of a shard, from the `index`-th on; with `is_left_out` all the others."""
+
+    index: int
+    of: int
+    is_left_out: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of a data set: `file.path` is a key of the store at `root`."""
+    """One file of a data set: `file.path` is a key of the store at `root`; with a `fold` a part of its samples."""
 
     root: str
     file: SourceFile
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +198,12 @@ def _unfit(source: ModelSource, entry: ModelSpec, recipe: Recipe, allow_code: bo
 def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
     from fleetpress.compression.sparsity import SPARSIFIERS
 
+    form = recipe.quantize and _program_form(recipe.quantize)
+    if form:
+        return (
+            f"{asks} quantizes by {form}, and checkpoints hold no codebooks; "
+            "take a scheme such as W4A16, or export the model to a program (.pt2)"
+        )
     asked = [step for step in TRAINING_STEPS if getattr(recipe, step) is not None]
     if recipe.prune is not None:
         method = SPARSIFIERS.get(recipe.prune.method)
@@ -195,6 +211,8 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
             asked.append(f"prune by {recipe.prune.method}")
         elif recipe.prune.scope == "global":
             asked.append("prune with scope global")
+    if recipe.quantize is not None and recipe.quantize.layers:
+        asked.append("quantize single layers otherwise (`layers`)")
     if not asked:
         return None
     return (
@@ -211,12 +229,20 @@ def _unfit_for_program(asks: str, recipe: Recipe) -> str | None:
 
 
 def _checkpoint_form(step: QuantizeStep) -> str | None:
-    """What the step asks for that only checkpoints hold: a cast, float codes, a layout."""
-    from fleetpress.compression.scheme import CASTS, SCHEMES
+    """What the step asks for that only checkpoints hold: a cast, a layout."""
+    from fleetpress.compression.scheme import CASTS
 
-    if step.scheme in CASTS or (step.scheme and SCHEMES[step.scheme].type == "float"):
-        return step.scheme
-    return step.format
+    return step.scheme if step.scheme in CASTS else step.format
+
+
+def _program_form(step: QuantizeStep) -> str | None:
+    """What the step asks for that only programs hold: a codebook."""
+    from fleetpress.compression.scheme import CASTS, LEARNING_METHODS, SCHEMES
+
+    if step.method in LEARNING_METHODS:
+        return step.method
+    fixed = step.scheme and step.scheme not in CASTS and SCHEMES[step.scheme].type == "codebook"
+    return step.scheme if fixed else None
 
 
 def _factory_digest(factory: str) -> str | None:

@@ -19,6 +19,9 @@ _PRUNE = {
     "mean_threshold": "instead of a sparsity: delete units whose gradient_mean is below this and",
     "std_threshold": "whose gradient_std is below this",
     "scope": "layer: the share of every layer; global: of all units together",
+    "compensate": "none; bias: add the means of deleted units where they were read; least_squares: fit what reads them",
+    "schedule": "one_shot; iterative: in rounds of pruning and fine-tuning, much at first and ever less",
+    "rounds": "of an iterative schedule; the epochs of finetune are split over them",
     **_TARGETS,
 }
 _THRESHOLDS = ("mean_threshold", "std_threshold")
@@ -30,12 +33,19 @@ _ZERO = {
 }
 _QUANTIZE = {
     "scheme": "a preset by name; the options below replace parts of it",
-    "num_bits": "bits of a code, 2 to 8",
+    "num_bits": "bits of a code, 2 to 8; of a codebook from 1",
     "symmetric": "true: a scale only; false: also a zero point",
     "group_size": "weights in a row that share a scale; null: one scale per output unit",
     "strategy": "tensor, channel or group: what shares a scale",
     "format": "layout of integers in a checkpoint: pack-quantized, or int-quantized (8 bits only)",
     **_TARGETS,
+}
+_FORMATS = {
+    "FP8": "8-bit floats (e4m3)",
+    "NF4": "16 quantiles of the normal distribution, of programs",
+    "MXFP4": "4-bit floats (e2m1) that share exponents (e8m0), of programs",
+    "TERNARY": "-1, 0, 1 times a scale, of programs",
+    "BINARY": "-1, 1 times a scale, of programs",
 }
 _TRAIN = {
     "epochs": "passes over the train data",
@@ -83,6 +93,7 @@ def _tables() -> Described:
             {
                 "name": name,
                 "needs_gradients": method.needs_gradients,
+                "needs_inputs": method.needs_inputs,
                 "summary": method.summary,
                 "paper": method.paper,
                 "options": _options(PruneStep, _PRUNE, without=() if method.spread else _THRESHOLDS),
@@ -157,10 +168,9 @@ def _schemes() -> list[dict[str, Any]]:
             "bits_per_weight": bits,
             "options": [],
         }
-        if scheme.type == "float":
-            entry["summary"] = (
-                f"8-bit floats (e4m3), per {scheme.strategy}, of checkpoints: {bits:.3f} bits a weight"
-            )
+        if name in _FORMATS:
+            groups = f"groups of {scheme.group_size}" if scheme.group_size else f"per {scheme.strategy}"
+            entry["summary"] = f"{_FORMATS[name]}, {groups}: {bits:.3f} bits a weight"
         entries.append(entry)
     for name, dtype in CASTS.items():
         entries.append(

@@ -1,13 +1,14 @@
 """What a recipe would do to a program, told from its graph and the shapes of its weights."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch.export import ExportedProgram
 
 from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors
-from fleetpress.compression.pruning import PRUNERS, PruneOptions, delete, find_units, prune
+from fleetpress.compression.pruning import PRUNERS, delete, find_units, prune
 from fleetpress.compression.quantization.sparse_weight import most_bytes
 from fleetpress.compression.quantization.weight import predicted_bytes
 from fleetpress.compression.sparsity import is_sparsifier
@@ -16,8 +17,9 @@ from fleetpress.storage.programs import weights_skeleton
 from fleetpress.storage.store import open_store
 
 from .fleet import Model, absolute
+from .pruning_steps import prune_options
 from .quantizing import choose
-from .schemes import scheme_label, scheme_of, zeroing_label
+from .schemes import options_of, scheme_label, scheme_of, zeroing_label
 
 
 def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,22 +37,22 @@ def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
     quantized: dict[str, str] = {}
     size: int | None = None
     if "quantize" in recipe:
-        scheme = scheme_of(recipe["quantize"])
         choice = choose(pruned or program, recipe["quantize"])
-        quantized = {layer.name: scheme_label(scheme) for layer in choice.layers}
+        schemes = {
+            layer.name: scheme_of(options_of(recipe["quantize"], layer.name)) for layer in choice.layers
+        }
+        quantized = {name: scheme_label(scheme) for name, scheme in schemes.items()}
         skipped = skipped | {name: f"quantize: {reason}" for name, reason in choice.skipped.items()}
         warnings += tuple(f"ignore {entry!r} matches no layer" for entry in choice.unused_ignores)
         if pruned is not None:
             values = tensors(pruned)
             owners = aliases(values)
-            weights = {
-                owners.get(name, name): layer.axis for layer in choice.layers for name in layer.weights
-            }
+            weights = {owners.get(name, name): layer for layer in choice.layers for name in layer.weights}
             size = sum(
-                most_bytes(tuple(values[n].shape), axis, scheme, values[n].dtype, zeros[n])
+                most_bytes(tuple(values[n].shape), layer.axis, schemes[layer.name], values[n].dtype, zeros[n])
                 if n in zeros
-                else predicted_bytes(tuple(values[n].shape), axis, scheme, values[n].dtype)
-                for n, axis in weights.items()
+                else predicted_bytes(tuple(values[n].shape), layer.axis, schemes[layer.name], values[n].dtype)
+                for n, layer in weights.items()
             )
     rows = tuple(
         {
@@ -72,7 +74,8 @@ def _zeroed(
     choice = choose(program, options, step="prune")
     zeros, reasons = least_zeros(choice.layers, tensors(program), options)
     skipped = {name: f"prune: {reason}" for name, reason in {**choice.skipped, **reasons}.items()}
-    notes = {layer.name: zeroing_label(options) for layer in choice.layers if layer.name not in reasons}
+    label = zeroing_label(options)
+    notes = {layer.name: label for layer in choice.layers if label is not None and layer.name not in reasons}
     told = [f"ignore {entry!r} matches no layer" for entry in choice.unused_ignores]
     told.append("the bytes of sparse weights are the most it can be: codes may round to more zeros")
     return zeros, notes, skipped, tuple(told)
@@ -86,7 +89,7 @@ def _pruned(
         return program, {}, {}, ()
     if options.get("sparsity") is not None and options["scope"] == "layer":
         # Which units go depends on scores, how many does not: any method without statistics gives the shapes.
-        chosen = prune(program, PruneOptions(**{**options, "method": _without_statistics()}))
+        chosen = prune(program, replace(prune_options(options), method=_without_statistics()))
         notes = {
             name: f"{len(units)} of {chosen.units[name]} units" for name, units in chosen.removed.items()
         }
@@ -108,4 +111,6 @@ def _pruned(
 
 
 def _without_statistics() -> str:
-    return next(name for name, method in PRUNERS.items() if not method.needs_gradients)
+    return next(
+        name for name, method in PRUNERS.items() if not method.needs_gradients and not method.needs_inputs
+    )

@@ -1,4 +1,4 @@
-"""The steps of a program: export, train, collect, observe, prune, finetune, calibrate, quantize, publish."""
+"""The steps of a program: export, train, collect, prune, finetune, calibrate, quantize, publish."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,22 +10,21 @@ from .materials import (
     arrays,
     final_program,
     pruned_program,
+    round_program,
     shard_arrays,
     source_bytes,
     source_program,
     store_tensors,
-    stored_tensors,
-    trained_program,
 )
 from .objective import loss_name
-from .recipe import zeroes_weights
+from .pruning_steps import prune
 from .tasks import GPU, StepResult
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from fleetpress.compression.collectives import Collective
-    from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
+    from fleetpress.compression.statistics import GradientStatistics
 
 
 def export(payload: Payload) -> StepResult:
@@ -75,6 +74,7 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         seed=payload["seed"],
         teacher=source_program(payload) if loss == "distillation" else None,
         collect=kind == "train" and loss != "distillation",
+        products=payload.get("products", False),
         masks=zeroing.trained_masks(payload, program) if kind == "finetune" else None,
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
@@ -89,11 +89,11 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
 
 
 def collect(payload: Payload) -> StepResult:
-    """Gradient statistics of one chunk of the train data at fixed weights, in file order."""
+    """Gradient statistics of one chunk of the train data at fixed weights, in file order, before a round of pruning."""
     from fleetpress.compression.device import pick
     from fleetpress.compression.training import collect as collect_statistics
 
-    program = trained_program(payload)
+    program = round_program(payload)
     statistics: GradientStatistics | None = None
     device = pick(gpu=payload.get("device") == GPU)
     for index, file in enumerate(payload["files"]):
@@ -104,6 +104,7 @@ def collect(payload: Payload) -> StepResult:
             payload["options"]["batch_size"],
             loss=loss_name(payload["data"], samples),
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
+            products=payload.get("products", False),
             device=device,
         )
         statistics = found if statistics is None else statistics.merge(found)
@@ -117,11 +118,11 @@ def calibrate(payload: Payload) -> StepResult:
 
 
 def observe(payload: Payload) -> StepResult:
-    """As `calibrate`, of the trained program, for a pruning method that looks at inputs."""
-    return _calibrated(payload, trained_program(payload))
+    """The same of the trained program, and gradients of its outputs: what changes of its layers would cost."""
+    return _calibrated(payload, round_program(payload), loss="distillation")
 
 
-def _calibrated(payload: Payload, program: "ExportedProgram") -> StepResult:
+def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None = None) -> StepResult:
     from fleetpress.compression.batches import evenly
     from fleetpress.compression.calibration import CalibrationStatistics
     from fleetpress.compression.observing import calibrate as calibrate_program
@@ -129,36 +130,18 @@ def _calibrated(payload: Payload, program: "ExportedProgram") -> StepResult:
     options = payload["options"]
     quota = -(-options["samples"] // payload["shards"])
     statistics: CalibrationStatistics | None = None
-    for file in payload["files"]:
-        samples = evenly(shard_arrays(file), quota)
-        found = calibrate_program(program, samples, options["batch_size"])
+    for index, file in enumerate(payload["files"]):
+        found = calibrate_program(
+            program,
+            evenly(shard_arrays(file), quota),
+            options["batch_size"],
+            loss=loss,
+            seed=_mixed(payload["seed"], payload["first_shard"] + index),
+        )
         statistics = found if statistics is None else statistics.merge(found)
     assert statistics is not None, "a chunk has at least one shard"
     return StepResult(
         result={"samples": statistics.samples}, outputs=(store_tensors(payload, statistics.to_tensors()),)
-    )
-
-
-def prune(payload: Payload) -> StepResult:
-    """Score units and choose those to delete: only their indices are recorded, deleting is a pure function of them.
-
-    A method that zeroes weights instead records masks.
-    """
-    from fleetpress.compression.pruning import PruneOptions
-    from fleetpress.compression.pruning import prune as choose
-
-    if zeroes_weights(payload["recipe"]):
-        return zeroing.zero_weights(payload)
-
-    result = choose(
-        trained_program(payload), PruneOptions(**payload["options"]), _neurons(payload), seed=payload["seed"]
-    )
-    return StepResult(
-        result={
-            "removed": {name: list(units) for name, units in result.removed.items()},
-            "units": dict(result.units),
-            "skipped": dict(result.skipped),
-        }
     )
 
 
@@ -167,33 +150,6 @@ def quantize(payload: Payload) -> StepResult:
     from .quantizing import quantize_group
 
     return quantize_group(payload, final_program(payload))
-
-
-def _neurons(payload: Payload) -> "dict[str, NeuronStatistics] | None":
-    """Statistics by layer: merged from the collect tasks in their order, or those of the training."""
-    from fleetpress.compression.statistics import GradientStatistics
-
-    stages = payload["stages"]
-    if "collect" in stages:
-        parts = [
-            GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]
-        ]
-    elif "train" in stages:
-        values = stored_tensors(payload, stages["train"])
-        found = {
-            name.removeprefix(STATISTICS): value
-            for name, value in values.items()
-            if name.startswith(STATISTICS)
-        }
-        if not found:
-            return None
-        parts = [GradientStatistics.from_tensors(found)]
-    else:
-        return None
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    return merged.neurons()
 
 
 def _mixed(*parts: int) -> int:

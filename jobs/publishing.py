@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.confidence import Difference, difference, sample_sums, value_of
 from fleetpress.compression.cost import macs, parameters
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.evaluation import Runner, evaluate
+from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.layers import layers
-from fleetpress.compression.metrics import METRICS, within
+from fleetpress.compression.metrics import METRICS, Sums, allowed_drop, within
 from fleetpress.compression.modes import eval_program
 from fleetpress.compression.program import aliases, bind, tensors, trainable
 from fleetpress.compression.pruning.units import PRUNABLE_KINDS
@@ -68,11 +69,11 @@ def _metrics(
     )  # before any number of timed calls: a program may keep a state
     before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source)}
     after: dict[str, Any] = {"bytes": size_bytes, **_cost(folded), "latency_packed_ms": _latency(published)}
-    verdict = None
+    verdict = _over_budget(payload, after)
     if quality is not None:
         before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
-        after |= {"metric": quality.metric, "value": _json(quality.after)}
-        verdict = quality.verdict
+        after |= {"metric": quality.metric, "value": _json(quality.after), "drop": quality.drop}
+        verdict = verdict or quality.verdict
     warnings = [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]]
     warnings += zeroing.warnings(payload)
     if quality is None:
@@ -84,8 +85,20 @@ def _metrics(
         "bits_per_weight": _bits_per_weight(payload, folded.program),
         "layers": _layer_metrics(payload, folded.program),
         "warnings": warnings,
+        **payload.get("told", {}),
     }
     return metrics, verdict
+
+
+def _over_budget(payload: Payload, after: Mapping[str, Any]) -> str | None:
+    """Why a model that was searched for within a budget is rejected, if it is."""
+    search = payload.get("told", {}).get("search", {})
+    budget, cost = search.get("budget"), search.get("cost")
+    if budget is None or after[cost] <= budget:
+        return None
+    return (
+        f"{cost} are {after[cost]:g}, over the budget of {budget:g}; allow more, more trials, or fine-tuning"
+    )
 
 
 def _json(value: float) -> float | None:
@@ -111,6 +124,7 @@ class Quality:
     before: float
     stage: str
     after: float
+    drop: dict[str, float | None]
     verdict: str | None
 
 
@@ -123,27 +137,46 @@ def _compare(payload: Payload, source: Runner, compressed: Runner) -> Quality | 
     trained = trained_program(payload)
     name = metric_name(data, samples, source.program)
 
-    def value(program: ExportedProgram | Runner) -> float:
-        return evaluate(program, samples, name, reference=source if is_fidelity(name) else None)
+    def sums(runner: Runner) -> list[Sums]:
+        return sample_sums(runner, samples, name, reference=source if is_fidelity(name) else None)
 
-    best, stage = value(source), "source"
+    original = sums(source)
+    best, stage = value_of(name, original), "source"
     if math.isnan(best):
         raise DataMismatchError(
             f"{name} of the original model on the eval data is not a number; look for NaN or infinity in the data"
         )
     if trained is not source.program:
-        retrained = value(trained)
-        if retrained != best and (retrained > best) == METRICS[name].higher_is_better:
-            best, stage = retrained, "trained"
-    after = value(compressed)
+        retrained = sums(Runner(trained))
+        value = value_of(name, retrained)
+        if value != best and (value > best) == METRICS[name].higher_is_better:
+            original, best, stage = retrained, value, "trained"
+    found = difference(name, original, sums(compressed), seed=payload["seed"])
+    return Quality(
+        metric=name,
+        before=best,
+        stage=stage,
+        after=found.after,
+        drop={key: _json(getattr(found, key)) for key in ("drop", "standard_error", "low", "high")},
+        verdict=_verdict(payload, name, found),
+    )
+
+
+def _verdict(payload: Payload, name: str, found: Difference) -> str | None:
+    """Why the model is rejected, if it is. What was chosen by a search must hold with one standard error to spare."""
     limit = payload["recipe"]["validate"]["max_drop"]
-    verdict = None
-    if not within(name, best, after, limit):
-        verdict = (
-            f"{name} went from {best:.4f} to {after:.4f}, more than max_drop {limit} allows; "
+    if not within(name, found.before, found.after, limit):
+        return (
+            f"{name} went from {found.before:.4f} to {found.after:.4f}, more than max_drop {limit} allows; "
             "prune less, use more bits, or train longer"
         )
-    return Quality(metric=name, before=best, stage=stage, after=after, verdict=verdict)
+    bound = found.drop + found.standard_error
+    if "told" in payload and bound > allowed_drop(found.before, limit):
+        return (
+            f"{name} went from {found.before:.4f} to {found.after:.4f}: with one standard error of "
+            f"{found.standard_error:.4f} more than max_drop {limit} allows; give more eval data, or allow more"
+        )
+    return None
 
 
 def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[str, Any]]:
@@ -168,6 +201,8 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
         if "prune" in stages and not removed and layer.name not in touched:
             what = _not_pruned(layer) if not sparsity else "not among the targets"
             reasons.append(f"prune: {pruned['skipped'].get(layer.name) or what}")
+        if reason := pruned.get("uncompensated", {}).get(layer.name):
+            reasons.append(f"compensate: {reason}")
         if "quantize" in stages and not mine:
             reasons.append(f"quantize: {unquantized.get(layer.name, 'not among the targets')}")
         found.append(

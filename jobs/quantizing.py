@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -19,7 +20,7 @@ from fleetpress.compression.selection import Layer, select
 from .handover import Payload, record
 from .materials import calibration, store_tensors, stored_tensors
 from .recipe import zeroes_weights
-from .schemes import scheme_of
+from .schemes import options_of, scheme_of
 from .tasks import StepResult
 
 # Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
@@ -38,9 +39,11 @@ class Choice:
 def choose(program: ExportedProgram, options: Mapping[str, Any], *, step: str = "quantize") -> Choice:
     """The layers of a program that the step's `targets` and `ignore` choose; a tied weight only if all its users are.
 
-    Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized.
+    Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized, or `layers`
+    names one that the program has not.
     """
     known = layers(program)
+    select(known, options.get("layers", {}), (), kinds=DEFAULT_KINDS)
     selection = select(known, options.get("targets", ()), options.get("ignore", ()), kinds=DEFAULT_KINDS)
     owners = aliases(tensors(program))
     chosen = {(layer.name, layer.kind) for layer in selection.layers}
@@ -88,11 +91,10 @@ def group_of(
 
 
 def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
-    """Quantize the layers of one group; store codes, scales and zero points, and record how they are to be read."""
+    """Quantize the layers of one group; store codes, scales, zero points, codebooks, and record how to read them."""
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
-    scheme, method = scheme_of(options), QUANTIZERS[options["method"]]
     observed = calibration(payload)
     statistics = {} if observed is None else observed.weights
     stored: dict[str, Tensor] = {}
@@ -105,6 +107,8 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
             for name in layer.weights
             if owners.get(name, name) in statistics
         }
+        own = options_of(options, layer.name)
+        scheme, method = scheme_of(own), QUANTIZERS[own["method"]]
         for name, rounded in quantize_layer(layer, values, scheme, method, known).items():
             if owners.get(name, name) in done:
                 continue
@@ -133,6 +137,7 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
     for digest in payload["stages"].get("quantize", ()):
         parts = stored_tensors(payload, digest)
         for name, facts in record(payload, digest).result["weights"].items():
+            dtype = facts.get("weight_dtype")
             form = SparseWeight if facts.get("sparse") else QuantizedWeight
             found[name] = form(
                 codes=parts[f"{name}/codes"],
@@ -141,6 +146,8 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
                 scheme=QuantScheme(**facts["scheme"]),
                 shape=tuple(facts["shape"]),
                 axis=facts["axis"],
+                codebook=parts.get(f"{name}/codebook"),
+                weight_dtype=None if dtype is None else getattr(torch, dtype),
             )
     return found
 
@@ -162,14 +169,21 @@ def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
     parts = {f"{name}/codes": quantized.codes, f"{name}/scale": quantized.scale}
     if quantized.zero_point is not None:
         parts[f"{name}/zero_point"] = quantized.zero_point
+    if quantized.codebook is not None:
+        parts[f"{name}/codebook"] = quantized.codebook
     return parts
 
 
 def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:
-    sparse = {"sparse": True} if isinstance(quantized, SparseWeight) else {}
+    dtype = quantized.weight_dtype
     return {
-        **sparse,
-        "scheme": dict(vars(quantized.scheme)),
+        **({"sparse": True} if isinstance(quantized, SparseWeight) else {}),
+        "scheme": {
+            key: value
+            for key, value in vars(quantized.scheme).items()
+            if key != "codebook" or value is not None
+        },
+        **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
         "shape": list(quantized.shape),
         "axis": quantized.axis,
         "group_size": quantized.group_size,

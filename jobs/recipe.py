@@ -19,12 +19,15 @@ from .spec_fields import (
     Quantizer,
     Scheme,
     Share,
+    Size,
     mistake,
 )
 from .spec_lines import write_yaml
 
-CHANGING_STEPS = ("train", "prune", "finetune", "quantize")
-TRAINING_STEPS = ("train", "collect", "finetune", "calibrate")
+CHANGING_STEPS = ("train", "auto", "prune", "finetune", "quantize")
+TRAINING_STEPS = ("train", "auto", "collect", "finetune", "calibrate")
+CHOSEN_STEPS = ("collect", "prune", "finetune", "calibrate", "quantize")  # by `auto`
+BUDGETS = ("compression_ratio", "size_bytes", "macs", "latency_ms")
 
 
 class Strict(BaseModel):
@@ -54,6 +57,8 @@ class PruneStep(Strict):
     """Units of a program to delete: a share (`sparsity`), or those whose gradients stay below both thresholds.
 
     Or weights to zero: a share of every tensor (or of all: scope global), or all but N of M neighbours (`pattern` N:M).
+    `compensate` makes up for deleted units in the layers that read them. An `iterative` schedule reaches the sparsity
+    in so many `rounds` of pruning and fine-tuning.
     """
 
     method: Pruner = "gradient_stability"
@@ -62,24 +67,41 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
+    compensate: Literal["none", "bias", "least_squares"] = "none"
+    schedule: Literal["one_shot", "iterative"] = "one_shot"
+    rounds: Annotated[int, Field(ge=2, le=100)] | None = None
     targets: Patterns = ()
     ignore: Patterns = ()
 
 
-class QuantizeStep(Strict):
-    """Weights to few-bit integers: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
+class LayerScheme(Strict):
+    """What a layer has otherwise than the rest of its model; what is not given is as there."""
 
-    Schemes of checkpoints are also 8-bit floats (FP8) and plain casts (BF16, FP16); `format` is the layout of integers
-    there, pack-quantized if it is None. An explicit `group_size: null` is read as what it means, `strategy: channel`.
+    scheme: Scheme | None = None
+    num_bits: Annotated[int, Field(ge=1, le=8)] | None = None
+    symmetric: bool | None = None
+    group_size: Count | None = None
+    strategy: Literal["tensor", "channel", "group"] | None = None
+    method: Quantizer | None = None
+
+
+class QuantizeStep(Strict):
+    """Weights to few-bit codes: a `scheme` by name, or `num_bits`; None means as in the preset of that many bits.
+
+    Codes are integers, 8-bit floats (FP8), or indices into a codebook, which `method` may learn. Schemes of checkpoints
+    are also plain casts (BF16, FP16); `format` is the layout of integers there, pack-quantized if it is None. An
+    explicit `group_size: null` is read as what it means, `strategy: channel`. `layers` gives single layers of a
+    program, by name, options of their own.
     """
 
     scheme: Scheme | None = None
-    num_bits: Annotated[int, Field(ge=2, le=8)] | None = None
+    num_bits: Annotated[int, Field(ge=1, le=8)] | None = None
     symmetric: bool | None = None
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None
     method: Quantizer = DEFAULT_METHOD
     format: Literal["pack-quantized", "int-quantized"] | None = None
+    layers: dict[str, LayerScheme] = {}
     targets: Patterns = ()
     ignore: Patterns = ()
 
@@ -107,6 +129,28 @@ class ValidateStep(Strict):
     max_drop: Drop = 0.01
 
 
+class AutoStep(Strict):
+    """Let fleetpress choose: what to aim for, and within which bounds. Everything else follows from the train data.
+
+    `smallest` and `fastest` keep the metric's drop within `max_drop`; `most_accurate` keeps within a budget: a
+    `compression_ratio` or `size_bytes` of the stored model, a share of its `macs`, or a `latency_ms` of one call.
+    `trials` candidates are measured on the train data, cut into `folds`; `epochs` of fine-tuning may be spent on each.
+    """
+
+    goal: Literal["smallest", "fastest", "most_accurate"] = "smallest"
+    max_drop: Drop | None = None
+    compression_ratio: Annotated[float, Field(gt=1)] | None = None
+    size_bytes: Size | None = None
+    macs: Share | None = None
+    latency_ms: Positive | None = None
+    trials: Count = 16
+    folds: Annotated[int, Field(ge=2, le=20)] = 3
+    epochs: Annotated[int, Field(ge=0)] = 2
+
+
+_NEWER = {("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
+
+
 def _given(value: Any) -> Any:
     if value is None:
         raise mistake("is empty; write {} for the defaults, or delete the key")
@@ -120,6 +164,7 @@ class Recipe(Strict):
     """Steps in the order they are done; a step that is None is not done. Validation is always there."""
 
     train: Annotated[TrainStep | None, _GIVEN] = None
+    auto: Annotated[AutoStep | None, _GIVEN] = None
     collect: Annotated[CollectStep | None, _GIVEN] = None
     prune: Annotated[PruneStep | None, _GIVEN] = None
     finetune: Annotated[TrainStep | None, _GIVEN] = None
@@ -130,11 +175,16 @@ class Recipe(Strict):
     def canonical(self) -> dict[str, Any]:
         """The steps as plain JSON values, defaults filled in, what is not given left out.
 
-        Equal for two spellings of one recipe; `Recipe.model_validate` of it gives the recipe back.
+        Equal for two spellings of one recipe; `Recipe.model_validate` of it gives the recipe back. Options that are
+        newer than artifacts are left out at their defaults: the digests of older recipes stay what they are.
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return {
-            step: {key: value for key, value in options.items() if value != []}
+            step: {
+                key: value
+                for key, value in options.items()
+                if value not in ([], {}) and _NEWER.get((step, key), ...) != value
+            }
             for step, options in steps.items()
         }
 

@@ -28,7 +28,7 @@ from .progress import Listener
 from .published import find_published, unchanged
 from .results import FleetResult, ModelResult
 from .spec import Spec
-from .spec_checks import needs_gradients, needs_inputs, zeroing_needs_inputs
+from .spec_checks import needs_gradients, needs_inputs
 from .steps import run_rank, run_step
 from .stop import Stop
 from .threads import side_by_side
@@ -195,7 +195,6 @@ def plan_model(model: Model, spec: Spec, run: str) -> ModelPlan:
         memory_bytes=memory,
         gradients=prune is not None and needs_gradients(prune),
         inputs=quantize is not None and needs_inputs(quantize),
-        observed=prune is not None and zeroing_needs_inputs(prune),
         gpus=spec.resources.gpus_per_task,
         **shared,
     )

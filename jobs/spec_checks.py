@@ -9,9 +9,22 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fleetpress.compression.scheme import DEFAULT_METHOD
+from fleetpress.compression.scheme import DEFAULT_METHOD, LEARNING_METHODS, cast_of
 
-from .recipe import CHANGING_STEPS, TRAINING_STEPS, PruneStep, QuantizeStep, Recipe, Strict, TrainStep
+from .recipe import (
+    BUDGETS,
+    CHANGING_STEPS,
+    CHOSEN_STEPS,
+    TRAINING_STEPS,
+    AutoStep,
+    PruneStep,
+    QuantizeStep,
+    Recipe,
+    Strict,
+    TrainStep,
+)
+from .schemes import options_of, scheme_of
+from .spec_codebooks import check_codebook
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
 
@@ -47,10 +60,35 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
         if training and training.momentum and training.optimizer != "sgd":
             what = f"has no meaning for {training.optimizer}; delete it, or take optimizer: sgd"
             yield (*path, name, "momentum"), what
+    if auto := _valid(AutoStep, steps.get("auto")):
+        yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
+        yield from _check_rounds((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize := _valid(QuantizeStep, steps.get("quantize")):
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
+
+
+def _check_auto(path: Path, step: AutoStep, steps: dict[str, Any]) -> Iterator[Mistake]:
+    for name in CHOSEN_STEPS:
+        if name in steps:
+            yield (*path, name), "is chosen by auto; delete it, or delete auto and say everything yourself"
+    given = [name for name in BUDGETS if getattr(step, name) is not None]
+    if step.goal == "most_accurate" and not given:
+        yield (*path, "auto"), f"most_accurate within which budget? add one of {', '.join(BUDGETS)}"
+    if step.goal != "most_accurate" and given:
+        yield (
+            (*path, "auto", given[0]),
+            f"is a budget, but {step.goal} is bounded by max_drop; take goal: most_accurate, or delete it",
+        )
+    if len(given) > 1:
+        yield (*path, "auto", given[1]), f"excludes {given[0]}; keep one budget"
+    allowed = _mapping(steps.get("validate")).get("max_drop")
+    if step.max_drop is not None and allowed not in (None, step.max_drop):
+        yield (*path, "validate", "max_drop"), f"contradicts auto's {step.max_drop}; delete one of them"
+    if step.goal == "most_accurate" and step.max_drop is not None:
+        what = "bounds smallest and fastest; most_accurate loses as little as its budget allows; delete it"
+        yield (*path, "auto", "max_drop"), what
 
 
 def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
@@ -104,12 +142,34 @@ def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
         yield (*path, given[0]), f"needs {other} beside it; a unit goes when both are small"
 
 
+def _check_rounds(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    if is_sparsifier(step.method):
+        for name, default in (("compensate", "none"), ("schedule", "one_shot"), ("rounds", None)):
+            if getattr(step, name) != default:
+                yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
+    elif step.schedule == "one_shot":
+        if step.rounds is not None:
+            yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"
+    elif step.rounds is None:
+        yield (*path, "schedule"), "iterative does not say in how many rounds; add rounds, such as 3"
+    elif step.sparsity is None:
+        yield (*path, "schedule"), "iterative grows a share from round to round; give sparsity"
+    elif finetune is None:
+        yield (*path, "schedule"), "iterative tunes after every round; add the step finetune"
+    elif finetune.epochs < step.rounds:
+        what = f"{step.rounds} need as many epochs of finetune at least, and it has {finetune.epochs}"
+        yield (*path, "rounds"), f"{what}; take fewer rounds or more epochs"
+
+
 def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
     from fleetpress.compression.scheme import CASTS, SCHEMES
 
     if step.scheme in CASTS:
         yield from _check_cast(path, step, raw)
         return
+    yield from _check_layers(path, step)
     if step.scheme is None and step.num_bits is None:
         yield path, "does not say how many bits; add a scheme such as W4A16, or num_bits"
     if step.group_size is not None and step.strategy in ("tensor", "channel"):
@@ -126,6 +186,11 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if scheme is not None and scheme.type == "float":
         yield from _check_float(path, step)
         return
+    if step.method in LEARNING_METHODS or (scheme is not None and scheme.type == "codebook"):
+        yield from check_codebook(path, step, scheme)
+        return
+    if step.num_bits == 1:
+        yield (*path, "num_bits"), "1 is for codebooks; take scheme BINARY, method k_means, or 2 to 8"
     if scheme is not None and step.symmetric not in (None, scheme.symmetric):
         what = f"{str(step.symmetric).lower()} contradicts scheme {step.scheme}"
         yield (
@@ -136,6 +201,20 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if step.format == "int-quantized" and bits not in (None, 8):
         what = f"int-quantized holds codes of 8 bits, not of {bits}"
         yield (*path, "format"), f"{what}; delete it, or take scheme W8A16"
+
+
+def _check_layers(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
+    """Options of single layers: each must make a scheme of integer codes."""
+    from fleetpress.compression.errors import MethodError
+
+    options = step.model_dump(exclude_none=True)
+    for name in step.layers:
+        try:
+            if cast_of(options["layers"][name].get("scheme")):
+                raise MethodError("is a plain cast of checkpoints; take a scheme such as W8A16")
+            scheme_of(options_of(options, name))
+        except MethodError as error:
+            yield (*path, "layers", name), str(error)
 
 
 def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
@@ -207,8 +286,11 @@ def _check_model(
     prune = _valid(PruneStep, steps.get("prune"))
     if prune and not needing and needs_gradients(prune):
         needing = [f"prune by {prune.method}"]
-    if prune and "calibrate" not in needing and zeroing_needs_inputs(prune):
-        needing = [*needing, f"prune by {prune.method}"]
+    if prune and "calibrate" not in needing and observes(prune):
+        needing = [
+            *needing,
+            f"prune by {prune.method}" if prune.compensate == "none" else "prune's compensate",
+        ]
     quantize = _valid(QuantizeStep, steps.get("quantize"))
     if quantize and "calibrate" not in needing and needs_inputs(quantize):
         needing = [*needing, f"quantize by {quantize.method}"]
@@ -236,20 +318,36 @@ def needs_gradients(step: PruneStep) -> bool:
     return PRUNERS[step.method].needs_gradients
 
 
+def needs_products(step: PruneStep) -> bool:
+    """Whether the step's method scores units by products of weights and gradients."""
+    if not needs_gradients(step):
+        return False
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS[step.method].needs_products
+
+
+def observes(step: PruneStep) -> bool:
+    """Whether the step looks at what the layers read: to score units or weights, or to make up for them."""
+    if step.compensate != "none":
+        return True
+    from fleetpress.compression.sparsity import SPARSIFIERS
+
+    if step.method in SPARSIFIERS:
+        return SPARSIFIERS[step.method].needs_inputs
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS[step.method].needs_inputs
+
+
 def needs_inputs(step: QuantizeStep) -> bool:
-    """Whether the step's method looks at what the layers read."""
-    if step.method == DEFAULT_METHOD:  # without loading torch
+    """Whether a method of the step looks at what the layers read."""
+    methods = {step.method, *(own.method for own in step.layers.values() if own.method)} - {DEFAULT_METHOD}
+    if not methods:  # without loading torch
         return False
     from fleetpress.compression.quantization import QUANTIZERS
 
-    return QUANTIZERS[step.method].needs_inputs
-
-
-def zeroing_needs_inputs(step: PruneStep) -> bool:
-    """Whether the step zeroes weights by what the layers read."""
-    from fleetpress.compression.sparsity import SPARSIFIERS
-
-    return step.method in SPARSIFIERS and SPARSIFIERS[step.method].needs_inputs
+    return any(QUANTIZERS[method].needs_inputs for method in methods)
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

@@ -120,7 +120,10 @@ def _size(value: Any) -> int:
     exact = float(number) * units[unit.upper()]
     if exact >= 2**63:
         raise mistake(f"{shortened(str(value))} is more than any machine has; such as 2GiB")
-    size_bytes = int(exact)
+    return int(exact)
+
+
+def _enough(size_bytes: int) -> int:
     if size_bytes < _LEAST_MEMORY_BYTES:
         raise mistake(f"{size_bytes} bytes is too little to work with; at least 1MiB, such as 2GiB")
     return size_bytes
@@ -230,7 +233,8 @@ Places = Annotated[tuple[Place, ...], BeforeValidator(tuple_of), Field(min_lengt
 Output = Annotated[Place, AfterValidator(_output)]
 Factory = Annotated[str, AfterValidator(_factory)]
 Patterns = Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], BeforeValidator(tuple_of)]
-Size = Annotated[int, BeforeValidator(_size)]
+Size = Annotated[int, BeforeValidator(_size), Field(ge=1)]
+Memory = Annotated[int, BeforeValidator(_size), AfterValidator(_enough)]
 Duration = Annotated[float, BeforeValidator(_duration)]
 Drop = Annotated[float | str, BeforeValidator(_drop)]
 Shape = Annotated[tuple[Annotated[int | str, BeforeValidator(_dimension)], ...], BeforeValidator(tuple_of)]

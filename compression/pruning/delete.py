@@ -22,7 +22,7 @@ def delete(program: ExportedProgram, removed: Mapping[str, Sequence[int]]) -> Ex
     named in full. Raises PruningError for units that do not exist, must stay, or leave a layer empty.
     """
     found = coupling(program)
-    gone = _gone(program, found, removed)
+    gone = leaving(program, found, removed)
     for axis in found.axes():
         if gone[axis].all():
             raise PruningError(
@@ -36,8 +36,8 @@ def delete(program: ExportedProgram, removed: Mapping[str, Sequence[int]]) -> Ex
     return editor.build()
 
 
-def _gone(program: ExportedProgram, found: Coupling, removed: Mapping[str, Sequence[int]]) -> Mask:
-    """For every atom whether it leaves."""
+def leaving(program: ExportedProgram, found: Coupling, removed: Mapping[str, Sequence[int]]) -> Mask:
+    """For every atom of the program's coupling whether it leaves. Raises PruningError as `delete` does."""
     known = unit_layers(program)
     axes: dict[str, Atoms] = {}
     chosen: list[Atoms] = [np.empty(0, np.int64)]

@@ -7,11 +7,20 @@ from torch import Tensor
 
 from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import QuantizationError
-from fleetpress.compression.quantization import round_to_nearest, smallest_error
+from fleetpress.compression.quantization import (
+    coordinate_descent,
+    gptq,
+    half_quadratic,
+    k_means,
+    learned_rounding,
+    round_to_nearest,
+    smallest_error,
+    weighted_k_means,
+)
 from fleetpress.compression.quantization.weight import (
     QuantizedWeight,
     QuantizeMethod,
-    check_integers,
+    check_method,
     joined,
     to_rows,
 )
@@ -30,6 +39,12 @@ __all__ = [
 QUANTIZERS: dict[str, QuantizeMethod] = {
     "round_to_nearest": round_to_nearest.METHOD,
     "smallest_error": smallest_error.METHOD,
+    "half_quadratic": half_quadratic.METHOD,
+    "gptq": gptq.METHOD,
+    "coordinate_descent": coordinate_descent.METHOD,
+    "learned_rounding": learned_rounding.METHOD,
+    "k_means": k_means.METHOD,
+    "weighted_k_means": weighted_k_means.METHOD,
 }
 
 
@@ -39,7 +54,9 @@ WITHOUT_INPUTS = smallest_error.METHOD
 
 def method_for(method: QuantizeMethod, statistics: WeightStatistics | None) -> QuantizeMethod:
     """The method, or the one that takes its place for a weight whose inputs were not or cannot be observed."""
-    return WITHOUT_INPUTS if method.needs_inputs and statistics is None else method
+    if not method.needs_inputs or statistics is not None:
+        return method
+    return k_means.METHOD if method.learns_codebook else WITHOUT_INPUTS
 
 
 def quantize_layer(
@@ -73,10 +90,10 @@ def quantize_weight(
     """The weight `name`, of two dimensions or more with its output units along `axis`, quantized.
 
     Without statistics a method that needs them gives way to `WITHOUT_INPUTS`. Raises QuantizationError with the name
-    for NaN or infinite values, no values, or a dtype that is no floating point; MethodError for FP8, whose codes are no
-    integers (checkpoints take `float8`).
+    for NaN or infinite values, no values, or a dtype that is no floating point; MethodError for codes that the method
+    does not make.
     """
-    check_integers(scheme)
+    check_method(method, scheme)
     weight = weight.detach()
     if weight.dim() < 2 or weight.numel() == 0:
         raise QuantizationError(
@@ -84,7 +101,8 @@ def quantize_weight(
         )
     chosen = method_for(method, statistics)
     try:
-        if statistics is not None and chosen.needs_inputs and statistics.inputs.groups > 1:
+        whole = chosen.learns_codebook  # one for all groups
+        if statistics is not None and chosen.needs_inputs and statistics.inputs.groups > 1 and not whole:
             rows = _by_groups(to_rows(weight, axis), scheme, chosen, statistics)
         else:
             rows = chosen.quantize(to_rows(weight, axis), scheme, statistics)

@@ -1,8 +1,9 @@
 """Programs whose graph unpacks their weights: packed integers, scales and zero points are stored instead of floats.
 
-A weight `name` becomes the buffers `name_packed` (the bit stream of its codes), `name_scale` and, if not symmetric,
-`name_zero_point`; plain ATen operators in front of its first use derive it from them, bit for bit what
-`QuantizedWeight.dequantize` gives. So `torch.export.load(file).module()` runs the program without this package.
+A weight `name` becomes the buffers `name_packed` (the stream of its codes), `name_scale`, if not symmetric
+`name_zero_point`, and `name_codebook` where codes are looked up in one; plain ATen operators in front of its first use
+derive it from them, bit for bit what `QuantizedWeight.dequantize` gives. So `torch.export.load(file).module()` runs the
+program without this package.
 A name tied to it becomes a second name of the packed buffer. Of a weight with many zeros `name_packed` holds the codes
 that are not zero and `name_mask` where they are; if it is not quantized, `name_values` and `name_mask` take its place.
 """
@@ -17,13 +18,26 @@ from fleetpress.compression.errors import ProgramError
 from fleetpress.compression.program import ProgramEditor, aliases
 from fleetpress.compression.quantization.packing import pack
 from fleetpress.compression.quantization.sparse_weight import SparseFloats, SparseWeight, sparse_floats
-from fleetpress.compression.quantization.unpack_nodes import UnpackNodes, evaluate, find_unpacked, scale_shape
-from fleetpress.compression.quantization.weight import QuantizedWeight, packs_zero_points, predicted_bytes
+from fleetpress.compression.quantization.unpack_nodes import (
+    CODEBOOK,
+    MASK,
+    PACKED,
+    SCALE,
+    VALUES,
+    ZERO_POINT,
+    UnpackNodes,
+    evaluate,
+    find_unpacked,
+    scale_shape,
+)
+from fleetpress.compression.quantization.weight import (
+    QuantizedWeight,
+    pack_codes,
+    packs_zero_points,
+    predicted_bytes,
+)
 
 __all__ = ["pack_program", "predicted_bytes", "unpack_program"]
-
-PACKED, SCALE, ZERO_POINT = "_packed", "_scale", "_zero_point"
-MASK, VALUES = "_mask", "_values"  # of what is not zero
 
 
 def pack_program(
@@ -38,14 +52,9 @@ def pack_program(
     for name, weight in quantized.items():
         _check(name, weight, editor.values)
     nodes = UnpackNodes(editor.graph)
-    weights: dict[str, QuantizedWeight | SparseFloats] = {
-        **_sparse(editor, quantized, sparse),
-        **quantized,
-    }
-    for owner, (first_use, others) in _owners(editor, weights).items():
-        weight = (
-            weights[owner] if owner in weights else next(weights[name] for name in others if name in weights)
-        )
+    stored = {**_sparse(editor, quantized, sparse), **quantized}
+    for owner, (first_use, others) in _owners(editor, stored).items():
+        weight = next(stored[name] for name in (owner, *others) if name in stored)
         buffers = _buffers(owner, weight)
         stream = next(iter(buffers)).removeprefix(owner)
         taken = next((name for name in buffers if name in editor.values), None)
@@ -54,7 +63,7 @@ def pack_program(
         for name in others:
             editor.placeholders[name].replace_all_uses_with(editor.placeholders[owner])
             editor.replace(name, {name + stream: buffers[owner + stream]}, _first)
-        editor.replace(owner, buffers, partial(_unpacked, nodes, weight, first_use))
+        editor.replace(owner, buffers, partial(_unpacked, nodes, owner, weight, first_use))
     return editor.build()
 
 
@@ -65,7 +74,7 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
     weights. Weights that `pack_program` did not pack stay as they are.
     """
     editor = ProgramEditor(program)
-    suffixes = (PACKED, SCALE, ZERO_POINT, MASK, VALUES)
+    suffixes = (PACKED, SCALE, ZERO_POINT, CODEBOOK, MASK, VALUES)
     stored = {
         editor.placeholders[name]: value for name, value in editor.values.items() if name.endswith(suffixes)
     }
@@ -74,9 +83,11 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
     made_by: set[fx.Node] = set()
     spent: list[str] = []
     for stream in streams:
-        name, end_of_name = _split(stream)
-        scale = editor.placeholders.get(name + SCALE if end_of_name == PACKED else stream)
-        found = find_unpacked(scale, stored) if scale is not None else None
+        name = _weight_of(stream)
+        part = editor.placeholders.get(name + SCALE, editor.placeholders.get(name + CODEBOOK))
+        if stream.endswith(VALUES):
+            part = editor.placeholders[stream]
+        found = find_unpacked(part, stored) if part is not None else None
         if found is None or not any(editor.placeholders[stream] in node.all_input_nodes for node in found[1]):
             continue
         end, nodes = found
@@ -84,7 +95,7 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
         value = evaluate(nodes, stored)
         editor.fold(end, name, value, beside=stream)
         for other in tied[stream]:
-            editor.fold(editor.placeholders[other], _split(other)[0], value, beside=other)
+            editor.fold(editor.placeholders[other], _weight_of(other), value, beside=other)
         spent += [name + suffix for suffix in suffixes if name + suffix in editor.values]
         spent += tied[stream]
     for node in reversed(list(editor.graph.nodes)):
@@ -139,22 +150,21 @@ def _first(_: fx.Graph, added: dict[str, fx.Node]) -> fx.Node:
 
 def _unpacked(
     nodes: UnpackNodes,
+    name: str,
     weight: QuantizedWeight | SparseFloats,
     first_use: fx.Node,
     _: fx.Graph,
     added: dict[str, fx.Node],
 ) -> fx.Node:
+    buffers = {key.removeprefix(name): node for key, node in added.items()}
     if isinstance(weight, SparseFloats):
-        values, mask = added.values()
-        return nodes.add_floats(weight, values, mask, first_use)
-    mask = next((node for name, node in added.items() if name.endswith(MASK)), None)
-    packed, scale, *zero_point = (node for node in added.values() if node is not mask)
-    return nodes.add(weight, packed, scale, zero_point[0] if zero_point else None, first_use, mask=mask)
+        return nodes.add_floats(weight, buffers, first_use)
+    return nodes.add(weight, buffers, first_use)
 
 
 def _sparse(
     editor: ProgramEditor, quantized: Mapping[str, QuantizedWeight], names: Iterable[str]
-) -> dict[str, SparseFloats]:
+) -> dict[str, QuantizedWeight | SparseFloats]:
     """Those of the named weights that are smaller without their zeros; what is quantized has its form already."""
     tied = _tied(editor.values)
     free = [name for name in names if not {name, *tied[name]} & quantized.keys()]
@@ -162,24 +172,26 @@ def _sparse(
     return {name: weight for name, weight in found.items() if weight is not None}
 
 
-def _split(stream: str) -> tuple[str, str]:
-    """The weight's name and the suffix that its main buffer has."""
-    suffix = PACKED if stream.endswith(PACKED) else VALUES
-    return stream.removesuffix(suffix), suffix
+def _weight_of(stream: str) -> str:
+    return stream.removesuffix(PACKED if stream.endswith(PACKED) else VALUES)
 
 
 def _buffers(name: str, weight: QuantizedWeight | SparseFloats) -> dict[str, Tensor]:
     if isinstance(weight, SparseFloats):
         return {name + VALUES: weight.values, name + MASK: weight.mask}
-    bits, shape = weight.scheme.num_bits, scale_shape(weight)
-    is_sparse = isinstance(weight, SparseWeight)
-    buffers = {name + PACKED: weight.packed if is_sparse else pack(weight.codes, bits)}
-    if is_sparse:
-        buffers[name + MASK] = weight.mask
-    buffers[name + SCALE] = weight.scale.reshape(shape)
+    scheme, bits, shape = weight.scheme, weight.scheme.num_bits, scale_shape(weight)
+    if isinstance(weight, SparseWeight):
+        buffers = {name + PACKED: weight.packed, name + MASK: weight.mask}
+    else:
+        buffers = {name + PACKED: pack_codes(weight.codes, scheme)}
+    if scheme.has_scale:
+        buffers[name + SCALE] = weight.scale.reshape(shape)
     if weight.zero_point is not None:
-        packs = packs_zero_points(weight.zero_point.numel(), weight.scheme)
+        packs = packs_zero_points(weight.zero_point.numel(), scheme)
         buffers[name + ZERO_POINT] = (
             pack(weight.zero_point, bits) if packs else weight.zero_point.reshape(shape)
         )
+    if scheme.codebook_entries:
+        assert weight.entries is not None
+        buffers[name + CODEBOOK] = weight.entries
     return buffers

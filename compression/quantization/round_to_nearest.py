@@ -20,4 +20,5 @@ METHOD = QuantizeMethod(
     paper="Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only "
     "Inference, arXiv:1712.05877; range and rounding as in compressed-tensors",
     summary="Spread the codes over each group's range and round to the nearest; needs no data.",
+    types=("int", "float", "codebook"),
 )

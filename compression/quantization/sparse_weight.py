@@ -12,8 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fleetpress.compression.errors import QuantizationError
 from fleetpress.compression.quantization.packing import pack, packed_bytes
-from fleetpress.compression.quantization.weight import QuantizedWeight, predicted_bytes, to_rows
+from fleetpress.compression.quantization.weight import (
+    QuantizedWeight,
+    pack_codes,
+    predicted_bytes,
+    to_rows,
+)
 from fleetpress.compression.scheme import QuantScheme, rows_and_columns
 
 # From so many codes that are not zero on the form with a mask is smaller in a file, too, if it takes this much less.
@@ -29,6 +35,11 @@ class SparseWeight(QuantizedWeight):
     @property
     def nonzero(self) -> Tensor:
         """Bool [rows, columns]: which codes do not mean zero."""
+        entries = self.entries
+        if entries is not None:
+            return (entries != 0)[self.codes.int()]
+        if self.scheme.type == "float":
+            return self.codes.float() != 0
         return self.codes != _zero_codes(self)
 
     @property
@@ -39,7 +50,7 @@ class SparseWeight(QuantizedWeight):
     @property
     def packed(self) -> Tensor:
         """The bit stream of the codes that are not zero, row by row, uint8."""
-        return pack(self.codes[self.nonzero], self.scheme.num_bits)
+        return pack_codes(self.codes[self.nonzero], self.scheme)
 
     def stored_bytes(self) -> int:
         """Bytes of mask, codes, scales and zero points in a program."""
@@ -72,7 +83,7 @@ def sparse_form(weight: QuantizedWeight) -> QuantizedWeight:
         return sparse if _is_much_less(*sizes) else weight
     if sizes[0] >= sizes[1]:
         return weight
-    dense = pack(weight.codes, weight.scheme.num_bits)
+    dense = pack_codes(weight.codes, weight.scheme)
     return sparse if _is_smaller_in_a_file((sparse.mask, sparse.packed), dense) else weight
 
 
@@ -93,8 +104,10 @@ def sparse_floats(weight: Tensor) -> SparseFloats | None:
 def zeros_kept(weight: QuantizedWeight, original: Tensor) -> QuantizedWeight:
     """The weight with the code that means zero wherever `original`, in its shape, is zero.
 
-    Rounding to nearest gives it by itself; a method that moves an error from one weight to others does not.
+    Rounding to nearest gives it by itself; a method that moves an error from one weight to others does not. In a
+    learned codebook the entry nearest to zero becomes zero. Raises QuantizationError for a codebook without one.
     """
+    weight = _with_zero(weight)
     zero = to_rows(original.detach(), weight.axis) == 0
     codes = torch.where(zero, _zero_codes(weight), weight.codes)
     return replace(weight, codes=codes)
@@ -105,8 +118,8 @@ def sparse_bytes(
 ) -> int:
     """Bytes of mask, codes of so many weights that are not zero, scales and zero points."""
     rows, columns = rows_and_columns(shape, axis)
-    codes = packed_bytes(rows * columns, 1) + packed_bytes(nonzeros, scheme.num_bits)
-    dense = packed_bytes(rows * columns, scheme.num_bits)
+    codes = packed_bytes(rows * columns, 1) + scheme.code_bytes(nonzeros)
+    dense = scheme.code_bytes(rows * columns)
     return predicted_bytes(tuple(shape), axis, scheme, dtype) - dense + codes
 
 
@@ -136,10 +149,32 @@ def _deflated_bytes(stream: Tensor) -> int:
 
 
 def _zero_codes(weight: QuantizedWeight) -> Tensor:
-    """The code that means zero, uint8: of all weights [1, 1], or of each [rows or 1, columns or 1]."""
-    if weight.zero_point is None:
-        return torch.full((1, 1), weight.scheme.middle, dtype=torch.uint8)
+    """The code that means zero: of all weights [1, 1], or of each [rows or 1, columns or 1].
+
+    Raises QuantizationError for a codebook that has no zero.
+    """
+    entries = weight.entries
+    if entries is not None:
+        zeros = (entries == 0).nonzero()
+        if not len(zeros):
+            raise QuantizationError(
+                "its codebook has no zero, so pruned weights would come back; take a scheme with one, such as NF4, "
+                "or leave prune out"
+            )
+        return zeros[:1].to(weight.codes.dtype)
+    if weight.scheme.type != "int" or weight.zero_point is None:
+        code = weight.scheme.middle if weight.scheme.type == "int" else 0
+        return torch.full((1, 1), code, dtype=torch.uint8).to(weight.codes.dtype)
     size = weight.group_size
     if size is None:
         return weight.zero_point
     return weight.zero_point.repeat_interleave(size, 1)[:, : weight.codes.shape[1]]
+
+
+def _with_zero(weight: QuantizedWeight) -> QuantizedWeight:
+    """A learned codebook whose entry nearest to zero is zero; everything else as it is."""
+    if weight.codebook is None or (weight.codebook == 0).any():
+        return weight
+    codebook = weight.codebook.clone()
+    codebook[codebook.abs().argmin()] = 0
+    return replace(weight, codebook=codebook)

@@ -22,6 +22,8 @@ _KINDS = (
     "finetune",
     "calibrate",
     "observe",
+    "sense",
+    "trial",
     "quantize",
     "convert",
     "publish",

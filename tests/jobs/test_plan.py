@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from fleetpress.jobs import plan as planning
+from fleetpress.jobs import plan_builder as planning
 from fleetpress.jobs.fleet import Data, Model, Shard
-from fleetpress.jobs.plan import ModelPlan, artifact_digest, plan_program, shard_names
+from fleetpress.jobs.plan import ModelPlan, artifact_digest, plan_program
+from fleetpress.jobs.plan_builder import shard_names
 from fleetpress.jobs.recipe import Recipe
 from fleetpress.storage.sources import ModelSource, SourceFile
 

@@ -1,0 +1,148 @@
+"""One candidate: built without a fold of the train data, measured on that fold, fold by fold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from fleetpress.compression.batches import evenly
+from fleetpress.compression.confidence import difference, sample_sums, value_of
+from fleetpress.compression.cost import macs
+from fleetpress.compression.evaluation import Runner
+from fleetpress.compression.metrics import Sums, allowed_drop
+from fleetpress.compression.modes import eval_program
+from fleetpress.compression.program import bind, with_tensors
+from fleetpress.compression.quantization import QUANTIZERS
+from fleetpress.compression.quantization.packed_program import pack_program
+from fleetpress.compression.smoke import smoke_inputs
+from fleetpress.storage.programs import save_program
+
+from ..fleet import Fold
+from ..handover import Payload, record
+from ..latency import latency_ms
+from ..materials import arrays, final_program, remembered, trained_program
+from ..objective import is_fidelity, measured, metric_name
+from ..quantizing import quantized_weights
+from ..tasks import StepResult
+from .candidates import Searched
+from .chain import built
+from .search import Goal, Measured, propose
+from .sensing import table_of
+
+MOST_SAMPLES = 6144  # of all folds together that a candidate is measured on
+_METHODS = ("gptq", "smallest_error")  # the first one that there is
+
+
+def trial(payload: Payload) -> StepResult:
+    """Measure the `index`-th candidate that the trials of earlier rounds make worth it; nothing if there is none."""
+    history, searched = trials_of(payload), searched_by(payload["options"])
+    base = _Base(payload)
+    goal = goal_of(payload, base.value(), macs(base.program))
+    wanted = propose(history, goal, table_of(payload), searched, payload["index"] + 1)
+    if len(wanted) <= payload["index"]:
+        return StepResult(result={"skipped": "no other candidate is worth a trial"})
+    family, x, recipe = wanted[payload["index"]]
+    options = payload["options"]
+    # One fold is enough for what was trained on the others: to train it again for each costs as much as the search.
+    folds = 1 if "finetune" in recipe else options["folds"]
+    before: list[Sums] = []
+    after: list[Sums] = []
+    costs: dict[str, float] = {}
+    for index in range(folds):
+        fold = Fold(index=index, of=options["folds"])
+        made = built(payload, recipe, Fold(index=index, of=options["folds"], is_left_out=True))
+        program = eval_program(final_program(made))
+        weights = quantized_weights(made)
+        compressed = with_tensors(program, {name: weight.dequantize() for name, weight in weights.items()})
+        before += base.sums(fold)
+        after += base.sums_of(compressed, fold)
+        if not costs:
+            costs = {"bytes": len(save_program(pack_program(program, weights))), "macs": macs(program)}
+            if goal.cost == "latency_ms":
+                costs["latency_ms"] = _latency(compressed)
+    found = difference(base.metric, before, after, seed=payload["seed"])
+    return StepResult(
+        result={
+            "family": family,
+            "x": x,
+            "recipe": recipe,
+            "costs": costs,
+            "metric": base.metric,
+            **asdict(found),
+        }
+    )
+
+
+def searched_by(options: Mapping[str, Any]) -> Searched:
+    """What the recipes of a search are made of."""
+    method = next(name for name in _METHODS if name in QUANTIZERS)
+    return Searched(epochs=options["epochs"], method=method)
+
+
+def trials_of(payload: Payload) -> list[Measured]:
+    """What earlier trials measured, in their order."""
+    found = []
+    for digest in payload["stages"]["trial"]:
+        result = record(payload, digest).result
+        if "skipped" in result:
+            continue
+        names = ("family", "x", "recipe", "before", "after", "drop", "standard_error", "costs")
+        found.append(Measured(digest=digest, **{name: result[name] for name in names}))
+    return found
+
+
+def goal_of(payload: Payload, before: float, base_macs: int) -> Goal:
+    """The spec's goal in numbers: the drop that it allows, or the budget that it sets."""
+    options = payload["options"]
+    goal = options["goal"]
+    if goal in ("smallest", "fastest"):
+        limit = allowed_drop(before, payload["recipe"]["validate"]["max_drop"])
+        return Goal(goal=goal, cost="bytes" if goal == "smallest" else "macs", limit=limit)
+    if "macs" in options:
+        return Goal(goal=goal, cost="macs", budget=options["macs"] * base_macs, share=options["macs"])
+    if "latency_ms" in options:
+        return Goal(goal=goal, cost="latency_ms", budget=options["latency_ms"])
+    source = payload["model"]["files"][0]["bytes"]
+    budget = options["size_bytes"] if "size_bytes" in options else source / options["compression_ratio"]
+    return Goal(goal=goal, cost="bytes", budget=budget)
+
+
+class _Base:
+    """The model before compression, measured on folds of the train data; what it gave is kept in this process."""
+
+    def __init__(self, payload: Payload) -> None:
+        self._payload = payload
+        self.program = trained_program(payload)
+        self._runner = Runner(self.program)
+        samples = arrays(payload["data"]["train"][:1])
+        self.metric = metric_name(payload["data"], measured(payload["data"], samples), self.program)
+
+    def value(self) -> float:
+        """The metric on all folds."""
+        of = self._payload["options"]["folds"]
+        sums = [item for index in range(of) for item in self.sums(Fold(index=index, of=of))]
+        return value_of(self.metric, sums)
+
+    def sums(self, fold: Fold) -> Sequence[Sums]:
+        """The metric's sums of the fold's samples."""
+        key = f"base-{self._payload['stages'].get('train') or self._payload['model']['files'][0]['etag']}"
+        key += f"-{self.metric}-{fold}-{[file['etag'] for file in self._payload['data']['train']]}"
+        return remembered(key, lambda: self.sums_of(self.program, fold))
+
+    def sums_of(self, program: ExportedProgram, fold: Fold) -> list[Sums]:
+        """The same of another program."""
+        runner = self._runner if program is self.program else Runner(program)
+        reference = self._runner if is_fidelity(self.metric) else None
+        return sample_sums(runner, self._samples(fold), self.metric, reference=reference)
+
+    def _samples(self, fold: Fold) -> Mapping[str, Tensor]:
+        files = [{**file, "fold": dict(vars(fold))} for file in self._payload["data"]["train"]]
+        return evenly(measured(self._payload["data"], arrays(files)), -(-MOST_SAMPLES // fold.of))
+
+
+def _latency(program: ExportedProgram) -> float:
+    runner = Runner(program)
+    args, kwargs = bind(program, smoke_inputs(program, batch=1))
+    return latency_ms(runner.module, args, kwargs)

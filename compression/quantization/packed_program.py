@@ -49,8 +49,8 @@ def pack_program(
     unpacked once: naming one of them packs all. Raises ProgramError for names or shapes that are not the program's.
     """
     editor = ProgramEditor(program)
-    for name, weight in quantized.items():
-        _check(name, weight, editor.values)
+    for name, given in quantized.items():
+        _check(name, given, editor.values)
     nodes = UnpackNodes(editor.graph)
     stored = {**_sparse(editor, quantized, sparse), **quantized}
     for owner, (first_use, others) in _owners(editor, stored).items():

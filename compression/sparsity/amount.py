@@ -40,7 +40,7 @@ def check_either(options: Options) -> None:
         )
     if pattern is not None:
         parse(pattern)
-    elif not 0 < sparsity < 1:
+    elif sparsity is not None and not 0 < sparsity < 1:
         raise MethodError(f"sparsity {sparsity} is not between 0 and 1")
 
 

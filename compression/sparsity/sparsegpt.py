@@ -133,11 +133,12 @@ def _factor(gram: Tensor) -> Tensor:
     diagonal += DAMPING * diagonal.mean()
     try:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        return torch.linalg.cholesky(inverse, upper=True)
-    except torch.linalg.LinAlgError as error:
+        factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    except RuntimeError as error:  # torch.linalg.LinAlgError is one
         raise MethodError(
             "sparsegpt cannot invert the products of the layer's inputs; give more calibrate samples, or take wanda"
         ) from error
+    return factor
 
 
 METHOD = SparsityMethod(

@@ -46,7 +46,7 @@ def zero_rows(rows: Tensor, options: Options, inputs: InputStatistics) -> Tensor
 
 METHOD = SparsityMethod(
     name="wanda",
-    summary="zeroes of every output unit the weights with the smallest |weight| times norm of their inputs",
+    summary="zeroes of every output unit the weights that are smallest times the norm of their inputs",
     paper="Sun et al. 2023, A Simple and Effective Pruning Approach for Large Language Models, arXiv:2306.11695",
     takes=("sparsity", "pattern"),
     check=check_either,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from fleetpress.compression.errors import QuantizationError
 from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer, sparse_weight
@@ -23,12 +24,22 @@ from fleetpress.compression.scheme import QuantScheme, resolve
 from fleetpress.storage.programs import load_program, save_program
 
 X = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(3))
+CASES = [
+    (resolve("W4A16", group_size=10), torch.float32),  # no row is a multiple of 10
+    (resolve("W3A16_ASYM", group_size=4), torch.bfloat16),
+    (resolve("FP8"), torch.float16),
+    (resolve("NF4", group_size=8), torch.float32),
+    (resolve("TERNARY"), torch.bfloat16),
+]
 SCHEMES = [
-    resolve("W4A16", group_size=10),  # no row is a multiple of 10
-    resolve("W3A16_ASYM", group_size=4),
+    *(scheme for scheme, _ in CASES[:4]),
     resolve("W8A16_ASYM"),
     resolve("W2A16", strategy="tensor"),
 ]
+
+
+def label(scheme: QuantScheme) -> str:
+    return f"{scheme.codebook or scheme.type}{scheme.num_bits}-{scheme.strategy}"
 
 
 class Net(nn.Module):
@@ -82,16 +93,18 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def same_outputs(programs: list[ExportedProgram], expected: ExportedProgram, dtype: torch.dtype) -> None:
-    for batch in (5, 2):  # the batch size is still free
-        wanted = expected.module()(X[:batch].to(dtype))
-        for program in programs:
-            assert torch.equal(program.module()(X[:batch].to(dtype)), wanted)
+    inputs = [X[:batch].to(dtype) for batch in (5, 2)]  # the batch size is still free
+    module = expected.module()
+    wanted = [module(x) for x in inputs]
+    for program in programs:
+        module = program.module()
+        assert all(torch.equal(module(x), value) for x, value in zip(inputs, wanted, strict=True))
 
 
 @pytest.mark.parametrize(
     ("scheme", "dtype"),
-    list(zip(SCHEMES, (torch.float32, torch.bfloat16, torch.float32, torch.float16), strict=True)),
-    ids=lambda case: str(getattr(case, "num_bits", case)),
+    CASES,
+    ids=lambda case: label(case) if isinstance(case, QuantScheme) else str(case),
 )
 def test_codes_behind_a_mask_are_the_dequantized_weights(
     scheme: QuantScheme, dtype: torch.dtype, always: None
@@ -112,9 +125,10 @@ def test_codes_behind_a_mask_are_the_dequantized_weights(
     assert len(folded.graph.nodes) == len(program.graph.nodes)
     stored = saved.state_dict
     for name, weight in quantized.items():
+        assert isinstance(weight, SparseWeight)
         parts = (
             stored[name + part]
-            for part in ("_packed", "_mask", "_scale", "_zero_point")
+            for part in ("_packed", "_mask", "_scale", "_zero_point", "_codebook")
             if name + part in stored
         )
         assert sum(part.nbytes for part in parts) == weight.stored_bytes()
@@ -158,8 +172,9 @@ def test_a_weight_of_zeros_alone(always: None) -> None:
     program = made(torch.float32, share=2.0)
     quantized = {name: sparse_form(weight) for name, weight in quantized_of(program, SCHEMES[1]).items()}
     names = ["one.weight", "conv.weight"]
-    for packed in (pack_program(program, quantized), pack_program(program, {}, names)):
-        same_outputs([load_program(save_program(packed)), unpack_program(packed)], program, torch.float32)
+    coded = {name: weight for name, weight in quantized.items() if name == "mix"}
+    packed = pack_program(program, coded, names)
+    same_outputs([load_program(save_program(packed)), unpack_program(packed)], program, torch.float32)
 
 
 def linear(share: float, columns: int = 400, rows: int = 120) -> ExportedProgram:
@@ -207,15 +222,41 @@ def test_small_weights_stay_dense() -> None:
     assert list(pack_program(program, {}, ["mix"]).state_dict) == list(program.state_dict)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: f"{scheme.num_bits}bit-{scheme.strategy}")
+@pytest.mark.parametrize("scheme", SCHEMES, ids=label)
 def test_rounding_keeps_zeros_and_so_does_the_hook_for_methods_that_move_them(scheme: QuantScheme) -> None:
     program = made(torch.float32)
     for name, weight in quantized_of(program, scheme).items():
         original = tensors(program)[name].detach()
         assert (weight.dequantize()[original == 0] == 0).all()
         assert torch.equal(zeros_kept(weight, original).codes, weight.codes)
-        moved = QuantizedWeight(**{**vars(weight), "codes": weight.codes ^ 1})
+        codes = weight.codes.view(torch.uint8) ^ (64 if scheme.type == "float" else 1)
+        moved = QuantizedWeight(**{**vars(weight), "codes": codes.view(weight.codes.dtype)})
         assert (moved.dequantize()[original == 0] != 0).any()
         kept = zeros_kept(moved, original).dequantize()
         assert (kept[original == 0] == 0).all()
         assert torch.equal(kept[original != 0], moved.dequantize()[original != 0])
+
+
+def test_a_learned_codebook_gets_a_zero_and_one_without_is_refused() -> None:
+    program = linear(0.8, 60, 40)
+    learned, binary = (
+        quantize_layer(layers(program)[0], tensors(program), scheme, QUANTIZERS[method])["weight"]
+        for scheme, method in (
+            (resolve(num_bits=3, learned=True), "k_means"),
+            (resolve("BINARY"), "round_to_nearest"),
+        )
+    )
+    original = tensors(program)["weight"].detach()
+    kept = sparse_form(zeros_kept(learned, original))
+    assert (kept.dequantize()[original == 0] == 0).all()
+    near = learned.entries.abs().argmin()
+    assert torch.equal(kept.entries[torch.arange(8) != near], learned.entries[torch.arange(8) != near])
+    expected = with_tensors(program, {"weight": kept.dequantize()})
+    packed = load_program(save_program(pack_program(program, {"weight": SparseWeight(**vars(kept))})))
+    x = torch.randn(3, 60)
+    assert torch.equal(packed.module()(x), expected.module()(x))
+    assert torch.equal(tensors(unpack_program(packed))["weight"], kept.dequantize())
+    with pytest.raises(
+        QuantizationError, match="its codebook has no zero, so pruned weights would come back"
+    ):
+        zeros_kept(binary, original)

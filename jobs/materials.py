@@ -133,7 +133,8 @@ def _pruned(payload: Payload, digest: str, program: ExportedProgram) -> Exported
             return _zeroed(payload, digest, program)
         removed = done.result.get("round_removed", done.result["removed"])
         corrected = stored_tensors(payload, digest) if done.outputs else {}
-        return delete(with_compensation(program, corrected) if corrected else program, removed)
+        program_then = with_compensation(program, corrected) if corrected else program
+        return delete(program_then, removed, done.result.get("structure", ()))
 
     return remembered(digest, build)
 

@@ -1,6 +1,6 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
@@ -12,6 +12,7 @@ from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
 from .fleet import Data, Fold, Model, absolute
 from .plan_builder import PlanBuilder, device_facts, shard_contents
+from .recipe import PruneStep
 from .spec_checks import needs_gradients, needs_products, observes
 from .tasks import Task
 
@@ -84,11 +85,9 @@ def plan_program(
             inputs=model.inputs,
             example=shard_contents(shown),
         )
-    products: dict[str, Any] = (
-        {"products": True} if model.recipe.prune is not None and needs_products(model.recipe.prune) else {}
-    )
+    more = _more_statistics(model.recipe.prune) if gradients else {}
     if "train" in recipe:
-        kept = {} if "collect" in recipe else products  # of statistics that the training keeps
+        kept = {} if "collect" in recipe else more  # of statistics that the training keeps
         builder.add("train", workers=workers, options=recipe["train"], **builder.training, **kept)
     final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus, fleet=fleet)
     if "auto" in recipe:
@@ -100,7 +99,7 @@ def plan_program(
         if rounds > 1:
             builder.begin_round(index)
         if gradients and (index or "collect" in recipe or "train" not in recipe or builder.unlabelled):
-            builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **products)
+            builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **more)
         if model.recipe.prune is not None and observes(model.recipe.prune):
             builder.add_chunks("calibrate", recipe["calibrate"], "observe", shards=builder.train_shards)
         if "prune" in recipe:
@@ -145,6 +144,19 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
         builder.stages["trial"] = before + builder.stages["trial"]
     builder.round = {}
     return builder.finish("publish", final, is_search=True, **search, **place)
+
+
+def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
+    """What is collected beside gradients: facts of their own, so that digests of all else stay as they were."""
+    if step is None:
+        return {}
+    wanted = {"products": needs_products(step), "recurrent": "recurrent" in step.structure}
+    return {name: True for name, needed in wanted.items() if needed}
+
+
+def without_end(plan: ModelPlan) -> ModelPlan:
+    """The plan up to its last task, which cannot be planned before the others are done."""
+    return replace(plan, tasks=plan.tasks[:-1])
 
 
 def plan_checkpoint(

@@ -94,13 +94,13 @@ def _pruned(
             name: f"{len(units)} of {chosen.units[name]} units" for name, units in chosen.removed.items()
         }
         return (
-            delete(program, chosen.removed),
+            delete(program, chosen.removed, options.get("structure", ())),
             notes,
             {k: f"prune: {v}" for k, v in chosen.skipped.items()},
             (),
         )
-    units = find_units(program, tuple(options.get("targets", ())), tuple(options.get("ignore", ())))
-    notes = {name: "by its scores" for group in units.groups for name in group.members}
+    units = find_units(program, *(options.get(key, ()) for key in ("targets", "ignore", "structure")))
+    notes = {name: "by its scores" for name in units.owners if name not in units.skipped}
     skipped = {name: f"prune: {reason}" for name, reason in units.skipped.items()}
     return (
         None,

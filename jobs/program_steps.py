@@ -76,6 +76,7 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         collect=kind == "train" and loss != "distillation",
         products=payload.get("products", False),
         masks=zeroing.trained_masks(payload, program) if kind == "finetune" else None,
+        recurrent=payload.get("recurrent", False),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
     )
@@ -105,6 +106,7 @@ def collect(payload: Payload) -> StepResult:
             loss=loss_name(payload["data"], samples),
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
             products=payload.get("products", False),
+            recurrent=payload.get("recurrent", False),
             device=device,
         )
         statistics = found if statistics is None else statistics.merge(found)

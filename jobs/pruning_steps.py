@@ -43,13 +43,14 @@ def prune(payload: Payload) -> StepResult:
         "removed": {name: list(units) for name, units in result.removed.items()},
         "units": dict(result.units),
         "skipped": dict(result.skipped),
+        **({"structure": list(options.structure)} if options.structure else {}),
     }
     if "round" in payload:
         facts |= _in_the_original(payload, result.removed, facts)
     outputs = []
     how = step.get("compensate", "none")
     if how != "none":
-        found = compensate(program, result.removed, inputs, how)
+        found = compensate(program, result.removed, inputs, how, options.structure)
         facts |= {"compensated": dict(found.layers), "uncompensated": dict(found.skipped)}
         if found.values:
             outputs.append(store_tensors(payload, found.values))
@@ -58,7 +59,8 @@ def prune(payload: Payload) -> StepResult:
 
 def _units_in_the_beginning(payload: Payload, options: PruneOptions) -> dict[str, int]:
     program: ExportedProgram = trained_program(payload)
-    return {group.name: group.count for group in find_units(program, options.targets, options.ignore).groups}
+    units = find_units(program, options.targets, options.ignore, options.structure)
+    return {group.name: group.count for group in units.groups}
 
 
 def _in_the_original(

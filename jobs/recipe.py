@@ -20,6 +20,7 @@ from .spec_fields import (
     Scheme,
     Share,
     Size,
+    Structures,
     mistake,
 )
 from .spec_lines import write_yaml
@@ -56,6 +57,8 @@ class CollectStep(Strict):
 class PruneStep(Strict):
     """Units of a program to delete: a share (`sparsity`), or those whose gradients stay below both thresholds.
 
+    `structure` names the kinds of units, as `fleetpress methods` tells them; without it channels and whole heads.
+
     Or weights to zero: a share of every tensor (or of all: scope global), or all but N of M neighbours (`pattern` N:M).
     `compensate` makes up for deleted units in the layers that read them. An `iterative` schedule reaches the sparsity
     in so many `rounds` of pruning and fine-tuning.
@@ -67,6 +70,7 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
+    structure: Structures = ()
     compensate: Literal["none", "bias", "least_squares"] = "none"
     schedule: Literal["one_shot", "iterative"] = "one_shot"
     rounds: Annotated[int, Field(ge=2, le=100)] | None = None

@@ -114,6 +114,9 @@ def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
                 (*path, name),
                 f"has no meaning for {step.method}, which takes {', '.join(takes)}; delete it",
             )
+    if step.structure:
+        what = f"has no meaning for {step.method}, which zeroes weights and deletes no units; delete it"
+        yield (*path, "structure"), what
     if step.scope == "global" and not method.compares_tensors:
         what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
         yield (*path, "scope"), what

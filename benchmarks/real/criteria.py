@@ -186,7 +186,7 @@ def run(net: criteria_nets.Net, seed: int, results: Results) -> None:
 
 
 def _wanted(net: criteria_nets.Net) -> Iterator[tuple[str, str, float]]:
-    for scope in SCOPES:
+    for scope in SCOPES if net.by_the_mean else SCOPES[:2]:
         for share in net.shares:
             for method in METHODS:
                 if not (scope == SCOPES[2] and method == "random"):

@@ -28,7 +28,7 @@ from ..quantizing import quantized_weights
 from ..tasks import StepResult
 from .candidates import Searched
 from .chain import built
-from .search import Goal, Measured, propose
+from .search import Goal, Measured, measured_in, propose
 from .sensing import table_of
 
 MOST_SAMPLES = 6144  # of all folds together that a candidate is measured on
@@ -83,14 +83,8 @@ def searched_by(options: Mapping[str, Any]) -> Searched:
 
 def trials_of(payload: Payload) -> list[Measured]:
     """What earlier trials measured, in their order."""
-    found = []
-    for digest in payload["stages"]["trial"]:
-        result = record(payload, digest).result
-        if "skipped" in result:
-            continue
-        names = ("family", "x", "recipe", "before", "after", "drop", "standard_error", "costs")
-        found.append(Measured(digest=digest, **{name: result[name] for name in names}))
-    return found
+    digests = payload["stages"]["trial"]
+    return [trial for digest in digests for trial in measured_in(digest, record(payload, digest).result)]
 
 
 def goal_of(payload: Payload, before: float, base_macs: int) -> Goal:

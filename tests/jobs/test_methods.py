@@ -25,6 +25,7 @@ TABLES: dict[str, Mapping[str, object]] = {
     "metrics": METRICS,
     "optimizers": OPTIMIZERS,
 }
+OF_UNITS = ("compensate", "schedule", "rounds")  # options that only the deletion of units has
 
 
 def test_every_name_of_every_table() -> None:
@@ -46,13 +47,17 @@ def test_each_can_be_asked_for(name: str) -> None:
     ("name", "step", "besides"),
     [
         ("gradient_stability", PruneStep, {"method", "pattern"}),
-        ("magnitude_n_m", PruneStep, {"method", "sparsity", "mean_threshold", "std_threshold", "scope"}),
+        (
+            "magnitude_n_m",
+            PruneStep,
+            {"method", "sparsity", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS},
+        ),
         (
             "magnitude_unstructured",
             PruneStep,
-            {"method", "pattern", "mean_threshold", "std_threshold"},
+            {"method", "pattern", "mean_threshold", "std_threshold", "structure", *OF_UNITS},
         ),
-        ("wanda", PruneStep, {"method", "mean_threshold", "std_threshold", "scope"}),
+        ("wanda", PruneStep, {"method", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS}),
         ("round_to_nearest", QuantizeStep, {"method"}),
         ("sgd", TrainStep, {"optimizer"}),
     ],

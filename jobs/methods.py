@@ -29,6 +29,7 @@ _THRESHOLDS = ("mean_threshold", "std_threshold")
 _ZERO = {
     "pattern": "N:M, such as 2:4: of every M neighbours in a row the N largest stay",
     "sparsity": "share of every tensor's weights to zero, above 0 and below 1",
+    "scope": "layer: the share of every tensor; global: of all together, by one threshold (programs)",
     **_TARGETS,
 }
 _QUANTIZE = {
@@ -109,7 +110,8 @@ def _tables() -> Described:
                 "name": name,
                 "summary": method.summary,
                 "paper": method.paper,
-                "options": _options(PruneStep, _ZERO, without={"pattern", "sparsity"} - set(method.takes)),
+                "needs_inputs": method.needs_inputs,
+                "options": _options(PruneStep, _ZERO, without=_not_taken(method)),
             }
             for name, method in SPARSIFIERS.items()
         ],
@@ -157,6 +159,11 @@ def _tables() -> Described:
             for name in OPTIMIZERS
         ],
     }
+
+
+def _not_taken(method: Any) -> set[str]:
+    """Keys that have no meaning for a method that zeroes weights."""
+    return {"pattern", "sparsity"} - set(method.takes) | (set() if method.compares_tensors else {"scope"})
 
 
 def _schemes() -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from .ledger import Ledger
 from .published import find_published
 from .request_count import unchanged_requests
 from .run import digests_of, fleet_of, plan_model
-from .schemes import scheme_label
+from .schemes import scheme_label, zeroing_label
 from .spec import Spec
 
 
@@ -158,7 +158,7 @@ def _planned_checkpoint(
             {
                 "name": item.layer,
                 "kind": next(layer.kind for layer in choice.known if layer.name == item.layer),
-                "prune": _zeroing_label(dict(treatment.sparsity)),
+                "prune": zeroing_label(dict(treatment.sparsity)),
                 "quantize": scheme_label(treatment.scheme) if treatment.scheme else treatment.cast,
                 "skipped": choice.skipped.get(item.layer),
             }
@@ -170,12 +170,6 @@ def _planned_checkpoint(
         layers=tuple(rows),
         warnings=choice.warnings,
     )
-
-
-def _zeroing_label(options: Mapping[str, Any]) -> str | None:
-    if not options:
-        return None
-    return f"{options['pattern']} kept" if "pattern" in options else f"{options['sparsity']:.0%} zeroed"
 
 
 def _data_bytes(model: Model) -> int:

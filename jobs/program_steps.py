@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import publishing
+from . import publishing, zeroing
 from .equalizing import equalize_program, equalized_calibration, equalized_program
 from .handover import Payload, store_bytes
 from .materials import (
@@ -76,6 +76,7 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         teacher=source_program(payload) if loss == "distillation" else None,
         collect=kind == "train" and loss != "distillation",
         products=payload.get("products", False),
+        masks=zeroing.trained_masks(payload, program) if kind == "finetune" else None,
         recurrent=payload.get("recurrent", False),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),

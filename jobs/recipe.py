@@ -1,5 +1,6 @@
 """What is done to a model: the steps of a recipe, in their fixed order, and their one canonical form."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -59,7 +60,7 @@ class PruneStep(Strict):
 
     `structure` names the kinds of units, as `fleetpress methods` tells them; without it channels and whole heads.
 
-    Or weights of a checkpoint to zero: a share of every tensor, or all but N of M neighbours (`pattern` N:M).
+    Or weights to zero: a share of every tensor (or of all: scope global), or all but N of M neighbours (`pattern` N:M).
     `compensate` makes up for deleted units in the layers that read them. An `iterative` schedule reaches the sparsity
     in so many `rounds` of pruning and fine-tuning.
     """
@@ -130,9 +131,9 @@ class QuantizeStep(Strict):
 
 
 class CalibrateStep(Strict):
-    """Statistics of what every layer reads, for methods of `quantize` that need them: on so many train samples.
+    """Statistics of what every layer reads, for methods of `prune` and `quantize` that need them: on so many samples.
 
-    They are taken evenly from all shards, after the fine-tuning.
+    They are taken evenly from all train shards, right before the step that needs them.
     """
 
     samples: Count = 512
@@ -203,6 +204,13 @@ class Recipe(Strict):
             }
             for step, options in steps.items()
         }
+
+
+def zeroes_weights(recipe: Mapping[str, Any]) -> bool:
+    """Whether a canonical recipe zeroes weights, rather than to delete units or nothing."""
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    return is_sparsifier(recipe.get("prune", {}).get("method", ""))
 
 
 def recipe_yaml(recipe: Recipe) -> str:

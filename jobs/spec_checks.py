@@ -100,12 +100,16 @@ def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
 def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
     from fleetpress.compression.sparsity import SPARSIFIERS
 
-    takes = SPARSIFIERS[step.method].takes
-    for name, example in _HOW_MUCH.items():
-        value = getattr(step, name)
-        if value is None and name in takes:
-            yield path, f"does not say how much; add {name}, such as {example}"
-        elif value is not None and name not in takes:
+    method = SPARSIFIERS[step.method]
+    takes = method.takes
+    given = [name for name in takes if getattr(step, name) is not None]
+    if not given:
+        what = " or ".join(f"{name}, such as {_HOW_MUCH[name]}" for name in takes)
+        yield path, f"does not say how much; add {what}"
+    elif len(given) > 1:
+        yield (*path, given[1]), f"excludes {given[0]}; keep one way to say how much to zero"
+    for name in _HOW_MUCH:
+        if getattr(step, name) is not None and name not in takes:
             yield (
                 (*path, name),
                 f"has no meaning for {step.method}, which takes {', '.join(takes)}; delete it",
@@ -113,7 +117,7 @@ def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
     if step.structure:
         what = f"has no meaning for {step.method}, which zeroes weights and deletes no units; delete it"
         yield (*path, "structure"), what
-    if step.scope == "global":
+    if step.scope == "global" and not method.compares_tensors:
         what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
         yield (*path, "scope"), what
 
@@ -330,13 +334,13 @@ def needs_products(step: PruneStep) -> bool:
 
 
 def observes(step: PruneStep) -> bool:
-    """Whether the step looks at what the layers read: to score units, or to make up for them."""
+    """Whether the step looks at what the layers read: to score units or weights, or to make up for them."""
     if step.compensate != "none":
         return True
-    from fleetpress.compression.sparsity import is_sparsifier
+    from fleetpress.compression.sparsity import SPARSIFIERS
 
-    if is_sparsifier(step.method):
-        return False
+    if step.method in SPARSIFIERS:
+        return SPARSIFIERS[step.method].needs_inputs
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_inputs

@@ -44,7 +44,7 @@ PRUNERS: dict[str, PruningMethod] = {
     "random": random_.METHOD,
     "taylor": taylor.METHOD,
     "fisher": fisher.METHOD,
-    "wanda": wanda.METHOD,
+    "wanda_structured": wanda.METHOD,
 }
 
 

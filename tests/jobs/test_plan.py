@@ -150,7 +150,7 @@ def test_a_gpu_is_part_of_what_it_computes_and_its_share_is_not() -> None:
 
 ROUNDS = {
     **RECIPE,
-    "prune": {"method": "wanda", "sparsity": 0.5, "schedule": "iterative", "rounds": 3},
+    "prune": {"method": "wanda_structured", "sparsity": 0.5, "schedule": "iterative", "rounds": 3},
     "finetune": {"epochs": 4},
     "calibrate": {"samples": 8},
 }

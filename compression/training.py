@@ -66,8 +66,9 @@ def train(
     seed: int,
     teacher: ExportedProgram | None = None,
     collect: bool = False,
-    products: bool = False,
     masks: Mapping[str, Tensor] | None = None,
+    products: bool = False,
+    recurrent: bool = False,
     gradual: GradualOptions | None = None,
     quantized: Mapping[str, AwareWeight] | None = None,
     collective: Collective = ALONE,
@@ -82,9 +83,9 @@ def train(
     its slice of each global batch, so that summed gradients and batch statistics are those of one process (dropout
     draws differ).
     float16 and bfloat16 weights are trained in float32 and cast back. With `collect` the gradients of every batch are
-    counted before its step, with `products` those with the weights, too. Raises TrainingDivergedError for a loss or
-    weight that is not finite, DataMismatchError for arrays that do not fit, MethodError for options that do not go
-    together.
+    counted before its step, with `products` those with the weights, with `recurrent` those of recurrent layers, too.
+    Raises TrainingDivergedError for a loss or weight that is not finite, DataMismatchError for arrays that do not fit,
+    MethodError for options that do not go together.
     """
     run = _Run(
         program,
@@ -93,8 +94,9 @@ def train(
         loss=LOSSES[loss],
         teacher=teacher,
         collect=collect,
-        products=products,
         masks=masks or {},
+        products=products,
+        recurrent=recurrent,
         gradual=gradual,
         quantized=quantized or {},
         collective=collective,
@@ -156,8 +158,9 @@ class _Run:
         loss: Loss,
         teacher: ExportedProgram | None,
         collect: bool,
-        products: bool,
         masks: Mapping[str, Tensor],
+        products: bool,
+        recurrent: bool,
         gradual: GradualOptions | None,
         quantized: Mapping[str, AwareWeight],
         collective: Collective,
@@ -188,7 +191,9 @@ class _Run:
         self._optimizer = OPTIMIZERS[options.optimizer](_groups(self._params, self.forward), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
         self._schedule = SCHEDULES[options.schedule](self._optimizer, steps)
-        self.collector = GradientCollector(program, device, products=products) if collect else None
+        self.collector = (
+            GradientCollector(program, device, products=products, recurrent=recurrent) if collect else None
+        )
 
     def step(self, batch: Arrays) -> tuple[float, int]:
         """One optimizer step on a global batch: its mean loss, and the number of samples (or labels) in that mean."""
@@ -258,9 +263,12 @@ def collect(
     seed: int,
     first_batch: int = 0,
     products: bool = False,
+    recurrent: bool = False,
     device: torch.device = CPU,
 ) -> GradientStatistics:
-    """Gradient statistics at fixed weights, in eval mode and file order, on the `device`; with `products` if asked for.
+    """Gradient statistics at fixed weights, in eval mode and file order, on the `device`.
+
+    With `products` those of weights and gradients, with `recurrent` those of recurrent layers, too.
 
     A loss without targets (`distillation`) has no gradient at the original weights: the targets are then drawn from
     the program's own predictions, for each batch by (seed, its number), where `first_batch` is the number of the first
@@ -271,7 +279,7 @@ def collect(
     check_differentiable(program)
     runner = Runner(program, widen=True, device=device)
     fixed = _whole_batches(program, arrays, ALONE)
-    collector = GradientCollector(program, device, products=products)
+    collector = GradientCollector(program, device, products=products, recurrent=recurrent)
     params = _parameters(runner.module, program)
     wanted = {name: params[name] for name in collector.names}
     kind = meaning(program)

@@ -32,6 +32,10 @@ def check_aware(
         asks = quantize.method if quantize.method in LEARNING_METHODS else quantize.scheme
         what = f"trains for integer codes, which {asks} does not have; take a scheme such as W4A16"
         yield "quantization_aware", what
+    elif quantize.equalize or quantize.bias_correction:
+        name = "equalize" if quantize.equalize else "bias_correction"
+        what = f"trains for the codes as they are, which {name} would change after it; delete one of them"
+        yield "quantization_aware", what
 
 
 def check_gradual(prune: PruneStep, finetunes: bool) -> Iterator[tuple[str, str]]:

@@ -15,14 +15,15 @@ from fleetpress.compression.selection import Layer, select
 from .handover import Payload
 from .quantizing import DEFAULT_KINDS, choose
 from .schemes import options_of, scheme_of
+from .zeroing import trained_masks
 
 
 def constraints(payload: Payload, program: ExportedProgram) -> dict[str, Any]:
-    """Arguments of `training.train` for the fine-tuning of `program`: `gradual` and `quantized`, as the recipe says.
+    """Arguments of `training.train` for the fine-tuning of the pruned `program`: `masks`, `gradual`, `quantized`.
 
     Raises TargetError for targets that match nothing.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"masks": trained_masks(payload, program)}
     if "prune" in payload:
         found["gradual"] = _gradual(payload["prune"], program)
     if "quantize" in payload:

@@ -69,6 +69,13 @@ GRADUAL = "prune: {method: magnitude_unstructured, sparsity: 0.9, schedule: grad
             ],
         ),
         (
+            ["finetune: {quantization_aware: true}", "quantize: {scheme: W4A16, equalize: cross_layer}"],
+            [
+                "finetune.quantization_aware: trains for the codes as they are, which equalize would change "
+                "after it; delete one of them"
+            ],
+        ),
+        (
             ["train: {distill_temperature: 4.0}"],
             [
                 "train.distill_temperature: softens what distill compares; delete it, or add distill, such as 0.5"

@@ -146,7 +146,7 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     return builder.finish("publish", final, is_search=True, **search, **place)
 
 
-def _more_statistics(step: PruneStep | None) -> dict[str, bool]:
+def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
     """What is collected beside gradients: facts of their own, so that digests of all else stay as they were."""
     if step is None:
         return {}

@@ -213,6 +213,8 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
             asked.append("prune with scope global")
     if recipe.quantize is not None and recipe.quantize.layers:
         asked.append("quantize single layers otherwise (`layers`)")
+    if recipe.quantize is not None and recipe.quantize.equalize is not None:
+        asked.append(f"equalize by {recipe.quantize.equalize}")
     if not asked:
         return None
     return (

@@ -38,6 +38,9 @@ _QUANTIZE = {
     "symmetric": "true: a scale only; false: also a zero point",
     "group_size": "weights in a row that share a scale; null: one scale per output unit",
     "strategy": "tensor, channel or group: what shares a scale",
+    "equalize": "scales that move between layers before: none, activation_aware or cross_layer; programs only",
+    "bias_correction": "true: biases make good the mean error of each output; needs calibration data",
+    "layers": "single layers of a program by name, with a scheme, bits or method of their own",
     "format": "layout of integers in a checkpoint: pack-quantized, or int-quantized (8 bits only)",
     **_TARGETS,
 }
@@ -82,6 +85,7 @@ def _brief(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _tables() -> Described:
     """Full entries. The tables lie behind torch, so they are imported here."""
+    from fleetpress.compression.equalization import EQUALIZERS
     from fleetpress.compression.losses import LOSSES
     from fleetpress.compression.metrics import METRICS
     from fleetpress.compression.pruning import PRUNERS
@@ -120,6 +124,16 @@ def _tables() -> Described:
                 "options": _options(QuantizeStep, _QUANTIZE),
             }
             for name, method in QUANTIZERS.items()
+        ],
+        "equalization": [
+            {
+                "name": name,
+                "needs_inputs": method.needs_inputs,
+                "summary": method.summary,
+                "paper": method.paper,
+                "options": [],
+            }
+            for name, method in EQUALIZERS.items()
         ],
         "schemes": _schemes(),
         "losses": [

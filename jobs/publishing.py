@@ -30,10 +30,12 @@ from fleetpress.storage.programs import load_program, save_program
 from fleetpress.storage.store import open_store
 
 from . import zeroing
+from .biases import corrected_program, uncorrected
+from .equalizing import equalized_program
 from .handover import Payload, record
 from .latency import latency_ms
 from .manifest import companions, complete
-from .materials import arrays, final_program, source_program, trained_program
+from .materials import arrays, source_program, trained_program
 from .objective import is_fidelity, measured, metric_name
 from .quantizing import quantized_layers, quantized_weights
 from .tasks import StepResult
@@ -44,8 +46,7 @@ _LATENCY_SECONDS = 0.1  # spent on each of three measurements of a model
 
 def publish(payload: Payload) -> StepResult:
     """Assemble the compressed program, compare it with the original, and publish it unless it lost too much."""
-    final = eval_program(final_program(payload))
-    packed = pack_program(final, quantized_weights(payload), zeroing.sparse_names(payload))
+    packed = assembled(payload)
     data = save_program(packed)
     published = load_program(data)
     runner = Runner(published)
@@ -57,6 +58,12 @@ def publish(payload: Payload) -> StepResult:
     files = {MODEL_FILE: data, **companions(payload, metrics)}
     written = write_artifact(store, name, digest, files)  # reads back: what is stored are these bytes
     return complete(payload, metrics, kind="program", form="pt2", files=written)
+
+
+def assembled(payload: Payload) -> ExportedProgram:
+    """The compressed program that the stages of the payload make, weights packed."""
+    final = eval_program(corrected_program(payload, equalized_program(payload)))
+    return pack_program(final, quantized_weights(payload), zeroing.sparse_names(payload))
 
 
 def _metrics(
@@ -188,6 +195,7 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
         else {"removed": {}, "units": {}, "skipped": {}}
     )
     weights, unquantized, _ = quantized_layers(payload)
+    without = uncorrected(payload)
     sparsity = zeroing.layer_sparsity(payload)
     source, left = tensors(source_program(payload)), tensors(compressed)
     stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(payload, weights)
@@ -205,6 +213,8 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
             reasons.append(f"compensate: {reason}")
         if "quantize" in stages and not mine:
             reasons.append(f"quantize: {unquantized.get(layer.name, 'not among the targets')}")
+        if layer.name in without:
+            reasons.append(f"bias_correction: {without[layer.name]}")
         found.append(
             {
                 "name": layer.name,

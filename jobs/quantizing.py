@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
@@ -17,8 +18,9 @@ from fleetpress.compression.quantization.sparse_weight import SparseWeight, spar
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.selection import Layer, select
 
+from .biases import CORRECTED, Biases
 from .handover import Payload, record
-from .materials import calibration, store_tensors, stored_tensors
+from .materials import store_tensors, stored_tensors
 from .recipe import zeroes_weights
 from .schemes import options_of, scheme_of
 from .tasks import StepResult
@@ -90,15 +92,20 @@ def group_of(
     return tuple(group)
 
 
-def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
-    """Quantize the layers of one group; store codes, scales, zero points, codebooks, and record how to read them."""
+def quantize_group(
+    payload: Payload, program: ExportedProgram, observed: CalibrationStatistics | None
+) -> StepResult:
+    """Quantize the layers of one group; store codes, scales, zero points, codebooks, and record how to read them.
+
+    `observed` is what the layers of the `program` read, where the recipe asks for it.
+    """
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
-    observed = calibration(payload)
     statistics = {} if observed is None else observed.weights
     stored: dict[str, Tensor] = {}
     weights: dict[str, Any] = {}
+    biases = Biases(program) if options.get("bias_correction") else None
     done: set[str] = set()
     owners = aliases(values)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
@@ -123,11 +130,16 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
                 "method": used,
                 **description(quantized, values[name]),
             }
+            if biases is not None:
+                biases.correct(layer, name, quantized, known.get(name))
     result = {
         "weights": weights,
         "skipped": dict(choice.skipped),
         "unused_ignores": list(choice.unused_ignores),
     }
+    if biases is not None:
+        stored |= {CORRECTED + name: value for name, value in biases.corrected.items()}
+        result["uncorrected"] = biases.uncorrected
     return StepResult(result=result, outputs=(store_tensors(payload, stored),))
 
 

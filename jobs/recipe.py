@@ -10,6 +10,7 @@ from fleetpress.compression.scheme import DEFAULT_METHOD
 from .spec_fields import (
     Count,
     Drop,
+    Equalizer,
     NotNegative,
     Optimizer,
     PatternNM,
@@ -96,6 +97,7 @@ class QuantizeStep(Strict):
     are also plain casts (BF16, FP16); `format` is the layout of integers there, pack-quantized if it is None. An
     explicit `group_size: null` is read as what it means, `strategy: channel`. `layers` gives single layers of a
     program, by name, options of their own.
+    `equalize: none` and `bias_correction: false` are the defaults, written out.
     """
 
     scheme: Scheme | None = None
@@ -104,6 +106,8 @@ class QuantizeStep(Strict):
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None
     method: Quantizer = DEFAULT_METHOD
+    equalize: Equalizer | None = None
+    bias_correction: bool | None = None
     format: Literal["pack-quantized", "int-quantized"] | None = None
     layers: dict[str, LayerScheme] = {}
     targets: Patterns = ()
@@ -115,6 +119,15 @@ class QuantizeStep(Strict):
         if isinstance(raw, dict) and raw.get("group_size", ...) is None and raw.get("strategy") is None:
             return {**raw, "strategy": "channel"}
         return raw
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_is_nothing(cls, raw: Any) -> Any:
+        """One spelling of what is not asked for, so that it is one recipe with one digest."""
+        if not isinstance(raw, dict):
+            return raw
+        nothing = {"equalize": "none", "bias_correction": False}
+        return {key: value for key, value in raw.items() if key not in nothing or value != nothing[key]}
 
 
 class CalibrateStep(Strict):

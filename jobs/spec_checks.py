@@ -227,6 +227,9 @@ def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
     if step.method != DEFAULT_METHOD:
         yield (*path, "method"), f"{step.method} has no meaning for {step.scheme}, a plain cast; delete it"
+    for name in ("equalize", "bias_correction"):
+        if getattr(step, name):
+            yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
 
 
 def _check_float(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
@@ -296,7 +299,7 @@ def _check_model(
         ]
     quantize = _valid(QuantizeStep, steps.get("quantize"))
     if quantize and "calibrate" not in needing and needs_inputs(quantize):
-        needing = [*needing, f"quantize by {quantize.method}"]
+        needing = [*needing, f"quantize by {_looking(quantize)}"]
     if data is None and needing:
         remedy = (
             f"add one of: {', '.join(shards)}" if shards else "describe the files under `data` and name them"
@@ -344,13 +347,22 @@ def observes(step: PruneStep) -> bool:
 
 
 def needs_inputs(step: QuantizeStep) -> bool:
-    """Whether a method of the step looks at what the layers read."""
+    """Whether the step looks at what the layers read: its methods, its scales between layers, or its biases do."""
+    if step.bias_correction or step.equalize == "activation_aware":
+        return True
     methods = {step.method, *(own.method for own in step.layers.values() if own.method)} - {DEFAULT_METHOD}
     if not methods:  # without loading torch
         return False
     from fleetpress.compression.quantization import QUANTIZERS
 
     return any(QUANTIZERS[method].needs_inputs for method in methods)
+
+
+def _looking(step: QuantizeStep) -> str:
+    """What of a step that needs inputs needs them."""
+    if step.equalize == "activation_aware":
+        return step.equalize
+    return "bias_correction" if step.bias_correction else step.method
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

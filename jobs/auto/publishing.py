@@ -32,8 +32,8 @@ def publish(payload: Payload) -> StepResult:
     for rung in _rungs(payload, trials, goal):
         made = built(payload, rung.recipe)
         told = _told(trials, rung, goal, backed_off)
-        own = {name: payload[name] for name in ("digest", "plan_digest", "recipe")}
-        answer = publish_candidate({**made, **own, "told": {"search": told}})
+        own = {name: payload[name] for name in ("digest", "plan_digest")}
+        answer = publish_candidate({**made, **own, "asked": payload["recipe"], "told": {"search": told}})
         if answer.result["state"] == "published":
             return answer
         backed_off.append({"recipe": rung.recipe, "why": answer.result["reason"]})

@@ -12,19 +12,18 @@ from fleetpress.compression.confidence import difference, sample_sums, value_of
 from fleetpress.compression.cost import macs
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.metrics import Sums, allowed_drop
-from fleetpress.compression.modes import eval_program
-from fleetpress.compression.program import bind, with_tensors
+from fleetpress.compression.program import bind
 from fleetpress.compression.quantization import QUANTIZERS
-from fleetpress.compression.quantization.packed_program import pack_program
+from fleetpress.compression.quantization.packed_program import unpack_program
 from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.programs import save_program
 
 from ..fleet import Fold
 from ..handover import Payload, record
 from ..latency import latency_ms
-from ..materials import arrays, final_program, remembered, trained_program
+from ..materials import arrays, remembered, trained_program
 from ..objective import is_fidelity, measured, metric_name
-from ..quantizing import quantized_weights
+from ..publishing import assembled
 from ..tasks import StepResult
 from .candidates import Searched
 from .chain import built
@@ -53,13 +52,12 @@ def trial(payload: Payload) -> StepResult:
     for index in range(folds):
         fold = Fold(index=index, of=options["folds"])
         made = built(payload, recipe, Fold(index=index, of=options["folds"], is_left_out=True))
-        program = eval_program(final_program(made))
-        weights = quantized_weights(made)
-        compressed = with_tensors(program, {name: weight.dequantize() for name, weight in weights.items()})
+        packed = assembled(made)
+        compressed = unpack_program(packed)
         before += base.sums(fold)
         after += base.sums_of(compressed, fold)
         if not costs:
-            costs = {"bytes": len(save_program(pack_program(program, weights))), "macs": macs(program)}
+            costs = {"bytes": len(save_program(packed)), "macs": macs(compressed)}
             if goal.cost == "latency_ms":
                 costs["latency_ms"] = _latency(compressed)
     found = difference(base.metric, before, after, seed=payload["seed"])

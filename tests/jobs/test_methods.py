@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from fleetpress.compression.equalization import EQUALIZERS
 from fleetpress.compression.losses import LOSSES
 from fleetpress.compression.metrics import METRICS
 from fleetpress.compression.pruning import PRUNERS
@@ -20,6 +21,7 @@ TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
     "sparsity": SPARSIFIERS,
     "quantization": QUANTIZERS,
+    "equalization": EQUALIZERS,
     "schemes": {**SCHEMES, **CASTS},
     "losses": LOSSES,
     "metrics": METRICS,

@@ -44,8 +44,12 @@ _ENVIRONMENT = pytest.StashKey[dict[str, str]]()
 # `make test` runs files side by side. Those that name one of these words share a worker: what they need is made ready
 # once, and there are never two Ray clusters at work.
 _LANES = {
-    **{"ray_cluster": "ray", "ray_hosts": "ray", "courses": "crashes", "shared_runner": "forks"},
-    **{"architectures": "nets", "architecture": "nets"},  # each is exported once
+    "ray_cluster": "ray",
+    "ray_hosts": "ray",
+    "courses": "crashes",
+    "shared_runner": "forks",
+    "architectures": "nets",
+    "architecture": "nets",  # each is exported once
 }
 # Short files end the session, so that no worker is left alone with a long one: first the lanes, then whole programs.
 _LONG = tuple(dict.fromkeys(_LANES.values()))

@@ -191,6 +191,11 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
     asked = [step for step in ("train", "collect", "finetune") if getattr(recipe, step) is not None]
     if recipe.prune is not None and not is_sparsifier(recipe.prune.method):
         asked.append(f"prune by {recipe.prune.method}")
+    if recipe.format == "archive":
+        return (
+            f"{asks} has format archive, which holds programs; delete it: a checkpoint keeps its own layout "
+            "(`quantize: {format: ...}` chooses among those)"
+        )
     if not asked:
         return None
     return (

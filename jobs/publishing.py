@@ -4,7 +4,7 @@ The numbers of `after` are those of the bytes that are published: they are loade
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,49 +24,81 @@ from fleetpress.compression.quantization.packed_program import pack_program, unp
 from fleetpress.compression.selection import Layer
 from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.artifact import write_artifact
+from fleetpress.storage.coded_model import MODEL_FILE as CODED_FILE
 from fleetpress.storage.errors import ArtifactCorrupt
 from fleetpress.storage.programs import load_program, save_program
 from fleetpress.storage.store import open_store
 
+from .artifacts import MODEL as PROGRAM_FILE
+from .coded_programs import coded_program, decoded_program, plain_program
 from .handover import Payload, record
 from .latency import latency_ms
 from .manifest import companions, complete
 from .materials import arrays, final_program, source_program, trained_program
 from .objective import is_fidelity, measured, metric_name
 from .quantizing import quantized_layers, quantized_weights
+from .recipe import DEFAULT_FORMAT
 from .tasks import StepResult
 
-MODEL_FILE = "model.pt2"
 _LATENCY_SECONDS = 0.1  # spent on each of three measurements of a model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """What would be published: the file, the program read back from it, the one it is over plain weights, and bytes.
+
+    `plain` and `loaded` are the same program, if it runs on its plain weights; `weight_bytes` are those of each stored
+    tensor in the file, where that is known better than from its shape.
+    """
+
+    file: str
+    data: bytes
+    loaded: ExportedProgram
+    plain: ExportedProgram
+    weight_bytes: Mapping[str, int] | None = None
 
 
 def publish(payload: Payload) -> StepResult:
     """Assemble the compressed program, compare it with the original, and publish it unless it lost too much."""
-    final = eval_program(final_program(payload))
-    packed = pack_program(final, quantized_weights(payload))
-    data = save_program(packed)
-    published = load_program(data)
-    runner = Runner(published)
-    _prove(packed, runner, payload)
-    metrics, verdict = _metrics(payload, Runner(unpack_program(published)), runner, len(data))
+    form = payload["recipe"].get("format", DEFAULT_FORMAT)
+    candidate = (_coded if form == "archive" else _packed)(payload)
+    metrics, verdict = _metrics(payload, candidate)
     if verdict:
         return StepResult(result={"state": "rejected", "reason": verdict, "metrics": metrics})
     store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
-    files = {MODEL_FILE: data, **companions(payload, metrics)}
+    files = {candidate.file: candidate.data, **companions(payload, metrics)}
     written = write_artifact(store, name, digest, files)  # reads back: what is stored are these bytes
-    return complete(payload, metrics, kind="program", form="pt2", files=written)
+    return complete(payload, metrics, kind="program", form=form, files=written)
 
 
-def _metrics(
-    payload: Payload, folded: Runner, published: Runner, size_bytes: int
-) -> tuple[dict[str, Any], str | None]:
+def _packed(payload: Payload) -> _Candidate:
+    packed = pack_program(eval_program(final_program(payload)), quantized_weights(payload))
+    data = save_program(packed)
+    loaded = load_program(data)
+    _prove(packed, Runner(loaded), payload)
+    return _Candidate(file=PROGRAM_FILE, data=data, loaded=loaded, plain=unpack_program(loaded))
+
+
+def _coded(payload: Payload) -> _Candidate:
+    quantized = quantized_weights(payload)
+    expected = plain_program(eval_program(final_program(payload)), quantized)
+    data, sizes = coded_program(expected, quantized)
+    loaded = decoded_program(data)
+    _prove_tensors(expected, loaded, payload)
+    _prove(expected, Runner(loaded), payload)
+    return _Candidate(file=CODED_FILE, data=data, loaded=loaded, plain=loaded, weight_bytes=sizes)
+
+
+def _metrics(payload: Payload, candidate: _Candidate) -> tuple[dict[str, Any], str | None]:
     """Everything measured, and the reason to reject the model, if there is one."""
-    source = Runner(source_program(payload))
+    source, folded = Runner(source_program(payload)), Runner(candidate.plain)
     quality = _compare(
         payload, source, folded
     )  # before any number of timed calls: a program may keep a state
     before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source)}
-    after: dict[str, Any] = {"bytes": size_bytes, **_cost(folded), "latency_packed_ms": _latency(published)}
+    after: dict[str, Any] = {"bytes": len(candidate.data), **_cost(folded)}
+    if candidate.loaded is not candidate.plain:
+        after["latency_packed_ms"] = _latency(Runner(candidate.loaded))
     verdict = None
     if quality is not None:
         before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
@@ -79,8 +111,8 @@ def _metrics(
         "before": before,
         "after": after,
         "compression_ratio": round(before["bytes"] / after["bytes"], 4),
-        "bits_per_weight": _bits_per_weight(payload, folded.program),
-        "layers": _layer_metrics(payload, folded.program),
+        "bits_per_weight": _bits_per_weight(payload, candidate),
+        "layers": _layer_metrics(payload, candidate),
         "warnings": warnings,
     }
     return metrics, verdict
@@ -144,7 +176,7 @@ def _compare(payload: Payload, source: Runner, compressed: Runner) -> Quality | 
     return Quality(metric=name, before=best, stage=stage, after=after, verdict=verdict)
 
 
-def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[str, Any]]:
+def _layer_metrics(payload: Payload, candidate: _Candidate) -> list[dict[str, Any]]:
     """One entry per layer of the original, with what was done to it and why something was not."""
     stages = payload["stages"]
     pruned = (
@@ -153,7 +185,7 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
         else {"removed": {}, "units": {}, "skipped": {}}
     )
     weights, unquantized, _ = quantized_layers(payload)
-    source, left = tensors(source_program(payload)), tensors(compressed)
+    source, left = tensors(source_program(payload)), tensors(candidate.plain)
     found = []
     for layer in layers(source_program(payload)):
         removed = pruned["removed"].get(layer.name, [])
@@ -173,9 +205,7 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
                 "num_bits": mine[0]["scheme"]["num_bits"] if mine else None,
                 "group_size": mine[0]["group_size"] if mine else None,
                 "bytes_before": sum(source[name].nbytes for name in layer.weights),
-                "bytes_after": sum(facts["bytes_after"] for facts in mine)
-                if mine
-                else sum(left[name].nbytes for name in layer.weights),
+                "bytes_after": _layer_bytes(layer, mine, left, candidate.weight_bytes),
                 "sqnr_db": _least(facts["sqnr_db"] for facts in mine),
                 "skipped": "; ".join(reasons) or None,
             }
@@ -189,15 +219,32 @@ def _not_pruned(layer: Layer) -> str:
     return f"units of a {layer.kind} layer cannot be deleted"
 
 
-def _bits_per_weight(payload: Payload, final: ExportedProgram) -> float:
+def _layer_bytes(
+    layer: Layer,
+    quantized: Sequence[Mapping[str, Any]],
+    left: Mapping[str, Tensor],
+    coded: Mapping[str, int] | None,
+) -> int:
+    """Bytes of a layer's weights in the file; in a `.pt2` before it is packed as a whole."""
+    if coded is not None:
+        return sum(coded[name] for name in layer.weights)
+    if quantized:
+        return sum(facts["bytes_after"] for facts in quantized)
+    return sum(left[name].nbytes for name in layer.weights)
+
+
+def _bits_per_weight(payload: Payload, candidate: _Candidate) -> float:
     """Stored bits of all parameters, scales and zero points counted, over their number."""
+    final, coded = candidate.plain, candidate.weight_bytes
     stored = {name: final.state_dict[name] for name in trainable(final)}
     tied = aliases(stored)
-    state = sum(value.nbytes for name, value in stored.items() if name not in tied)
-    saved = sum(
-        facts["bytes_before"] - facts["bytes_after"] for facts in quantized_layers(payload)[0].values()
+    state = sum(
+        value.nbytes if coded is None else coded[name] for name, value in stored.items() if name not in tied
     )
-    return float(round(8 * (state - saved) / max(1, parameters(final)), 4))
+    if coded is None:
+        weights = quantized_layers(payload)[0].values()
+        state -= sum(facts["bytes_before"] - facts["bytes_after"] for facts in weights)
+    return float(round(8 * state / max(1, parameters(final)), 4))
 
 
 def _least(values: Iterable[float | None]) -> float | None:
@@ -214,6 +261,25 @@ def _prove(expected: ExportedProgram, published: Runner, payload: Payload) -> No
             f"{payload['model']['name']}: the published program computes something else than the one in memory; "
             "nothing was published"
         )
+
+
+def _prove_tensors(expected: ExportedProgram, decoded: ExportedProgram, payload: Payload) -> None:
+    """Every stored tensor came back to the last bit, and what is tied is tied."""
+    mine, theirs = tensors(expected), tensors(decoded)
+    same = list(mine) == list(theirs) and aliases(mine) == aliases(theirs)
+    wrong = [name for name in mine if not same or not _same_bits(mine[name], theirs[name])]
+    if wrong:
+        raise ArtifactCorrupt(
+            f"{payload['model']['name']}: {wrong[0]} is decoded to something else than what was coded; "
+            "nothing was published"
+        )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    a, b = (value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (one, other))
+    return torch.equal(a, b)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -100,7 +100,7 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
-            stored |= _parts(name, quantized)
+            stored |= {f"{name}/{part}": value for part, value in parts_of(quantized).items()}
             weights[name] = {"layer": layer.name, "kind": layer.kind, **description(quantized, values[name])}
     result = {
         "weights": weights,
@@ -116,15 +116,31 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
     for digest in payload["stages"].get("quantize", ()):
         parts = stored_tensors(payload, digest)
         for name, facts in record(payload, digest).result["weights"].items():
-            found[name] = QuantizedWeight(
-                codes=parts[f"{name}/codes"],
-                scale=parts[f"{name}/scale"],
-                zero_point=parts.get(f"{name}/zero_point"),
-                scheme=QuantScheme(**facts["scheme"]),
-                shape=tuple(facts["shape"]),
-                axis=facts["axis"],
-            )
+            own = {
+                part.removeprefix(f"{name}/"): value
+                for part, value in parts.items()
+                if part.startswith(f"{name}/")
+            }
+            found[name] = weight_of(own, facts)
     return found
+
+
+def weight_of(parts: Mapping[str, Tensor], facts: Mapping[str, Any]) -> QuantizedWeight:
+    """A quantized weight from its tensors (`parts_of`) and what is recorded of it: scheme, shape, axis."""
+    return QuantizedWeight(
+        codes=parts["codes"],
+        scale=parts["scale"],
+        zero_point=parts.get("zero_point"),
+        scheme=QuantScheme(**facts["scheme"]),
+        shape=tuple(facts["shape"]),
+        axis=facts["axis"],
+    )
+
+
+def parts_of(quantized: QuantizedWeight) -> dict[str, Tensor]:
+    """The tensors that a quantized weight is stored as."""
+    parts = {"codes": quantized.codes, "scale": quantized.scale, "zero_point": quantized.zero_point}
+    return {name: value for name, value in parts.items() if value is not None}
 
 
 def quantized_layers(payload: Payload) -> tuple[dict[str, Any], dict[str, str], list[str]]:
@@ -138,13 +154,6 @@ def quantized_layers(payload: Payload) -> tuple[dict[str, Any], dict[str, str], 
         skipped |= result["skipped"]
         unused = result["unused_ignores"]
     return weights, skipped, unused
-
-
-def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
-    parts = {f"{name}/codes": quantized.codes, f"{name}/scale": quantized.scale}
-    if quantized.zero_point is not None:
-        parts[f"{name}/zero_point"] = quantized.zero_point
-    return parts
 
 
 def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from .spec_fields import (
 from .spec_lines import write_yaml
 
 CHANGING_STEPS = ("train", "prune", "finetune", "quantize")
+DEFAULT_FORMAT = "pt2"
 TRAINING_STEPS = ("train", "collect", "finetune")
 
 
@@ -106,7 +107,10 @@ _GIVEN = BeforeValidator(_given)
 
 
 class Recipe(Strict):
-    """Steps in the order they are done; a step that is None is not done. Validation is always there."""
+    """Steps in the order they are done; a step that is None is not done. Validation is always there.
+
+    `format` is the file that a program is published as: a `.pt2`, or entropy-coded as small as it gets (archive).
+    """
 
     train: Annotated[TrainStep | None, _GIVEN] = None
     collect: Annotated[CollectStep | None, _GIVEN] = None
@@ -114,6 +118,7 @@ class Recipe(Strict):
     finetune: Annotated[TrainStep | None, _GIVEN] = None
     quantize: Annotated[QuantizeStep | None, _GIVEN] = None
     validation: Annotated[ValidateStep, _GIVEN] = Field(default=ValidateStep(), alias="validate")
+    format: Literal["pt2", "archive"] | None = None
 
     def canonical(self) -> dict[str, Any]:
         """The steps as plain JSON values, defaults filled in, what is not given left out.
@@ -121,10 +126,13 @@ class Recipe(Strict):
         Equal for two spellings of one recipe; `Recipe.model_validate` of it gives the recipe back.
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return {
+        form = steps.pop("format", DEFAULT_FORMAT)
+        found = {
             step: {key: value for key, value in options.items() if value != []}
             for step, options in steps.items()
         }
+        # What is left out is as good as named: recipes from before there was a choice keep their digests.
+        return found if form == DEFAULT_FORMAT else {**found, "format": form}
 
 
 def recipe_yaml(recipe: Recipe) -> str:

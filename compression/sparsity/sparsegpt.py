@@ -124,21 +124,26 @@ class _Columns:
 
 
 def _factor(gram: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse of the damped `gram` [n, n], float64."""
+    """The upper Cholesky factor of the inverse of the damped `gram` [n, n], float64.
+
+    One that cannot be inverted gets ten times the damping, as often as needed. Raises MethodError for NaN.
+    """
     import torch
 
-    damped = gram.double().clone()
-    diagonal = damped.diagonal()
-    diagonal[diagonal == 0] = 1
-    diagonal += DAMPING * diagonal.mean()
-    try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    except RuntimeError as error:  # torch.linalg.LinAlgError is one
-        raise MethodError(
-            "sparsegpt cannot invert the products of the layer's inputs; give more calibrate samples, or take wanda"
-        ) from error
-    return factor
+    plain = gram.double().clone()
+    plain.diagonal()[plain.diagonal() == 0] = 1
+    mean = float(plain.diagonal().mean())
+    for power in range(12):
+        damped = plain.clone()
+        damped.diagonal().add_(DAMPING * 10.0**power * mean)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed) == 0:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+            if int(failed) == 0:
+                return upper
+    raise MethodError(
+        "the products of the layer's inputs are no numbers; look for NaN in the data and the weights"
+    )
 
 
 METHOD = SparsityMethod(

@@ -10,6 +10,7 @@ from torch.export import Dim, ExportedProgram
 
 from fleetpress.compression.errors import QuantizationError
 from fleetpress.compression.layers import layers
+from fleetpress.compression.observing import calibrate
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer, sparse_weight
 from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
@@ -179,7 +180,12 @@ def test_a_weight_of_zeros_alone(always: None) -> None:
 
 def linear(share: float, columns: int = 400, rows: int = 120) -> ExportedProgram:
     torch.manual_seed(1)
-    return with_zeros(torch.export.export(nn.Linear(columns, rows), (torch.randn(3, columns),)), share)
+    return with_zeros(
+        torch.export.export(
+            nn.Linear(columns, rows), (torch.randn(3, columns),), dynamic_shapes=({0: Dim.DYNAMIC},)
+        ),
+        share,
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,3 +266,20 @@ def test_a_learned_codebook_gets_a_zero_and_one_without_is_refused() -> None:
         QuantizationError, match="its codebook has no zero, so pruned weights would come back"
     ):
         zeros_kept(binary, original)
+
+
+@pytest.mark.parametrize("method", ["gptq", "coordinate_descent"])
+@pytest.mark.parametrize("scheme", [resolve("W4A16", group_size=16), resolve("W3A16_ASYM")], ids=label)
+def test_error_feedback_goes_around_zeros(method: str, scheme: QuantScheme) -> None:
+    program = linear(0.6, 48, 24)
+    x = torch.randn(96, 48) @ (torch.randn(48, 48) / 7 + torch.eye(48))
+    weights = calibrate(program, {"inputs": x}, 96).weights
+    original = tensors(program)["weight"].detach()
+    errors = []
+    for name in ("round_to_nearest", method):
+        found = quantize_layer(layers(program)[0], tensors(program), scheme, QUANTIZERS[name], weights)[
+            "weight"
+        ]
+        assert (found.dequantize()[original == 0] == 0).all()
+        errors.append(float((x @ (found.dequantize() - original).T).square().sum()))
+    assert errors[1] < 0.9 * errors[0]

@@ -146,8 +146,15 @@ def test_very_long_rows_are_worked_on_in_blocks() -> None:
     assert "blocks of 512, which groups of 3 do not divide" in str(reason_against(options, "F32", (8, 6144)))
 
 
+def test_inputs_that_determine_nothing_are_damped_until_they_do() -> None:
+    weight, x = case(4, 12)
+    found = sparsegpt.zero_rows(weight, {"sparsity": 0.5}, statistics(x[:1] * 1e4))
+    assert found.isfinite().all()
+    assert int((found == 0).sum()) == 24
+
+
 def test_products_that_are_no_numbers_say_what_helps() -> None:
     weight, x = case(3, 8)
     x[0, 0] = float("nan")
-    with pytest.raises(MethodError, match="sparsegpt cannot invert the products of the layer's inputs"):
+    with pytest.raises(MethodError, match="the products of the layer's inputs are no numbers"):
         sparsegpt.zero_rows(weight, {"sparsity": 0.5}, statistics(x))

@@ -1,6 +1,6 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
@@ -12,6 +12,7 @@ from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
 from .fleet import Data, Fold, Model, absolute
 from .plan_builder import PlanBuilder, device_facts, shard_contents
+from .recipe import PruneStep, is_gradual, later_steps
 from .spec_checks import needs_gradients, needs_products, observes
 from .tasks import Task
 
@@ -69,7 +70,7 @@ def plan_program(
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
     targets, from `collect` tasks otherwise. What a pruning step knows of the layers' inputs comes from `calibrate`
     tasks before it, labelled observe. An iterative schedule repeats the steps from collect to finetune. `inputs` says
-    that quantization reads calibration statistics. What comes after `train` sees no sample outside the
+    that the quantization method reads calibration statistics. What comes after `train` sees no sample outside the
     `fold`, if there is one.
     """
     recipe = model.recipe.canonical()
@@ -85,46 +86,47 @@ def plan_program(
             inputs=model.inputs,
             example=shard_contents(shown),
         )
-    products: dict[str, Any] = (
-        {"products": True} if model.recipe.prune is not None and needs_products(model.recipe.prune) else {}
-    )
+    more = _more_statistics(model.recipe.prune) if gradients else {}
     if "train" in recipe:
-        kept = {} if "collect" in recipe else products  # of statistics that the training keeps
+        kept = {} if "collect" in recipe else more  # of statistics that the training keeps
         builder.add("train", workers=workers, options=recipe["train"], **builder.training, **kept)
     final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus, fleet=fleet)
     if "auto" in recipe:
         tasks = _search(builder, recipe["auto"], final, workers=workers)
         return ModelPlan(model=model, digest=final, tasks=tasks)
     builder.keep_to(fold)
+    _add_rounds(builder, gradients=gradients, workers=workers, more=more)
+    if inputs:
+        builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
+    if recipe.get("quantize", {}).get("equalize"):
+        builder.add("equalize", options=recipe["quantize"])
+    if "quantize" in recipe:
+        builder.add_groups("quantize", recipe["quantize"])
+    return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
+
+
+def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: dict[str, Any]) -> None:
+    """Tasks from collect to finetune, once or round by round; `more` is what is collected beside gradients."""
+    recipe, prune, seed = builder.shared["recipe"], builder.model.recipe.prune, builder.shared["seed"]
     rounds = recipe.get("prune", {}).get("rounds", 1)
     for index in range(rounds):
         if rounds > 1:
             builder.begin_round(index)
         if gradients and (index or "collect" in recipe or "train" not in recipe or builder.unlabelled):
-            builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **products)
-        if model.recipe.prune is not None and observes(model.recipe.prune):
+            builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **more)
+        if prune is not None and observes(prune):
             builder.add_chunks("calibrate", recipe["calibrate"], "observe", shards=builder.train_shards)
-        if "prune" in recipe:
+        if "prune" in recipe and not is_gradual(recipe):
             builder.add("prune", options=recipe["prune"], seed=seed, **builder.round)
         if "finetune" in recipe:
-            tuning: dict[str, Any] = dict(builder.training)
+            is_last = index == rounds - 1
+            tuning: dict[str, Any] = {**builder.training, **(later_steps(recipe) if is_last else {})}
             epochs = recipe["finetune"]["epochs"]
             if rounds > 1:
                 tuning["seed"] += index  # so that no round sees the samples in the order of another
             options = {**recipe["finetune"], "epochs": epochs_of(epochs, index, rounds)}
             builder.add("finetune", workers=workers, options=options, **tuning)
     builder.round = {}
-    if inputs:
-        builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
-    if "quantize" in recipe:
-        _add_quantizing(builder, recipe["quantize"])
-    return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
-
-
-def _add_quantizing(builder: PlanBuilder, options: dict[str, Any]) -> None:
-    if options.get("equalize"):
-        builder.add("equalize", options=options)
-    builder.add_groups("quantize", options)
 
 
 def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, workers: int) -> tuple[Task, ...]:
@@ -152,6 +154,19 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
         builder.stages["trial"] = before + builder.stages["trial"]
     builder.round = {}
     return builder.finish("publish", final, is_search=True, **search, **place)
+
+
+def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
+    """What is collected beside gradients: facts of their own, so that digests of all else stay as they were."""
+    if step is None:
+        return {}
+    wanted = {"products": needs_products(step), "recurrent": "recurrent" in step.structure}
+    return {name: True for name, needed in wanted.items() if needed}
+
+
+def without_end(plan: ModelPlan) -> ModelPlan:
+    """The plan up to its last task, which cannot be planned before the others are done."""
+    return replace(plan, tasks=plan.tasks[:-1])
 
 
 def plan_checkpoint(

@@ -16,10 +16,13 @@ from .materials import (
     source_bytes,
     source_program,
     store_tensors,
+    trained_program,
 )
 from .objective import loss_name
 from .pruning_steps import prune
 from .tasks import GPU, StepResult
+from .trained_scales import scale_tensors
+from .tuning import constraints
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -67,25 +70,37 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
     program = source_program(payload) if kind == "train" else pruned_program(payload)
     samples = arrays(payload["data"]["train"])
     loss = loss_name(payload["data"], samples)
+    options = {key: value for key, value in payload["options"].items() if key != "quantization_aware"}
     result = train_program(
         program,
         samples,
-        TrainOptions(**payload["options"]),
+        TrainOptions(**options),
         loss=loss,
         seed=payload["seed"],
-        teacher=source_program(payload) if loss == "distillation" else None,
+        teacher=_teacher(payload, kind, loss),
         collect=kind == "train" and loss != "distillation",
         products=payload.get("products", False),
+        **(constraints(payload, program) if kind == "finetune" else {}),
+        recurrent=payload.get("recurrent", False),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
     )
     if collective.rank != 0:
         return None
-    stored = dict(result.values)
+    stored = dict(result.values) | scale_tensors(result.scales)
     if result.statistics is not None:
         stored |= {STATISTICS + name: value for name, value in result.statistics.to_tensors().items()}
     output = store_tensors(payload, stored)
     return StepResult(result={"losses": list(result.losses), "loss": loss}, outputs=(output,))
+
+
+def _teacher(payload: Payload, kind: str, loss: str) -> "ExportedProgram | None":
+    """The original for the loss that knows no targets; for `distill` the model as it was before pruning."""
+    if loss == "distillation":
+        return source_program(payload)
+    if not payload["options"].get("distill"):
+        return None
+    return source_program(payload) if kind == "train" else trained_program(payload)
 
 
 def collect(payload: Payload) -> StepResult:
@@ -105,6 +120,7 @@ def collect(payload: Payload) -> StepResult:
             loss=loss_name(payload["data"], samples),
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
             products=payload.get("products", False),
+            recurrent=payload.get("recurrent", False),
             device=device,
         )
         statistics = found if statistics is None else statistics.merge(found)

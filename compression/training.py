@@ -91,6 +91,7 @@ def train(
     seed: int,
     teacher: ExportedProgram | None = None,
     collect: bool = False,
+    masks: Mapping[str, Tensor] | None = None,
     products: bool = False,
     recurrent: bool = False,
     collective: Collective = ALONE,
@@ -99,7 +100,8 @@ def train(
 ) -> TrainResult:
     """Train in train mode, on the `device`; the program itself stays as it is.
 
-    `teacher` gives the targets of a loss that needs none (`distillation`). Every rank of `collective` takes its slice
+    `teacher` gives the targets of a loss that needs none (`distillation`). Weights stay zero where `masks` (bool, by
+    state name) are False. Every rank of `collective` takes its slice
     of each global batch, so that summed gradients and batch statistics are those of one process (dropout draws differ).
     float16 and bfloat16 weights are trained in float32 and cast back. With `collect` the gradients of every batch are
     counted before its step, with `products` those with the weights, with `recurrent` those of recurrent layers, too.
@@ -113,6 +115,7 @@ def train(
         loss=LOSSES[loss],
         teacher=teacher,
         collect=collect,
+        masks=masks or {},
         products=products,
         recurrent=recurrent,
         collective=collective,
@@ -170,6 +173,7 @@ class _Run:
         loss: Loss,
         teacher: ExportedProgram | None,
         collect: bool,
+        masks: Mapping[str, Tensor],
         products: bool,
         recurrent: bool,
         collective: Collective,
@@ -192,6 +196,7 @@ class _Run:
             raise MethodError(
                 "the program has no floating-point parameter: there is nothing to train; leave it out"
             )
+        self._masks = {name: mask.to(device) for name, mask in masks.items()}
         self._optimizer = OPTIMIZERS[options.optimizer](self._params.values(), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
         self.collector = (
@@ -220,6 +225,9 @@ class _Run:
         loss = float(reported)
         if math.isfinite(loss):
             self._optimizer.step()
+            with torch.no_grad():
+                for name, mask in self._masks.items():
+                    self._params[name].mul_(mask)
         return loss, total
 
     def _outputs(self, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,9 @@ from fleetpress.compression.statistics import GradientStatistics, NeuronStatisti
 
 from .handover import Payload, record
 from .materials import STATISTICS, calibration, round_program, store_tensors, stored_tensors, trained_program
+from .recipe import zeroes_weights
 from .tasks import StepResult
+from .zeroing import zero_weights
 
 
 def prune_options(step: Mapping[str, Any]) -> PruneOptions:
@@ -24,8 +26,10 @@ def prune_options(step: Mapping[str, Any]) -> PruneOptions:
 
 def prune(payload: Payload) -> StepResult:
     """Score units and choose those to delete. Only their indices are recorded, beside them corrected tensors of the
-    layers that read them, if any: deleting is a pure function of both.
+    layers that read them, if any: deleting is a pure function of both. A method that zeroes weights records masks.
     """
+    if zeroes_weights(payload["recipe"]):
+        return zero_weights(payload)
     step, program = payload["options"], round_program(payload)
     options, whole = prune_options(step), None
     if "round" in payload:

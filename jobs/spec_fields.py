@@ -221,6 +221,12 @@ def _quantizers() -> Collection[str]:
     return QUANTIZERS
 
 
+def _equalizers() -> Collection[str]:
+    from fleetpress.compression.equalization import EQUALIZERS
+
+    return EQUALIZERS
+
+
 def _optimizers() -> Collection[str]:
     from fleetpress.compression.training import OPTIMIZERS
 
@@ -264,6 +270,7 @@ Structures = Annotated[
 ]
 PatternNM = Annotated[str, AfterValidator(_pattern_n_m)]
 Quantizer = Annotated[str, _known("quantization method", _default_quantizer, _quantizers)]
+Equalizer = Annotated[str, _known("equalization method", _equalizers)]
 Scheme = Annotated[str, _known("scheme", _schemes)]
 Optimizer = Annotated[str, _known("optimizer", _optimizers)]
 Loss = Annotated[str, _known("loss", _losses)]

@@ -10,7 +10,14 @@ from fleetpress.compression.calibration import InputStatistics
 from fleetpress.compression.errors import PruningError
 from fleetpress.compression.layers import matrices
 from fleetpress.compression.program import tensors
-from fleetpress.compression.pruning import fisher, gradient_stability, magnitude, random_, taylor, wanda
+from fleetpress.compression.pruning import (
+    fisher,
+    gradient_stability,
+    magnitude,
+    random_,
+    taylor,
+    wanda,
+)
 from fleetpress.compression.pruning.delete import delete
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.pruning.select import PruneOptions, check, choose
@@ -37,7 +44,7 @@ PRUNERS: dict[str, PruningMethod] = {
     "random": random_.METHOD,
     "taylor": taylor.METHOD,
     "fisher": fisher.METHOD,
-    "wanda": wanda.METHOD,
+    "wanda_structured": wanda.METHOD,
 }
 
 

@@ -75,20 +75,18 @@ def compensate(
             continue
         name = layer.weights[0]
         seen, mask = inputs.get(name), lost[name]
-        if len(layer.weights) > 1 or seen is None or mask is None:
-            skipped[layer.name] = f"what a {layer.kind} layer reads is not known"
-        elif name in shared or any(bias in shared for bias in layer.biases):
-            skipped[layer.name] = "its weight is tied to another layer's"
+        result: dict[str, Tensor] | str
+        if name in shared or any(bias in shared for bias in layer.biases):
+            result = "its weight is tied to another layer's"
+        elif len(layer.weights) > 1 or seen is None or mask is None:
+            result = f"what a {layer.kind} layer reads is not known"
         else:
-            if how == "bias" and not layer.biases and not _takes_bias(program, layer):
-                skipped[layer.name] = "its operator takes no bias"
-                continue
-            result = _corrected(layer, stored, seen, mask, how)
-            if isinstance(result, str):
-                skipped[layer.name] = result
-            else:
-                values |= result
-                done[layer.name] = how
+            result = _unfit(program, layer, how) or _corrected(layer, stored, seen, mask, how)
+        if isinstance(result, str):
+            skipped[layer.name] = result
+        else:
+            values |= result
+            done[layer.name] = how
     return Compensation(values=values, layers=done, skipped=skipped)
 
 
@@ -154,9 +152,14 @@ def _corrected(
     return result
 
 
-def _takes_bias(program: ExportedProgram, layer: Layer) -> bool:
-    nodes = [node for node in program.graph.nodes if node.name in layer.nodes]
-    return all("bias" in arguments(node) for node in nodes)
+def _unfit(program: ExportedProgram, layer: Layer, how: str) -> str | None:
+    """Why the operators that use the layer's weight cannot all be given the same new bias."""
+    found = [arguments(node) for node in program.graph.nodes if node.name in layer.nodes]
+    if any(told.get("bias") is not found[0].get("bias") for told in found):
+        return "its weight is used with several biases"
+    if how == "bias" and not layer.biases and "bias" not in found[0]:
+        return "its operator takes no bias"
+    return None
 
 
 def _regression(seen: InputStatistics, lost: Tensor, centred: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 Of n weights k are not zero; they take n / 8 bytes of mask and k packed codes instead of n. Nothing is rounded. The form
 is chosen for the file, whose members are DEFLATE-compressed: that makes dense codes with many zeros smaller, too, but to
-11 to 42 % above their entropy, where mask and codes come to 2 to 29 % (50 to 95 % zeros; benchmarks/sparse_storage.py).
+11 to 42 % above their entropy, where mask and codes come to 2 to 29 % (benchmarks/sparse_storage.py).
 """
 
 import zlib

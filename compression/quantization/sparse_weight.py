@@ -1,8 +1,8 @@
 """Weights with many zeros: a bit mask of what is not zero, and only that as codes or as floats.
 
 Of n weights k are not zero; they take n / 8 bytes of mask and k packed codes instead of n. Nothing is rounded. The form
-is chosen for the file, whose members are DEFLATE-compressed: that makes dense codes with many zeros smaller, too, but to
-11 to 42 % above their entropy, where mask and codes come to 2 to 29 % (benchmarks/sparse_storage.py).
+is chosen for the file, whose members are DEFLATE-compressed: that makes dense codes with many zeros smaller, too, but
+to 11 to 42 % above their entropy, where mask and codes come to 2 to 29 % (benchmarks/sparse_storage.py).
 """
 
 import zlib

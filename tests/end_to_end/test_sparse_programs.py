@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fleetpress.compression.program import with_tensors
 from fleetpress.compression.training import TrainOptions, train
 from fleetpress.jobs import load_artifact, run_fleet
+from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.demo import npz_bytes
 from fleetpress.jobs.preview import preview
 from fleetpress.jobs.results import FleetResult
@@ -98,6 +99,7 @@ def test_zeros_survive_tuning_and_codes_and_are_not_stored(place: Path, spec_tex
     assert isinstance(folded, nn.Module)
     weight = folded.get_parameter("wide.weight")
     assert float((weight == 0).float().mean()) >= 0.8
+    assert verify(f"{result.output}/models/net/{result.models[0].digest}") == []
     images = digits[1]["inputs"]
     with torch.no_grad():
         assert torch.equal(anybodys.module()(images), folded(images))

@@ -203,7 +203,7 @@ class AutoStep(Strict):
     macs: Share | None = None
     latency_ms: Positive | None = None
     trials: Count = 16
-    folds: Annotated[int, Field(ge=2, le=20)] = 3
+    folds: Annotated[int, Field(ge=2, le=20)] = 4
     epochs: Annotated[int, Field(ge=0)] = 2
 
 

@@ -179,7 +179,9 @@ def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any
     without = uncorrected(payload)
     sparsity = zeroing.layer_sparsity(payload)
     source, left = tensors(source_program(payload)), tensors(candidate.plain)
-    stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(payload, weights)
+    stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(
+        payload, left, weights
+    )
     found = []
     for layer in layers(source_program(payload)):
         removed = pruned["removed"].get(layer.name, [])
@@ -246,9 +248,8 @@ def _bits_per_weight(payload: Payload, candidate: Candidate) -> float:
         weights = quantized_layers(payload)[0]
         state -= sum(facts["bytes_before"] - facts["bytes_after"] for facts in weights.values())
         values = tensors(final)
-        state -= sum(
-            values[name].nbytes - size for name, size in zeroing.float_bytes(payload, weights).items()
-        )
+        sparse = zeroing.float_bytes(payload, values, weights)
+        state -= sum(values[name].nbytes - size for name, size in sparse.items())
     return float(round(8 * state / max(1, parameters(final)), 4))
 
 

@@ -73,22 +73,22 @@ class Cost:
     highest: float
 
 
-def measure(model: nn.Module, inputs: Tensor, pairs: int) -> Cost:
-    """Run plain and collecting batches in turn."""
+def measure(model: nn.Module, inputs: Tensor, pairs: int, *, products: bool) -> Cost:
+    """Run plain and collecting batches in turn; `products` with the weights are what taylor and fisher need."""
     program = torch.export.export(model.eval(), (inputs,))
     module = training_module(program)
     params = dict(module.named_parameters())
     names = [name for name in trainable(program) if name in params]
     learned = [params[name] for name in names]
     targets = torch.randint(0, CLASSES, (len(inputs),))
-    collector = GradientCollector(program)
+    collector = GradientCollector(program, products=products)
 
     def plain() -> None:
         torch.autograd.grad(functional.cross_entropy(module(inputs), targets), learned)
 
     def collecting() -> None:
         gradients = torch.autograd.grad(functional.cross_entropy(module(inputs), targets), learned)
-        collector.update(dict(zip(names, gradients, strict=True)))
+        collector.update(dict(zip(names, gradients, strict=True)), params)
 
     for _ in range(5):
         plain()
@@ -124,13 +124,19 @@ def main() -> None:
         "CNN with batch norm": (cnn(), torch.randn(BATCH, 1, 28, 28)),
         "transformer encoder": (Encoder(), torch.randn(BATCH, TOKENS, WIDTH)),
     }
-    print(f"{'model':22} {'plain ms':>9} {'collect ms':>11} {'ratio':>6}   10 to 90 % of {pairs} pairs")
-    for name, (model, inputs) in models.items():
-        cost = measure(model, inputs, pairs)
+    for products in (False, True):
         print(
-            f"{name:22} {cost.plain_ms:9.2f} {cost.collect_ms:11.2f} {cost.ratio:6.3f}   "
-            f"{cost.lowest:.3f} to {cost.highest:.3f}"
+            "\nwith products, for taylor and fisher"
+            if products
+            else "gradients alone, for gradient_stability"
         )
+        print(f"{'model':22} {'plain ms':>9} {'collect ms':>11} {'ratio':>6}   10 to 90 % of {pairs} pairs")
+        for name, (model, inputs) in models.items():
+            cost = measure(model, inputs, pairs, products=products)
+            print(
+                f"{name:22} {cost.plain_ms:9.2f} {cost.collect_ms:11.2f} {cost.ratio:6.3f}   "
+                f"{cost.lowest:.3f} to {cost.highest:.3f}"
+            )
 
 
 if __name__ == "__main__":

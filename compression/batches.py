@@ -191,6 +191,15 @@ def batches_in_order(arrays: Arrays, batch_size: int) -> Iterator[dict[str, Tens
         yield {name: array[start : start + batch_size] for name, array in arrays.items()}
 
 
+def evenly(arrays: Arrays, most: int) -> dict[str, Tensor]:
+    """At most `most` samples, evenly spread over all: what is sorted by class stays a fair choice."""
+    samples = count(arrays)
+    if samples <= most:
+        return dict(arrays)
+    chosen = torch.arange(most) * samples // most
+    return {name: array[chosen] for name, array in arrays.items()}
+
+
 def shuffled_batches(arrays: Arrays, batch_size: int, seed: int, epoch: int) -> Iterator[dict[str, Tensor]]:
     """Mini-batches of all samples in an order that depends on seed and epoch alone; the last one may be smaller."""
     order = torch.randperm(count(arrays), generator=seeded(seed, epoch))

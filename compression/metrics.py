@@ -238,9 +238,14 @@ def within(metric: str, before: float, after: float, max_drop: float | str) -> b
     """Whether the drop is at most `max_drop`: absolute, or a share of `before` when written as "1%". NaN never is."""
     if math.isnan(before) or math.isnan(after):
         return False
-    allowed = _percent(max_drop) * abs(before) if isinstance(max_drop, str) else max_drop
+    allowed = allowed_drop(before, max_drop)
     # A drop of 0.99 - 0.98 is a hair above 0.01 in floating point.
     return drop(metric, before, after) <= allowed + 1e-12 * max(1.0, abs(allowed))
+
+
+def allowed_drop(before: float, max_drop: float | str) -> float:
+    """The drop in the metric's own unit that `max_drop`, absolute or a share such as "1%", allows."""
+    return _percent(max_drop) * abs(before) if isinstance(max_drop, str) else max_drop
 
 
 def _percent(text: str) -> float:

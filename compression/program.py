@@ -186,6 +186,14 @@ class ProgramEditor:
         node.target = target
         self.set_args(node, args, {})
 
+    def multiply(self, node: fx.Node, factor: float) -> None:
+        """Multiply what the node gives before anyone reads it."""
+        with self.graph.inserting_after(node):
+            product = self.graph.call_function(torch.ops.aten.mul.Tensor, (node, factor))
+        product.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)
+        self._dirty.add(product)
+
     def replace(
         self,
         name: str,
@@ -221,16 +229,20 @@ class ProgramEditor:
 
     def fold(self, node: fx.Node, name: str, value: Tensor, *, beside: str) -> None:
         """Store `value` as parameter `name` in front of the stored tensor `beside`, and use it instead of `node`."""
+        node.replace_all_uses_with(self.store(name, value, beside=beside))
+
+    def store(self, name: str, value: Tensor, *, beside: str) -> fx.Node:
+        """Store `value` as parameter `name` in front of the stored tensor `beside`; its node in the graph."""
         if name in self.values:
             raise ProgramError(f"{name}: the program already stores a tensor of this name")
         with self.graph.inserting_before(self.placeholders[beside]):
             placeholder = self.graph.placeholder("p_" + "".join(c if c.isalnum() else "_" for c in name))
         placeholder.meta["val"] = self._fake.from_tensor(value, static_shapes=True)
-        node.replace_all_uses_with(placeholder)
         self.placeholders[name] = placeholder
         self.values[name] = torch.nn.Parameter(value)
         index = next(i for i, spec in enumerate(self._specs) if spec.target == beside)
         self._specs.insert(index, InputSpec(InputKind.PARAMETER, TensorArgument(placeholder.name), name))
+        return placeholder
 
     def drop(self, name: str) -> None:
         """Store the tensor `name`, which nothing uses any more, no longer."""

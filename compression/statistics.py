@@ -2,7 +2,14 @@
 
 A neuron is an output unit of a layer: its row of the weight and its bias, n entries. Kept are, in float64, the sum of
 the gradients entry by entry (the mean may cancel) and the sum of their squares unit by unit (the variance, averaged
-over the entries of a unit, needs no more).
+over the entries of a unit, needs no more). Beside them, unit by unit, two sums of products of a weight and its gradient
+in the same batch: where weights move from batch to batch, each product is that of its own batch.
+
+The gradient by a gate on a unit's output (a factor that is 1) is the sum of its products weight times gradient, bias
+included. Where a normalization follows, the gate stands behind it: its scale and shift give the sum (Molchanov et al.
+2019). In front of a batch normalization in train mode it would always be 0, as the normalization undoes every factor.
+
+Of a recurrent layer every row of its weight matrices is kept by the matrix's name, if that is asked for.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.affine_norms import norm_after
 from fleetpress.compression.device import CPU
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.layers import layers
+from fleetpress.compression.layers import RECURRENT_KINDS, layers, matrices
 from fleetpress.compression.program import aliases, tensors, trainable
 from fleetpress.compression.selection import Layer
 
@@ -26,22 +34,31 @@ _BATCHES = "batches"
 @dataclass(frozen=True, kw_only=True)
 class NeuronStatistics:
     """`mean_square` [units]: mean over a unit's entries of the squared mean gradient; `variance` [units]: mean over
-    them of the gradient's variance. Both float64, both >= 0. `entries` is n, `batches` is T.
+    them of the gradient's variance. `gate_square` [units]: mean over batches of the squared gradient by the unit's
+    gate; `product_square` [units]: mean over batches of the sum over its entries of (weight times gradient) squared;
+    both None if products were not collected. All float64, all >= 0. `entries` is n, `batches` is T.
     """
 
     mean_square: Tensor
     variance: Tensor
     entries: int
     batches: int
+    gate_square: Tensor | None = None
+    product_square: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSums:
-    """Sums over batches: of gradients, `weight` [units, entries of a row] and `bias` [units]; of `squares` [units]."""
+    """Sums over batches: of gradients, `weight` [units, entries of a row] and `bias` [units]; of `squares` [units];
+    of squared gradients by the gates, `gates` [units], and of squared products with the weights, `products` [units];
+    these two are None if they were not asked for.
+    """
 
     weight: Tensor
     bias: Tensor | None
     squares: Tensor
+    gates: Tensor | None = None
+    products: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +91,8 @@ class GradientStatistics:
         for name, sums in self.layers.items():
             found[f"{name}|weight"] = sums.weight
             found[f"{name}|squares"] = sums.squares
-            if sums.bias is not None:
-                found[f"{name}|bias"] = sums.bias
+            optional = {"bias": sums.bias, "gates": sums.gates, "products": sums.products}
+            found |= {f"{name}|{what}": value for what, value in optional.items() if value is not None}
         return found
 
     @classmethod
@@ -89,6 +106,8 @@ class GradientStatistics:
                         weight=values[f"{name}|weight"],
                         bias=values.get(f"{name}|bias"),
                         squares=values[f"{name}|squares"],
+                        gates=values.get(f"{name}|gates"),
+                        products=values.get(f"{name}|products"),
                     )
                     for name in names
                 },
@@ -98,20 +117,26 @@ class GradientStatistics:
             raise DataMismatchError(f"gradient statistics lack {error}; collect them again") from error
 
 
-def shapes(statistics: GradientStatistics) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Shape of each layer's sums, and whether it has a bias."""
+def shapes(statistics: GradientStatistics) -> dict[str, tuple[tuple[int, ...], bool, bool]]:
+    """Shape of each layer's sums, whether it has a bias, and whether products were collected."""
     return {
-        name: (tuple(sums.weight.shape), sums.bias is not None) for name, sums in statistics.layers.items()
+        name: (tuple(sums.weight.shape), sums.bias is not None, sums.products is not None)
+        for name, sums in statistics.layers.items()
     }
 
 
 def _added(left: LayerSums, right: LayerSums) -> LayerSums:
-    both = left.bias is not None and right.bias is not None
     return LayerSums(
         weight=left.weight + right.weight,
-        bias=left.bias + right.bias if both else None,  # type: ignore[operator]
+        bias=_sum(left.bias, right.bias),
         squares=left.squares + right.squares,
+        gates=_sum(left.gates, right.gates),
+        products=_sum(left.products, right.products),
     )
+
+
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    return None if left is None or right is None else left + right
 
 
 def _neurons(sums: LayerSums, batches: int) -> NeuronStatistics:
@@ -123,6 +148,8 @@ def _neurons(sums: LayerSums, batches: int) -> NeuronStatistics:
     return NeuronStatistics(
         mean_square=mean_square,
         variance=(sums.squares / entries / batches - mean_square).clamp(min=0),
+        gate_square=None if sums.gates is None else sums.gates / batches,
+        product_square=None if sums.products is None else sums.products / batches,
         entries=entries,
         batches=batches,
     )
@@ -131,18 +158,28 @@ def _neurons(sums: LayerSums, batches: int) -> NeuronStatistics:
 class GradientCollector:
     """Adds up the gradients of a program's layers, batch by batch, on the device where they are computed.
 
-    Each entry is converted to float64, added and squared once; `benchmarks/collect_cost.py` measures what that costs.
+    Each entry is converted to float64, added and squared once. With `products` it is multiplied with its weight, too,
+    in the gradient's own dtype, and the products are added up unit by unit: nothing in them cancels over the batches.
+    `benchmarks/collect_cost.py` measures what both cost.
     """
 
-    def __init__(self, program: ExportedProgram, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        device: torch.device = CPU,
+        *,
+        products: bool = False,
+        recurrent: bool = False,
+    ) -> None:
+        kinds = UNIT_KINDS + (RECURRENT_KINDS if recurrent else ())
         stored = tensors(program)
         self._owners = aliases(stored)
         self._parts: list[_Part] = []
         self._batches = 0
         learned, seen = set(trainable(program)), set[str]()
-        for layer in layers(program):
+        for layer in (part for whole in layers(program) for part in matrices(whole)):
             weight = self._owners.get(layer.weights[0], layer.weights[0])
-            if layer.kind in UNIT_KINDS and weight in learned and weight not in seen:
+            if layer.kind in kinds and weight in learned and weight not in seen:
                 seen.add(weight)
                 self._parts.append(
                     _part(
@@ -153,6 +190,7 @@ class GradientCollector:
                         learned=learned,
                         owners=self._owners,
                         device=device,
+                        products=products,
                     )
                 )
         largest = max((part.sums.weight.numel() for part in self._parts), default=0)
@@ -161,21 +199,25 @@ class GradientCollector:
     @property
     def names(self) -> tuple[str, ...]:
         """State names of the parameters whose gradients `update` takes; tied ones by their first name."""
-        return tuple(name for part in self._parts for name in (part.weight, part.bias) if name is not None)
+        names = (name for part in self._parts for name in (part.weight, part.bias, *part.norm))
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
-    def update(self, gradients: Mapping[str, Tensor]) -> None:
-        """Count one batch: the gradient of its mean loss by state name."""
+    def update(self, gradients: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None) -> None:
+        """Count one batch: the gradient of its mean loss by state name; products need the `values` it was taken at."""
         for part in self._parts:
-            rows = part.rows(gradients[part.weight])
+            rows, sums = part.rows(gradients[part.weight]), part.sums
             wide = self._scratch[: rows.numel()].view(rows.shape).copy_(rows)
-            part.sums.weight.add_(wide)
-            lengths = torch.linalg.vector_norm(wide, dim=1)
-            part.sums.squares.addcmul_(lengths, lengths)
+            sums.weight.add_(wide)
+            _add_squares(sums.squares, torch.linalg.vector_norm(wide, dim=1))
             if part.bias is not None:
-                assert part.sums.bias is not None
+                assert sums.bias is not None
                 wide = gradients[part.bias].double()
-                part.sums.bias.add_(wide)
-                part.sums.squares.addcmul_(wide, wide)
+                sums.bias.add_(wide)
+                _add_squares(sums.squares, wide)
+            if sums.gates is not None:
+                assert values is not None, "products were asked for"
+                with torch.no_grad():
+                    _count_products(part, rows, gradients, values)
         self._batches += 1
 
     def statistics(self) -> GradientStatistics:
@@ -186,6 +228,8 @@ class GradientCollector:
                     weight=part.sums.weight.clone().to(CPU),
                     bias=None if part.sums.bias is None else part.sums.bias.clone().to(CPU),
                     squares=part.sums.squares.clone().to(CPU),
+                    gates=None if part.sums.gates is None else part.sums.gates.clone().to(CPU),
+                    products=None if part.sums.products is None else part.sums.products.clone().to(CPU),
                 )
                 for part in self._parts
             },
@@ -198,8 +242,31 @@ class _Part:
     layer: str
     weight: str
     bias: str | None
+    norm: tuple[str, ...]  # scale and shift of the normalization behind the layer, if its gate lies there
     rows: Callable[[Tensor], Tensor]
     sums: LayerSums
+
+
+def _add_squares(sums: Tensor, values: Tensor) -> None:
+    sums.addcmul_(values, values)
+
+
+def _count_products(
+    part: _Part, rows: Tensor, gradients: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> None:
+    """Products of weights and gradients of one batch: squared, and added up to the gradient by the unit's gate."""
+    sums = part.sums
+    assert sums.gates is not None
+    assert sums.products is not None
+    products = rows * part.rows(values[part.weight])
+    _add_squares(sums.products, torch.linalg.vector_norm(products, dim=1).double())
+    own = [products.sum(1).double()]
+    if part.bias is not None:
+        own.append(gradients[part.bias].double() * values[part.bias])
+        _add_squares(sums.products, own[1])
+    behind = [gradients[name].double() * values[name] for name in part.norm]
+    gate = torch.stack(behind or own).sum(0)
+    _add_squares(sums.gates, gate)
 
 
 def _part(
@@ -211,6 +278,7 @@ def _part(
     learned: set[str],
     owners: Mapping[str, str],
     device: torch.device,
+    products: bool,
 ) -> _Part:
     rows = _rows(program, layer)
     units, entries = rows(stored[weight]).shape
@@ -218,15 +286,21 @@ def _part(
     # A bias of another shape (one number for all units) belongs to no unit.
     if bias is not None and (bias not in learned or stored[bias].shape != (units,)):
         bias = None
+    norm = (norm_after(program, layer) or ()) if products else ()
+    if any(name not in learned or name in owners or stored[name].shape != (units,) for name in norm):
+        norm = ()
     return _Part(
         layer=layer.name,
         weight=weight,
         bias=bias,
+        norm=norm,
         rows=rows,
         sums=LayerSums(
             weight=torch.zeros(units, entries, dtype=torch.float64, device=device),
             bias=None if bias is None else torch.zeros(units, dtype=torch.float64, device=device),
             squares=torch.zeros(units, dtype=torch.float64, device=device),
+            gates=torch.zeros(units, dtype=torch.float64, device=device) if products else None,
+            products=torch.zeros(units, dtype=torch.float64, device=device) if products else None,
         ),
     )
 

@@ -14,17 +14,27 @@ from fleetpress.storage.errors import UNUSABLE_STORE, InvalidUri, StorageError
 from fleetpress.storage.sources import ModelSource, SourceFile, find_models
 from fleetpress.storage.uri import is_s3, join, normalize, validate_key
 
-from .recipe import QuantizeStep, Recipe
+from .recipe import TRAINING_STEPS, QuantizeStep, Recipe
 from .spec import DataSpec, ModelSpec, Spec
 from .threads import side_by_side
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Every `of`-th sample of a shard, from the `index`-th on; with `is_left_out` all the others."""
+
+    index: int
+    of: int
+    is_left_out: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of a data set: `file.path` is a key of the store at `root`."""
+    """One file of a data set: `file.path` is a key of the store at `root`; with a `fold` a part of its samples."""
 
     root: str
     file: SourceFile
+    fold: Fold | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +196,30 @@ def _unfit(source: ModelSource, entry: ModelSpec, recipe: Recipe, allow_code: bo
 
 
 def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
-    from fleetpress.compression.sparsity import is_sparsifier
+    from fleetpress.compression.sparsity import SPARSIFIERS
 
-    asked = [step for step in ("train", "collect", "finetune") if getattr(recipe, step) is not None]
-    if recipe.prune is not None and not is_sparsifier(recipe.prune.method):
-        asked.append(f"prune by {recipe.prune.method}")
+    form = recipe.quantize and _program_form(recipe.quantize)
+    if form:
+        return (
+            f"{asks} quantizes by {form}, and checkpoints hold no codebooks; "
+            "take a scheme such as W4A16, or export the model to a program (.pt2)"
+        )
+    if recipe.format == "archive":
+        return (
+            f"{asks} has format archive, which holds programs; delete it: a checkpoint keeps its own layout "
+            "(`quantize: {format: ...}` chooses among those)"
+        )
+    asked = [step for step in TRAINING_STEPS if getattr(recipe, step) is not None]
+    if recipe.prune is not None:
+        method = SPARSIFIERS.get(recipe.prune.method)
+        if method is None or method.needs_inputs:
+            asked.append(f"prune by {recipe.prune.method}")
+        elif recipe.prune.scope == "global":
+            asked.append("prune with scope global")
+    if recipe.quantize is not None and recipe.quantize.layers:
+        asked.append("quantize single layers otherwise (`layers`)")
+    if recipe.quantize is not None and recipe.quantize.equalize is not None:
+        asked.append(f"equalize by {recipe.quantize.equalize}")
     if not asked:
         return None
     return (
@@ -200,13 +229,6 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
 
 
 def _unfit_for_program(asks: str, recipe: Recipe) -> str | None:
-    from fleetpress.compression.sparsity import is_sparsifier
-
-    if recipe.prune is not None and is_sparsifier(recipe.prune.method):
-        return (
-            f"{asks} prunes by {recipe.prune.method}, which zeroes weights of checkpoints; a program loses whole "
-            "units instead: take gradient_stability, magnitude or random"
-        )
     form = recipe.quantize and _checkpoint_form(recipe.quantize)
     if form:
         return f"{asks} quantizes to {form}, a form of checkpoints; take a scheme such as W8A16 or W4A16 for a program"
@@ -214,12 +236,20 @@ def _unfit_for_program(asks: str, recipe: Recipe) -> str | None:
 
 
 def _checkpoint_form(step: QuantizeStep) -> str | None:
-    """What the step asks for that only checkpoints hold: a cast, float codes, a layout."""
-    from fleetpress.compression.scheme import CASTS, SCHEMES
+    """What the step asks for that only checkpoints hold: a cast, a layout."""
+    from fleetpress.compression.scheme import CASTS
 
-    if step.scheme in CASTS or (step.scheme and SCHEMES[step.scheme].type == "float"):
-        return step.scheme
-    return step.format
+    return step.scheme if step.scheme in CASTS else step.format
+
+
+def _program_form(step: QuantizeStep) -> str | None:
+    """What the step asks for that only programs hold: a codebook."""
+    from fleetpress.compression.scheme import CASTS, LEARNING_METHODS, SCHEMES
+
+    if step.method in LEARNING_METHODS:
+        return step.method
+    fixed = step.scheme and step.scheme not in CASTS and SCHEMES[step.scheme].type == "codebook"
+    return step.scheme if fixed else None
 
 
 def _factory_digest(factory: str) -> str | None:

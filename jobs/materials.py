@@ -9,15 +9,20 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial, reduce
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
+from fleetpress.compression.pruning.compensate import with_compensation
+from fleetpress.compression.quantization.packing import unpack
 from fleetpress.storage.data import read_shard
 from fleetpress.storage.errors import InvalidData, InvalidModelFile
 from fleetpress.storage.programs import load_program
@@ -105,12 +110,53 @@ def trained_program(payload: Payload) -> ExportedProgram:
     return remembered(digest, lambda: _with_stored(payload, digest, source_program(payload)))
 
 
+def round_program(payload: Payload) -> ExportedProgram:
+    """What the round of pruning at hand starts from: the trained program, pruned and tuned in all rounds before."""
+    program = trained_program(payload)
+    for prune, finetune in payload["stages"].get("rounds", ()):
+        program = _tuned(payload, finetune, partial(_pruned, payload, prune, program))
+    return program
+
+
 def pruned_program(payload: Payload) -> ExportedProgram:
-    """The trained program without the deleted units, if the recipe prunes."""
+    """The trained program without the deleted units, or with weights zeroed, if the recipe prunes."""
     digest = payload["stages"].get("prune")
-    if not digest:
-        return trained_program(payload)
-    return remembered(digest, lambda: delete(trained_program(payload), removed_units(payload, digest)))
+    return _pruned(payload, digest, round_program(payload)) if digest else round_program(payload)
+
+
+def _pruned(payload: Payload, digest: str, program: ExportedProgram) -> ExportedProgram:
+    """The program without what a prune task deleted, its corrections for that made before; or with what it zeroed."""
+
+    def build() -> ExportedProgram:
+        done = record(payload, digest)
+        if "zeroed" in done.result:
+            return _zeroed(payload, digest, program)
+        removed = done.result.get("round_removed", done.result["removed"])
+        corrected = stored_tensors(payload, digest) if done.outputs else {}
+        program_then = with_compensation(program, corrected) if corrected else program
+        return delete(program_then, removed, done.result.get("structure", ()))
+
+    return remembered(digest, build)
+
+
+def _zeroed(payload: Payload, digest: str, program: ExportedProgram) -> ExportedProgram:
+    state = tensors(program) | stored_tensors(payload, digest)  # a method may have moved what it kept
+    masks = keep_masks(payload)
+    values = {name: state[name].detach().masked_fill(~mask, 0) for name, mask in masks.items()}
+    return with_tensors(program, _with_tied(program, values))
+
+
+def keep_masks(payload: Payload) -> dict[str, Tensor]:
+    """Where the weights that the prune task zeroed are kept (True), by state name; of tied weights the first one's."""
+    digest = payload["stages"].get("prune")
+    names = record(payload, digest).result.get("zeroed", ()) if digest else ()
+    if not names:
+        return {}
+    stored, state = stored_tensors(payload, digest), tensors(trained_program(payload))
+    return {
+        name: unpack(stored[KEEP_MASK + name], 1, state[name].numel()).bool().view(state[name].shape)
+        for name in names
+    }
 
 
 def final_program(payload: Payload) -> ExportedProgram:
@@ -118,18 +164,35 @@ def final_program(payload: Payload) -> ExportedProgram:
     digest = payload["stages"].get("finetune")
     if not digest:
         return pruned_program(payload)
-    return remembered(digest, lambda: _with_stored(payload, digest, pruned_program(payload)))
+    return _tuned(payload, digest, partial(pruned_program, payload))
 
 
-def removed_units(payload: Payload, digest: str) -> dict[str, tuple[int, ...]]:
-    """Deleted output units by layer, from the record of the prune task."""
-    removed = record(payload, digest).result["removed"]
-    return {name: tuple(units) for name, units in removed.items()}
+def _tuned(payload: Payload, digest: str, pruned: Callable[[], ExportedProgram]) -> ExportedProgram:
+    return remembered(digest, lambda: _with_stored(payload, digest, pruned()))
+
+
+def calibration(payload: Payload, stage: str = "calibrate") -> CalibrationStatistics | None:
+    """What the layers of the program read, merged from the tasks in their order; None without them.
+
+    The stage `calibrate` looked at the final program, `observe` at what is to be pruned or searched.
+    """
+    digests = payload["stages"].get(stage)
+    if not digests:
+        return None
+
+    def merged() -> CalibrationStatistics:
+        parts = (CalibrationStatistics.from_tensors(stored_tensors(payload, digest)) for digest in digests)
+        return reduce(CalibrationStatistics.merge, parts)
+
+    return remembered("calibration-" + digests[-1], merged)
 
 
 def arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """All samples of the shards, in file order: arrays by name, first dimension = samples."""
-    key = "arrays-" + hashlib.sha256(repr([file["etag"] for file in files]).encode()).hexdigest()
+    key = (
+        "arrays-"
+        + hashlib.sha256(repr([(file["etag"], file.get("fold")) for file in files]).encode()).hexdigest()
+    )
 
     def build() -> dict[str, Tensor]:
         shards = [shard_arrays(file) for file in files]
@@ -160,9 +223,14 @@ def _sample_shapes(shard: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:
-    """One shard's arrays as tensors."""
+    """One shard's arrays as tensors; of a shard with a fold the samples of that."""
     place = SourceFile(path=file["path"], etag=file["etag"], bytes=file["bytes"])
     found = read_shard(open_store(file["root"]), place)
+    fold = file.get("fold")
+    if fold is not None:
+        samples = np.arange(min(len(value) for value in found.values()))
+        chosen = (samples % fold["of"] == fold["index"]) != fold["is_left_out"]
+        found = {name: value[: len(samples)][chosen] for name, value in found.items()}
     # Parquet's arrays are read-only views, which torch warns about.
     return {
         name: torch.from_numpy(value if value.flags.writeable else value.copy())
@@ -196,12 +264,18 @@ def _with_stored(payload: Payload, digest: str, program: ExportedProgram) -> Exp
     values = {
         name: value
         for name, value in stored_tensors(payload, digest).items()
-        if not name.startswith(STATISTICS)
+        if not name.startswith((STATISTICS, SCALES, ZERO_POINTS))
     }
-    for name, owner in aliases(tensors(program)).items():
-        if owner in values:
-            values[name] = values[owner]
-    return with_tensors(program, values)
+    return with_tensors(program, _with_tied(program, values))
 
 
-STATISTICS = "statistics/"  # prefix of statistics among a training task's tensors
+def _with_tied(program: ExportedProgram, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values, with those of tied names beside them."""
+    tied = aliases(tensors(program)).items()
+    return values | {name: values[owner] for name, owner in tied if owner in values}
+
+
+KEEP_MASK = "keep_mask/"  # prefix of bit-packed masks among a prune task's tensors
+STATISTICS = "statistics/"  # prefixes of what is no weight among a training task's tensors
+SCALES = "scales/"
+ZERO_POINTS = "zero_points/"

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from .errors import UsageError
-from .recipe import PruneStep, QuantizeStep, Strict, TrainStep
+from .recipe import FinetuneStep, PruneStep, QuantizeStep, Strict
 from .spec_fields import nearest
+from .training_checks import GRADUAL_METHODS
 
 Described = dict[str, list[dict[str, Any]]]
 
@@ -19,22 +20,43 @@ _PRUNE = {
     "mean_threshold": "instead of a sparsity: delete units whose gradient_mean is below this and",
     "std_threshold": "whose gradient_std is below this",
     "scope": "layer: the share of every layer; global: of all units together",
+    "structure": "kinds of units: channel, head, head_dim, recurrent, normalized; channel and head, if left out",
+    "compensate": "none; bias: add the means of deleted units where they were read; least_squares: fit what reads them",
+    "schedule": "one_shot; iterative: in rounds of pruning and fine-tuning, much at first and ever less",
+    "rounds": "of an iterative schedule; the epochs of finetune are split over them",
     **_TARGETS,
+}
+_GRADUAL = {
+    "scope": "layer: the share of every tensor; global: of all weights together (schedule gradual)",
+    "schedule": "one_shot: zero before finetune; gradual: zeros grow during finetune (programs)",
+    "ramp": "share of the steps of finetune over which zeros grow, with schedule gradual (default 0.5)",
+    "interval": "steps of finetune from one growth to the next, with schedule gradual (default 32)",
 }
 _THRESHOLDS = ("mean_threshold", "std_threshold")
 _ZERO = {
     "pattern": "N:M, such as 2:4: of every M neighbours in a row the N largest stay",
     "sparsity": "share of every tensor's weights to zero, above 0 and below 1",
+    "scope": "layer: the share of every tensor; global: of all together, by one threshold (programs)",
     **_TARGETS,
 }
 _QUANTIZE = {
     "scheme": "a preset by name; the options below replace parts of it",
-    "num_bits": "bits of a code, 2 to 8",
+    "num_bits": "bits of a code, 2 to 8; of a codebook from 1",
     "symmetric": "true: a scale only; false: also a zero point",
     "group_size": "weights in a row that share a scale; null: one scale per output unit",
     "strategy": "tensor, channel or group: what shares a scale",
+    "equalize": "scales that move between layers before: none, activation_aware or cross_layer; programs only",
+    "bias_correction": "true: biases make good the mean error of each output; needs calibration data",
+    "layers": "single layers of a program by name, with a scheme, bits or method of their own",
     "format": "layout of integers in a checkpoint: pack-quantized, or int-quantized (8 bits only)",
     **_TARGETS,
+}
+_FORMATS = {
+    "FP8": "8-bit floats (e4m3)",
+    "NF4": "16 quantiles of the normal distribution, of programs",
+    "MXFP4": "4-bit floats (e2m1) that share exponents (e8m0), of programs",
+    "TERNARY": "-1, 0, 1 times a scale, of programs",
+    "BINARY": "-1, 1 times a scale, of programs",
 }
 _TRAIN = {
     "epochs": "passes over the train data",
@@ -42,6 +64,10 @@ _TRAIN = {
     "lr": "learning rate",
     "weight_decay": "as torch.optim means it",
     "momentum": "as torch.optim means it",
+    "schedule": "learning rate over the steps: constant, cosine (falls to 0), one_cycle (rises, then falls)",
+    "distill": "share of the loss that is distance to the model before pruning; in train: to the source",
+    "distill_temperature": "what softens scores of classes before they are compared, with distill (default 2.0)",
+    "quantization_aware": "in finetune: true trains weights for the codes that quantize makes of them",
 }
 
 
@@ -70,6 +96,7 @@ def _brief(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _tables() -> Described:
     """Full entries. The tables lie behind torch, so they are imported here."""
+    from fleetpress.compression.equalization import EQUALIZERS
     from fleetpress.compression.losses import LOSSES
     from fleetpress.compression.metrics import METRICS
     from fleetpress.compression.pruning import PRUNERS
@@ -82,6 +109,7 @@ def _tables() -> Described:
             {
                 "name": name,
                 "needs_gradients": method.needs_gradients,
+                "needs_inputs": method.needs_inputs,
                 "summary": method.summary,
                 "paper": method.paper,
                 "options": _options(PruneStep, _PRUNE, without=() if method.spread else _THRESHOLDS),
@@ -93,18 +121,34 @@ def _tables() -> Described:
                 "name": name,
                 "summary": method.summary,
                 "paper": method.paper,
-                "options": _options(PruneStep, _ZERO, without={"pattern", "sparsity"} - set(method.takes)),
+                "needs_inputs": method.needs_inputs,
+                "options": _options(
+                    PruneStep,
+                    _ZERO | (_GRADUAL if name in GRADUAL_METHODS else {}),
+                    without=_not_taken(method),
+                ),
             }
             for name, method in SPARSIFIERS.items()
         ],
         "quantization": [
             {
                 "name": name,
+                "needs_inputs": method.needs_inputs,
                 "summary": method.summary,
                 "paper": method.paper,
                 "options": _options(QuantizeStep, _QUANTIZE),
             }
             for name, method in QUANTIZERS.items()
+        ],
+        "equalization": [
+            {
+                "name": name,
+                "needs_inputs": method.needs_inputs,
+                "summary": method.summary,
+                "paper": method.paper,
+                "options": [],
+            }
+            for name, method in EQUALIZERS.items()
         ],
         "schemes": _schemes(),
         "losses": [
@@ -125,11 +169,16 @@ def _tables() -> Described:
             {
                 "name": name,
                 "summary": f"torch.optim's, in the steps train and finetune: `optimizer: {name}`",
-                "options": _options(TrainStep, _TRAIN, without=() if name == "sgd" else ("momentum",)),
+                "options": _options(FinetuneStep, _TRAIN, without=() if name == "sgd" else ("momentum",)),
             }
             for name in OPTIMIZERS
         ],
     }
+
+
+def _not_taken(method: Any) -> set[str]:
+    """Keys that have no meaning for a method that zeroes weights."""
+    return {"pattern", "sparsity"} - set(method.takes) | (set() if method.compares_tensors else {"scope"})
 
 
 def _schemes() -> list[dict[str, Any]]:
@@ -149,10 +198,9 @@ def _schemes() -> list[dict[str, Any]]:
             "bits_per_weight": bits,
             "options": [],
         }
-        if scheme.type == "float":
-            entry["summary"] = (
-                f"8-bit floats (e4m3), per {scheme.strategy}, of checkpoints: {bits:.3f} bits a weight"
-            )
+        if name in _FORMATS:
+            groups = f"groups of {scheme.group_size}" if scheme.group_size else f"per {scheme.strategy}"
+            entry["summary"] = f"{_FORMATS[name]}, {groups}: {bits:.3f} bits a weight"
         entries.append(entry)
     for name, dtype in CASTS.items():
         entries.append(

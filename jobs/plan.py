@@ -1,24 +1,25 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fleetpress.compression.rounds import epochs_of
 from fleetpress.storage.checkpoint import Checkpoint
-from fleetpress.storage.sources import SourceFile
 
 from .checkpoint.choice import check_plain, choose
 from .checkpoint.layout import plan_shards
-from .checkpoint.memory import task_memory
 from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
-from .fleet import Data, Model, Shard, absolute
-from .spec_checks import needs_gradients
-from .tasks import GPU, Task
+from .fleet import Data, Fold, Model, absolute
+from .plan_builder import PlanBuilder, device_facts, shard_contents
+from .recipe import PruneStep, is_gradual, later_steps
+from .spec_checks import needs_gradients, needs_products, observes
+from .tasks import Task
 
-GROUP_BYTES = 32 << 20  # weights that one quantize task works on
-CHUNK_BYTES = 64 << 20  # data that one collect task reads
-_GPU_KINDS = ("train", "collect", "finetune")  # steps that compute gradients
+TRIALS_AT_ONCE = (
+    4  # candidates of a search that are measured side by side before anything is learnt from them
+)
+SENSED_SAMPLES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,13 @@ class ModelPlan:
     tasks: tuple[Task, ...]
 
 
-def artifact_digest(model: Model, *, seed: int, workers: int, gpus: float = 0.0) -> str:
-    """Names the model's artifact: everything that can change its bytes, known from listings alone."""
+def artifact_digest(
+    model: Model, *, seed: int, workers: int, gpus: float = 0.0, fleet: str | None = None
+) -> str:
+    """Names the model's artifact: everything that can change its bytes, known from listings alone.
+
+    `fleet` names the models that share a budget with it, and the budget.
+    """
     final = "assemble" if model.source.kind == "checkpoint" else "publish"
     return digest(
         final,
@@ -39,7 +45,8 @@ def artifact_digest(model: Model, *, seed: int, workers: int, gpus: float = 0.0)
         data=_data_identity(model.data),
         seed=seed,
         workers=_trainers(model, workers),
-        **(_device(gpus) if _has_gradients(model) else {}),
+        **(device_facts(gpus) if _has_gradients(model) else {}),
+        **({"fleet": fleet} if fleet is not None and model.recipe.auto is not None else {}),
     )
 
 
@@ -52,15 +59,22 @@ def plan_program(
     workers: int,
     memory_bytes: int,
     gradients: bool,
+    inputs: bool = False,
     gpus: float = 0.0,
+    fold: Fold | None = None,
+    fleet: str | None = None,
 ) -> ModelPlan:
-    """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, quantize*, publish.
+    """Tasks of a program or module, in this order: export?, train?, collect*, prune?, finetune?, calibrate*, equalize?,
+    quantize*, publish.
 
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
-    targets, from `collect` tasks otherwise.
+    targets, from `collect` tasks otherwise. What a pruning step knows of the layers' inputs comes from `calibrate`
+    tasks before it, labelled observe. An iterative schedule repeats the steps from collect to finetune. `inputs` says
+    that the quantization method reads calibration statistics. What comes after `train` sees no sample outside the
+    `fold`, if there is one.
     """
     recipe = model.recipe.canonical()
-    builder = _Builder(
+    builder = PlanBuilder(
         model=model, recipe=recipe, output=output, run=run, seed=seed, memory_bytes=memory_bytes, gpus=gpus
     )
     if model.source.kind == "module":
@@ -70,20 +84,89 @@ def plan_program(
             factory=model.factory,
             code=model.factory_digest,
             inputs=model.inputs,
-            example=_contents(shown),
+            example=shard_contents(shown),
         )
+    more = _more_statistics(model.recipe.prune) if gradients else {}
     if "train" in recipe:
-        builder.add("train", workers=workers, options=recipe["train"], **builder.training)
-    if gradients and ("collect" in recipe or "train" not in recipe or builder.unlabelled):
-        builder.add_chunks(recipe.get("collect", {"batch_size": 64}))
-    if "prune" in recipe:
-        builder.add("prune", options=recipe["prune"], seed=seed)
-    if "finetune" in recipe:
-        builder.add("finetune", workers=workers, options=recipe["finetune"], **builder.training)
+        kept = {} if "collect" in recipe else more  # of statistics that the training keeps
+        builder.add("train", workers=workers, options=recipe["train"], **builder.training, **kept)
+    final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus, fleet=fleet)
+    if "auto" in recipe:
+        tasks = _search(builder, recipe["auto"], final, workers=workers)
+        return ModelPlan(model=model, digest=final, tasks=tasks)
+    builder.keep_to(fold)
+    _add_rounds(builder, gradients=gradients, workers=workers, more=more)
+    if inputs:
+        builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
+    if recipe.get("quantize", {}).get("equalize"):
+        builder.add("equalize", options=recipe["quantize"])
     if "quantize" in recipe:
-        builder.add_groups(recipe["quantize"])
-    final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus)
+        builder.add_groups("quantize", recipe["quantize"])
     return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
+
+
+def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: dict[str, Any]) -> None:
+    """Tasks from collect to finetune, once or round by round; `more` is what is collected beside gradients."""
+    recipe, prune, seed = builder.shared["recipe"], builder.model.recipe.prune, builder.shared["seed"]
+    rounds = recipe.get("prune", {}).get("rounds", 1)
+    for index in range(rounds):
+        if rounds > 1:
+            builder.begin_round(index)
+        if gradients and (index or "collect" in recipe or "train" not in recipe or builder.unlabelled):
+            builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **more)
+        if prune is not None and observes(prune):
+            builder.add_chunks("calibrate", recipe["calibrate"], "observe", shards=builder.train_shards)
+        if "prune" in recipe and not is_gradual(recipe):
+            builder.add("prune", options=recipe["prune"], seed=seed, **builder.round)
+        if "finetune" in recipe:
+            is_last = index == rounds - 1
+            tuning: dict[str, Any] = {**builder.training, **(later_steps(recipe) if is_last else {})}
+            epochs = recipe["finetune"]["epochs"]
+            if rounds > 1:
+                tuning["seed"] += index  # so that no round sees the samples in the order of another
+            options = {**recipe["finetune"], "epochs": epochs_of(epochs, index, rounds)}
+            builder.add("finetune", workers=workers, options=options, **tuning)
+    builder.round = {}
+
+
+def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, workers: int) -> tuple[Task, ...]:
+    """Tasks of `auto`: observe*, sense*, rounds of trials that see what those before them measured, publish.
+
+    How many there are does not depend on what they find, so the search is resumed like any other work.
+    """
+    data = builder.data
+    assert data is not None, "checked by the spec: auto needs data"
+    builder.add_chunks("observe", {"samples": SENSED_SAMPLES, "batch_size": 32}, shards=len(data.train))
+    builder.add_groups("sense", options)
+    search = {"options": options, "loss": data.loss, "metric": data.metric, "trainers": workers}
+    place = {"memory_bytes": builder.memory_bytes, "gpus": builder.gpus}
+    rounds = -(-options["trials"] // TRIALS_AT_ONCE)
+    builder.stages["trial"] = []
+    for number in range(rounds):
+        count = min(TRIALS_AT_ONCE, options["trials"] - number * TRIALS_AT_ONCE)
+        facts = [
+            {**search, "round": number, "index": index, "searched_on": shard_contents(data.train)}
+            for index in range(count)
+        ]
+        before = list(builder.stages["trial"])
+        builder.round = {"round": number}
+        builder.fan_out("trial", facts, [place] * count, "trial")
+        builder.stages["trial"] = before + builder.stages["trial"]
+    builder.round = {}
+    return builder.finish("publish", final, is_search=True, **search, **place)
+
+
+def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
+    """What is collected beside gradients: facts of their own, so that digests of all else stay as they were."""
+    if step is None:
+        return {}
+    wanted = {"products": needs_products(step), "recurrent": "recurrent" in step.structure}
+    return {name: True for name, needed in wanted.items() if needed}
+
+
+def without_end(plan: ModelPlan) -> ModelPlan:
+    """The plan up to its last task, which cannot be planned before the others are done."""
+    return replace(plan, tasks=plan.tasks[:-1])
 
 
 def plan_checkpoint(
@@ -95,7 +178,7 @@ def plan_checkpoint(
     """
     check_plain(checkpoint)
     final = artifact_digest(model, seed=seed, workers=1)
-    builder = _Builder(
+    builder = PlanBuilder(
         model=model,
         recipe=model.recipe.canonical(),
         output=output,
@@ -119,19 +202,6 @@ def plan_checkpoint(
     )
 
 
-def shard_names(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Tensor names in runs of at most `limit` bytes, in the given order; a larger tensor is a run of its own."""
-    runs: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        if runs[-1] and filled + size > limit:
-            runs.append([])
-            filled = 0
-        runs[-1].append(name)
-        filled += size
-    return runs
-
-
 def _identity(model: Model) -> dict[str, Any]:
     return {
         "source": contents(model.source.files, named=model.source.kind == "checkpoint"),
@@ -146,189 +216,21 @@ def _data_identity(data: Data | None) -> dict[str, Any] | None:
     if data is None:
         return None
     return {
-        "train": _contents(data.train),
-        "eval": _contents(data.eval),
+        "train": shard_contents(data.train),
+        "eval": shard_contents(data.eval),
         "loss": data.loss,
         "metric": data.metric,
     }
-
-
-def _device(gpus: float) -> dict[str, str]:
-    """What a GPU adds to a digest: it rounds otherwise than a processor. How much of it a task gets changes nothing."""
-    return {"device": GPU} if gpus else {}
 
 
 def _has_gradients(model: Model) -> bool:
     """Whether a step of the recipe computes gradients, which a GPU may do."""
     recipe = model.recipe
     collects = recipe.prune is not None and needs_gradients(recipe.prune)
-    return collects or recipe.train is not None or recipe.finetune is not None
+    return collects or recipe.auto is not None or recipe.train is not None or recipe.finetune is not None
 
 
 def _trainers(model: Model, workers: int) -> int:
     """Data-parallel workers may change the last digits of trained weights, so they are part of a training digest."""
     trains = model.recipe.train is not None or model.recipe.finetune is not None
     return workers if trains else 1
-
-
-class _Builder:
-    """Grows the chain of tasks of one model; `last` are the ids that the next task needs."""
-
-    def __init__(
-        self,
-        *,
-        model: Model,
-        recipe: dict[str, Any],
-        output: str,
-        run: str,
-        seed: int,
-        memory_bytes: int,
-        gpus: float = 0.0,
-    ) -> None:
-        self.model = model
-        self._gpus = gpus
-        self.tasks: list[Task] = []
-        self.last: tuple[str, ...] = ()
-        self.stages: dict[str, Any] = {}  # digests of the records that later tasks read, by kind
-        self._before: Any = contents(model.source.files, named=model.source.kind == "checkpoint")
-        self._memory_bytes = memory_bytes
-        data = model.data
-        self.unlabelled = data is None or data.loss in (None, "distillation")
-        self.training = {"trained_on": _contents(data.train), "loss": data.loss, "seed": seed} if data else {}
-        self.shared: dict[str, Any] = {
-            "output": output,
-            "run": run,
-            "seed": seed,
-            "recipe": recipe,
-            "model": {
-                "name": model.name,
-                "kind": model.source.kind,
-                "uri": model.source.uri,
-                "root": absolute(model.source.root),
-                "files": [_plain(file) for file in model.source.files],
-                "factory": model.factory,
-                "inputs": model.inputs,
-            },
-            "data": {
-                "train": [_shard(shard) for shard in data.train],
-                "eval": [_shard(shard) for shard in data.eval],
-                "loss": data.loss,
-                "metric": data.metric,
-            }
-            if data
-            else None,
-        }
-
-    def new(self, kind: str, label: str, *, workers: int = 1, **facts: Any) -> str:
-        """Append a task that needs `last`; `facts` are both its own payload and, with what comes before, its digest."""
-        gpus = self._gpus if kind in _GPU_KINDS else 0.0
-        facts = {**facts, **_device(gpus)}
-        identity = {**facts, "before": self._before}
-        if kind in ("train", "finetune"):
-            identity["workers"] = workers
-        own = digest(kind, **identity)
-        task = Task(
-            id=f"{self.model.name}/{label}",
-            model=self.model.name,
-            kind=kind,
-            digest=own,
-            needs=self.last,
-            payload={**self.shared, **facts, "digest": own, "stages": dict(self.stages)},
-            memory_bytes=self._memory(),
-            gpus=gpus,
-            workers=workers,
-        )
-        self.tasks.append(task)
-        return task.id
-
-    def add(self, kind: str, **facts: Any) -> None:
-        """Append one task and make it what the next one builds on."""
-        self.last = (self.new(kind, kind, **facts),)
-        self.stages[kind] = self.tasks[-1].digest
-        self._before = self.tasks[-1].digest
-
-    def add_chunks(self, options: dict[str, Any]) -> None:
-        """Statistics in chunks of the data that do not depend on the number of workers."""
-        data = self.model.data
-        assert data is not None, "checked by the spec: gradients need data"
-        sizes = {str(index): shard.file.bytes for index, shard in enumerate(data.train)}
-        chunks = [[data.train[int(index)] for index in run] for run in shard_names(sizes, CHUNK_BYTES)]
-        self._fan_out(
-            "collect",
-            [
-                {
-                    "options": options,
-                    "collected_on": _contents(chunk),
-                    "first_shard": data.train.index(chunk[0]),
-                    "loss": data.loss,
-                    "seed": self.shared["seed"],
-                }
-                for chunk in chunks
-            ],
-            [{"files": [_shard(shard) for shard in chunk]} for chunk in chunks],
-        )
-
-    def add_groups(self, options: dict[str, Any]) -> None:
-        """Layers in groups of equal bytes; small models are one group."""
-        total = sum(file.bytes for file in self.model.source.files)
-        count = max(1, -(-total // GROUP_BYTES))
-        self._fan_out(
-            "quantize", [{"options": options, "index": i, "count": count} for i in range(count)], [{}] * count
-        )
-
-    def _fan_out(self, kind: str, facts: list[dict[str, Any]], places: list[dict[str, Any]]) -> None:
-        ids, digests = [], []
-        for index, (own, place) in enumerate(zip(facts, places, strict=True)):
-            label = kind if len(facts) == 1 else f"{kind}[{index}]"
-            ids.append(self.new(kind, label, **own))
-            if place:
-                task = self.tasks[-1]
-                self.tasks[-1] = _with_payload(task, place)
-            digests.append(self.tasks[-1].digest)
-        self.last = tuple(ids)
-        self.stages[kind] = digests
-        self._before = digests
-
-    def finish(self, kind: str, final: str, **own: Any) -> tuple[Task, ...]:
-        """Append the task that validates and publishes under the artifact's own digest."""
-        plan_digest = digest(kind, tasks=[task.digest for task in self.tasks], artifact=final)
-        self.tasks.append(
-            Task(
-                id=f"{self.model.name}/{kind}",
-                model=self.model.name,
-                kind=kind,
-                digest=final,
-                needs=self.last,
-                payload={
-                    **self.shared,
-                    "digest": final,
-                    "stages": dict(self.stages),
-                    "plan_digest": plan_digest,
-                    **own,
-                },
-                memory_bytes=self._memory(),
-            )
-        )
-        return tuple(self.tasks)
-
-    def _memory(self) -> int:
-        """Of a program, all that the spec allows: how far its data unpacks is known only when it is read."""
-        if self.model.source.kind == "checkpoint":
-            return task_memory((), self._memory_bytes)
-        return self._memory_bytes
-
-
-def _with_payload(task: Task, extra: dict[str, Any]) -> Task:
-    return Task(**{**vars(task), "payload": {**task.payload, **extra}})
-
-
-def _plain(file: SourceFile) -> dict[str, Any]:
-    return {"path": file.path, "etag": file.etag, "bytes": file.bytes}
-
-
-def _shard(shard: Shard) -> dict[str, Any]:
-    return {"root": shard.root, **_plain(shard.file)}
-
-
-def _contents(shards: Sequence[Shard]) -> list[list[Any]]:
-    return contents(shard.file for shard in shards)

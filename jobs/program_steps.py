@@ -1,28 +1,34 @@
-"""The steps of a program: export, train, collect, prune, finetune, quantize, publish."""
+"""The steps of a program: export, train, collect, prune, finetune, calibrate, equalize, quantize, publish."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import publishing
+from .equalizing import equalize_program, equalized_calibration, equalized_program
 from .handover import Payload, store_bytes
 from .materials import (
     STATISTICS,
     arrays,
     final_program,
     pruned_program,
+    round_program,
     shard_arrays,
     source_bytes,
     source_program,
     store_tensors,
-    stored_tensors,
     trained_program,
 )
 from .objective import loss_name
+from .pruning_steps import prune
 from .tasks import GPU, StepResult
+from .trained_scales import scale_tensors
+from .tuning import constraints
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from fleetpress.compression.collectives import Collective
-    from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
+    from fleetpress.compression.statistics import GradientStatistics
 
 
 def export(payload: Payload) -> StepResult:
@@ -64,32 +70,45 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
     program = source_program(payload) if kind == "train" else pruned_program(payload)
     samples = arrays(payload["data"]["train"])
     loss = loss_name(payload["data"], samples)
+    options = {key: value for key, value in payload["options"].items() if key != "quantization_aware"}
     result = train_program(
         program,
         samples,
-        TrainOptions(**payload["options"]),
+        TrainOptions(**options),
         loss=loss,
         seed=payload["seed"],
-        teacher=source_program(payload) if loss == "distillation" else None,
+        teacher=_teacher(payload, kind, loss),
         collect=kind == "train" and loss != "distillation",
+        products=payload.get("products", False),
+        **(constraints(payload, program) if kind == "finetune" else {}),
+        recurrent=payload.get("recurrent", False),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
     )
     if collective.rank != 0:
         return None
-    stored = dict(result.values)
+    stored = dict(result.values) | scale_tensors(result.scales)
     if result.statistics is not None:
         stored |= {STATISTICS + name: value for name, value in result.statistics.to_tensors().items()}
     output = store_tensors(payload, stored)
     return StepResult(result={"losses": list(result.losses), "loss": loss}, outputs=(output,))
 
 
+def _teacher(payload: Payload, kind: str, loss: str) -> "ExportedProgram | None":
+    """The original for the loss that knows no targets; for `distill` the model as it was before pruning."""
+    if loss == "distillation":
+        return source_program(payload)
+    if not payload["options"].get("distill"):
+        return None
+    return source_program(payload) if kind == "train" else trained_program(payload)
+
+
 def collect(payload: Payload) -> StepResult:
-    """Gradient statistics of one chunk of the train data at fixed weights, in file order."""
+    """Gradient statistics of one chunk of the train data at fixed weights, in file order, before a round of pruning."""
     from fleetpress.compression.device import pick
     from fleetpress.compression.training import collect as collect_statistics
 
-    program = trained_program(payload)
+    program = round_program(payload)
     statistics: GradientStatistics | None = None
     device = pick(gpu=payload.get("device") == GPU)
     for index, file in enumerate(payload["files"]):
@@ -100,6 +119,8 @@ def collect(payload: Payload) -> StepResult:
             payload["options"]["batch_size"],
             loss=loss_name(payload["data"], samples),
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
+            products=payload.get("products", False),
+            recurrent=payload.get("recurrent", False),
             device=device,
         )
         statistics = found if statistics is None else statistics.merge(found)
@@ -107,20 +128,36 @@ def collect(payload: Payload) -> StepResult:
     return StepResult(result={}, outputs=(store_tensors(payload, statistics.to_tensors()),))
 
 
-def prune(payload: Payload) -> StepResult:
-    """Score units and choose those to delete. Only their indices are recorded; deleting is a pure function of them."""
-    from fleetpress.compression.pruning import PruneOptions
-    from fleetpress.compression.pruning import prune as choose
+def calibrate(payload: Payload) -> StepResult:
+    """What the layers of the final program read, on the samples of one chunk: as many of every shard."""
+    return _calibrated(payload, final_program(payload))
 
-    result = choose(
-        trained_program(payload), PruneOptions(**payload["options"]), _neurons(payload), seed=payload["seed"]
-    )
+
+def observe(payload: Payload) -> StepResult:
+    """The same of the trained program, and gradients of its outputs: what changes of its layers would cost."""
+    return _calibrated(payload, round_program(payload), loss="distillation")
+
+
+def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None = None) -> StepResult:
+    from fleetpress.compression.batches import evenly
+    from fleetpress.compression.calibration import CalibrationStatistics
+    from fleetpress.compression.observing import calibrate as calibrate_program
+
+    options = payload["options"]
+    quota = -(-options["samples"] // payload["shards"])
+    statistics: CalibrationStatistics | None = None
+    for index, file in enumerate(payload["files"]):
+        found = calibrate_program(
+            program,
+            evenly(shard_arrays(file), quota),
+            options["batch_size"],
+            loss=loss,
+            seed=_mixed(payload["seed"], payload["first_shard"] + index),
+        )
+        statistics = found if statistics is None else statistics.merge(found)
+    assert statistics is not None, "a chunk has at least one shard"
     return StepResult(
-        result={
-            "removed": {name: list(units) for name, units in result.removed.items()},
-            "units": dict(result.units),
-            "skipped": dict(result.skipped),
-        }
+        result={"samples": statistics.samples}, outputs=(store_tensors(payload, statistics.to_tensors()),)
     )
 
 
@@ -128,34 +165,12 @@ def quantize(payload: Payload) -> StepResult:
     """Quantize one group of layers; codes, scales and zero points are stored."""
     from .quantizing import quantize_group
 
-    return quantize_group(payload, final_program(payload))
+    return quantize_group(payload, equalized_program(payload), equalized_calibration(payload))
 
 
-def _neurons(payload: Payload) -> "dict[str, NeuronStatistics] | None":
-    """Statistics by layer: merged from the collect tasks in their order, or those of the training."""
-    from fleetpress.compression.statistics import GradientStatistics
-
-    stages = payload["stages"]
-    if "collect" in stages:
-        parts = [
-            GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]
-        ]
-    elif "train" in stages:
-        values = stored_tensors(payload, stages["train"])
-        found = {
-            name.removeprefix(STATISTICS): value
-            for name, value in values.items()
-            if name.startswith(STATISTICS)
-        }
-        if not found:
-            return None
-        parts = [GradientStatistics.from_tensors(found)]
-    else:
-        return None
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    return merged.neurons()
+def equalize(payload: Payload) -> StepResult:
+    """Move scales between layers, for less error when they are quantized; the changed tensors are stored."""
+    return equalize_program(payload)
 
 
 def _mixed(*parts: int) -> int:
@@ -170,8 +185,11 @@ STEPS: dict[str, Callable[[Payload], StepResult]] = {
     "export": export,
     "train": train,
     "collect": collect,
+    "calibrate": calibrate,
+    "observe": observe,
     "prune": prune,
     "finetune": finetune,
+    "equalize": equalize,
     "quantize": quantize,
     "publish": publishing.publish,
 }

@@ -2,9 +2,9 @@
 
 import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from fleetpress.storage.errors import InvalidUri, ObjectNotFound
 from fleetpress.storage.near_misses import hint
@@ -14,14 +14,16 @@ from fleetpress.storage.uri import is_s3, split
 
 from .errors import SpecError
 from .executors import TASK_SECONDS
-from .recipe import CollectStep, Recipe, Strict
-from .spec_checks import check, needs_gradients
+from .recipe import CalibrateStep, CollectStep, Recipe, Strict, ValidateStep
+from .spec_checks import check, needs_gradients, needs_inputs, observes
 from .spec_fields import (
     Count,
+    Drop,
     Duration,
     Factory,
     Key,
     Loss,
+    Memory,
     Metric,
     Output,
     Place,
@@ -29,6 +31,7 @@ from .spec_fields import (
     Shape,
     Size,
     Word,
+    mistake,
     tuple_of,
 )
 from .spec_lines import read_yaml
@@ -69,11 +72,24 @@ class Resources(Strict):
     """What one task may use: data-parallel training workers, bytes of memory, and (on Ray) time and GPUs."""
 
     workers: Count = 1
-    memory_per_task_bytes: Size = Field(default=2 * 2**30, alias="memory_per_task")
+    memory_per_task_bytes: Memory = Field(default=2 * 2**30, alias="memory_per_task")
     time_per_task_seconds: Duration = Field(default=TASK_SECONDS, alias="time_per_task")
     gpus_per_task: Annotated[float, Field(ge=0, le=1)] = (
         0.0  # more than one would idle: a task computes on one
     )
+
+
+class FleetBudget(Strict):
+    """What all models with `auto` together may take, or lose on average; one of the two."""
+
+    total_bytes: Size | None = None
+    max_mean_drop: Drop | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.total_bytes is None) == (self.max_mean_drop is None):
+            raise mistake("give either total_bytes or max_mean_drop")
+        return self
 
 
 class Spec(Strict):
@@ -85,6 +101,7 @@ class Spec(Strict):
     models: Annotated[tuple[ModelSpec, ...], BeforeValidator(tuple_of), Field(min_length=1)]
     data: dict[str, DataSpec] = {}
     recipes: dict[str, Recipe]
+    fleet: FleetBudget | None = None
     resources: Resources = Resources()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     _text: str | None = PrivateAttr(default=None)
@@ -157,7 +174,15 @@ def parse_spec(text: str, name: str) -> Spec:
 
 
 def _completed(recipe: Recipe) -> Recipe:
-    """Pruning by gradients without `train` and `collect` collects once with the defaults."""
+    """Pruning by gradients without `train` and `collect` collects once with the defaults; so do methods of `prune` and
+    `quantize` that need inputs.
+    """
+    added: dict[str, Strict] = {}
+    if recipe.auto and recipe.auto.max_drop is not None:
+        added["validation"] = ValidateStep(max_drop=recipe.auto.max_drop)
     if recipe.prune and needs_gradients(recipe.prune) and not (recipe.train or recipe.collect):
-        return recipe.model_copy(update={"collect": CollectStep()})
-    return recipe
+        added["collect"] = CollectStep()
+    observed = recipe.prune is not None and observes(recipe.prune)
+    if (observed or (recipe.quantize and needs_inputs(recipe.quantize))) and not recipe.calibrate:
+        added["calibrate"] = CalibrateStep()
+    return recipe.model_copy(update=added)

@@ -9,11 +9,26 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fleetpress.compression.scheme import DEFAULT_METHOD
+from fleetpress.compression.scheme import DEFAULT_METHOD, LEARNING_METHODS, cast_of
 
-from .recipe import CHANGING_STEPS, TRAINING_STEPS, PruneStep, QuantizeStep, Recipe, Strict, TrainStep
+from .recipe import (
+    BUDGETS,
+    CHANGING_STEPS,
+    CHOSEN_STEPS,
+    TRAINING_STEPS,
+    AutoStep,
+    FinetuneStep,
+    PruneStep,
+    QuantizeStep,
+    Recipe,
+    Strict,
+    TrainStep,
+)
+from .schemes import options_of, scheme_of
+from .spec_codebooks import check_codebook
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
+from .training_checks import check_aware, check_gradual, check_training
 
 DATA_KEYS = {"train", "eval", "loss", "metric"}  # with an unknown key, a missing one may just be misspelled
 _HOW_MUCH = {"pattern": "2:4", "sparsity": "0.5", "mean_threshold": "1e-4", "std_threshold": "1e-3"}
@@ -42,15 +57,46 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     known = {field.alias or name for name, field in Recipe.model_fields.items()}
     if isinstance(raw, dict) and steps.keys() <= known and not steps.keys() & set(CHANGING_STEPS):
         yield path, f"changes nothing; add at least one of {', '.join(CHANGING_STEPS)}"
-    for name in ("train", "finetune"):
-        training = _valid(TrainStep, steps.get(name))
-        if training and training.momentum and training.optimizer != "sgd":
-            what = f"has no meaning for {training.optimizer}; delete it, or take optimizer: sgd"
-            yield (*path, name, "momentum"), what
+    quantize = _valid(QuantizeStep, steps.get("quantize"))
+    if train := _valid(TrainStep, steps.get("train")):
+        yield from _of_step((*path, "train"), check_training(train))
+    if finetune := _valid(FinetuneStep, steps.get("finetune")):
+        yield from _of_step((*path, "finetune"), check_training(finetune))
+        yield from _of_step((*path, "finetune"), check_aware(finetune, quantize, "quantize" in steps))
+    if auto := _valid(AutoStep, steps.get("auto")):
+        yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
-    if quantize := _valid(QuantizeStep, steps.get("quantize")):
+        yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
+        yield from _check_rounds((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
+    if quantize:
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
+
+
+def _of_step(path: Path, found: Iterator[tuple[str, str]]) -> Iterator[Mistake]:
+    yield from (((*path, key), what) for key, what in found)
+
+
+def _check_auto(path: Path, step: AutoStep, steps: dict[str, Any]) -> Iterator[Mistake]:
+    for name in CHOSEN_STEPS:
+        if name in steps:
+            yield (*path, name), "is chosen by auto; delete it, or delete auto and say everything yourself"
+    given = [name for name in BUDGETS if getattr(step, name) is not None]
+    if step.goal == "most_accurate" and not given:
+        yield (*path, "auto"), f"most_accurate within which budget? add one of {', '.join(BUDGETS)}"
+    if step.goal != "most_accurate" and given:
+        yield (
+            (*path, "auto", given[0]),
+            f"is a budget, but {step.goal} is bounded by max_drop; take goal: most_accurate, or delete it",
+        )
+    if len(given) > 1:
+        yield (*path, "auto", given[1]), f"excludes {given[0]}; keep one budget"
+    allowed = _mapping(steps.get("validate")).get("max_drop")
+    if step.max_drop is not None and allowed not in (None, step.max_drop):
+        yield (*path, "validate", "max_drop"), f"contradicts auto's {step.max_drop}; delete one of them"
+    if step.goal == "most_accurate" and step.max_drop is not None:
+        what = "bounds smallest and fastest; most_accurate loses as little as its budget allows; delete it"
+        yield (*path, "auto", "max_drop"), what
 
 
 def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
@@ -62,17 +108,24 @@ def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
 def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
     from fleetpress.compression.sparsity import SPARSIFIERS
 
-    takes = SPARSIFIERS[step.method].takes
-    for name, example in _HOW_MUCH.items():
-        value = getattr(step, name)
-        if value is None and name in takes:
-            yield path, f"does not say how much; add {name}, such as {example}"
-        elif value is not None and name not in takes:
+    method = SPARSIFIERS[step.method]
+    takes = method.takes
+    given = [name for name in takes if getattr(step, name) is not None]
+    if not given:
+        what = " or ".join(f"{name}, such as {_HOW_MUCH[name]}" for name in takes)
+        yield path, f"does not say how much; add {what}"
+    elif len(given) > 1:
+        yield (*path, given[1]), f"excludes {given[0]}; keep one way to say how much to zero"
+    for name in _HOW_MUCH:
+        if getattr(step, name) is not None and name not in takes:
             yield (
                 (*path, name),
                 f"has no meaning for {step.method}, which takes {', '.join(takes)}; delete it",
             )
-    if step.scope == "global":
+    if step.structure:
+        what = f"has no meaning for {step.method}, which zeroes weights and deletes no units; delete it"
+        yield (*path, "structure"), what
+    if step.scope == "global" and not method.compares_tensors:
         what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
         yield (*path, "scope"), what
 
@@ -100,12 +153,34 @@ def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
         yield (*path, given[0]), f"needs {other} beside it; a unit goes when both are small"
 
 
+def _check_rounds(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    if is_sparsifier(step.method):
+        for name, default in (("compensate", "none"), ("schedule", "one_shot"), ("rounds", None)):
+            if getattr(step, name) not in (default, "gradual"):
+                yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
+    elif step.schedule != "iterative":
+        if step.rounds is not None:
+            yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"
+    elif step.rounds is None:
+        yield (*path, "schedule"), "iterative does not say in how many rounds; add rounds, such as 3"
+    elif step.sparsity is None:
+        yield (*path, "schedule"), "iterative grows a share from round to round; give sparsity"
+    elif finetune is None:
+        yield (*path, "schedule"), "iterative tunes after every round; add the step finetune"
+    elif finetune.epochs < step.rounds:
+        what = f"{step.rounds} need as many epochs of finetune at least, and it has {finetune.epochs}"
+        yield (*path, "rounds"), f"{what}; take fewer rounds or more epochs"
+
+
 def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
     from fleetpress.compression.scheme import CASTS, SCHEMES
 
     if step.scheme in CASTS:
         yield from _check_cast(path, step, raw)
         return
+    yield from _check_layers(path, step)
     if step.scheme is None and step.num_bits is None:
         yield path, "does not say how many bits; add a scheme such as W4A16, or num_bits"
     if step.group_size is not None and step.strategy in ("tensor", "channel"):
@@ -122,6 +197,11 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
     if scheme is not None and scheme.type == "float":
         yield from _check_float(path, step)
         return
+    if step.method in LEARNING_METHODS or (scheme is not None and scheme.type == "codebook"):
+        yield from check_codebook(path, step, scheme)
+        return
+    if step.num_bits == 1:
+        yield (*path, "num_bits"), "1 is for codebooks; take scheme BINARY, method k_means, or 2 to 8"
     if scheme is not None and step.symmetric not in (None, scheme.symmetric):
         what = f"{str(step.symmetric).lower()} contradicts scheme {step.scheme}"
         yield (
@@ -134,6 +214,20 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
         yield (*path, "format"), f"{what}; delete it, or take scheme W8A16"
 
 
+def _check_layers(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
+    """Options of single layers: each must make a scheme of integer codes."""
+    from fleetpress.compression.errors import MethodError
+
+    options = step.model_dump(exclude_none=True)
+    for name in step.layers:
+        try:
+            if cast_of(options["layers"][name].get("scheme")):
+                raise MethodError("is a plain cast of checkpoints; take a scheme such as W8A16")
+            scheme_of(options_of(options, name))
+        except MethodError as error:
+            yield (*path, "layers", name), str(error)
+
+
 def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
     # `group_size: null` is a choice, too: one scale per channel.
     for name in ("num_bits", "symmetric", "group_size", "strategy", "format"):
@@ -141,6 +235,9 @@ def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
     if step.method != DEFAULT_METHOD:
         yield (*path, "method"), f"{step.method} has no meaning for {step.scheme}, a plain cast; delete it"
+    for name in ("equalize", "bias_correction"):
+        if getattr(step, name):
+            yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
 
 
 def _check_float(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
@@ -203,6 +300,14 @@ def _check_model(
     prune = _valid(PruneStep, steps.get("prune"))
     if prune and not needing and needs_gradients(prune):
         needing = [f"prune by {prune.method}"]
+    if prune and "calibrate" not in needing and observes(prune):
+        needing = [
+            *needing,
+            f"prune by {prune.method}" if prune.compensate == "none" else "prune's compensate",
+        ]
+    quantize = _valid(QuantizeStep, steps.get("quantize"))
+    if quantize and "calibrate" not in needing and needs_inputs(quantize):
+        needing = [*needing, f"quantize by {_looking(quantize)}"]
     if data is None and needing:
         remedy = (
             f"add one of: {', '.join(shards)}" if shards else "describe the files under `data` and name them"
@@ -225,6 +330,47 @@ def needs_gradients(step: PruneStep) -> bool:
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_gradients
+
+
+def needs_products(step: PruneStep) -> bool:
+    """Whether the step's method scores units by products of weights and gradients."""
+    if not needs_gradients(step):
+        return False
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS[step.method].needs_products
+
+
+def observes(step: PruneStep) -> bool:
+    """Whether the step looks at what the layers read: to score units or weights, or to make up for them."""
+    if step.compensate != "none":
+        return True
+    from fleetpress.compression.sparsity import SPARSIFIERS
+
+    if step.method in SPARSIFIERS:
+        return SPARSIFIERS[step.method].needs_inputs
+    from fleetpress.compression.pruning import PRUNERS
+
+    return PRUNERS[step.method].needs_inputs
+
+
+def needs_inputs(step: QuantizeStep) -> bool:
+    """Whether the step looks at what the layers read: its methods, its scales between layers, or its biases do."""
+    if step.bias_correction or step.equalize == "activation_aware":
+        return True
+    methods = {step.method, *(own.method for own in step.layers.values() if own.method)} - {DEFAULT_METHOD}
+    if not methods:  # without loading torch
+        return False
+    from fleetpress.compression.quantization import QUANTIZERS
+
+    return any(QUANTIZERS[method].needs_inputs for method in methods)
+
+
+def _looking(step: QuantizeStep) -> str:
+    """What of a step that needs inputs needs them."""
+    if step.equalize == "activation_aware":
+        return step.equalize
+    return "bias_correction" if step.bias_correction else step.method
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

@@ -28,11 +28,20 @@ def run_step(task: Task) -> StepResult:
     """Run one task in this process. Raises the errors of the three packages; everything else is our bug."""
     step = _CHECKPOINT_STEPS.get(task.kind)
     if step is None:
-        from .program_steps import STEPS
-
+        step = _program_step(task)
         use_one_thread()
-        step = STEPS[task.kind]
     return step(task.payload)
+
+
+def _program_step(task: Task) -> Callable[[Payload], StepResult]:
+    """The step of a program; `auto` has some of its own, its last one among them."""
+    if task.kind in ("sense", "trial") or "is_search" in task.payload:
+        from .auto.steps import STEPS as AUTO_STEPS
+
+        return AUTO_STEPS[task.kind]
+    from .program_steps import STEPS
+
+    return STEPS[task.kind]
 
 
 def run_rank(task: Task, collective: "Collective") -> StepResult | None:

@@ -191,15 +191,15 @@ def _watch(notebook: _Notebook, new_store: Any) -> None:
 
 
 def _cut_small() -> None:
-    from fleetpress.jobs import plan, publishing, scheduler, work
+    from fleetpress.jobs import plan_builder, publishing, scheduler, work
     from fleetpress.jobs.checkpoint import layout, steps, tasks
 
     for name, size in LAYOUT.items():
         setattr(layout, name, size)
     steps.ONE_PUT_BYTES = ONE_PUT_BYTES
     tasks.block_bytes = lambda _: BLOCK_BYTES
-    plan.CHUNK_BYTES = CHUNK_BYTES
-    plan.GROUP_BYTES = GROUP_BYTES
+    plan_builder.CHUNK_BYTES = CHUNK_BYTES
+    plan_builder.GROUP_BYTES = GROUP_BYTES
     publishing._LATENCY_SECONDS = 0.0
     scheduler._FIRST_DELAY_SECONDS = 0.01
     work._ASK_AGAIN_SECONDS = 0.05

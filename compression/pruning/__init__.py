@@ -6,17 +6,28 @@ from dataclasses import dataclass
 import numpy as np
 from torch.export import ExportedProgram
 
+from fleetpress.compression.calibration import InputStatistics
 from fleetpress.compression.errors import PruningError
+from fleetpress.compression.layers import matrices
 from fleetpress.compression.program import tensors
-from fleetpress.compression.pruning import gradient_stability, magnitude, random_
+from fleetpress.compression.pruning import (
+    fisher,
+    gradient_stability,
+    magnitude,
+    random_,
+    taylor,
+    wanda,
+)
 from fleetpress.compression.pruning.delete import delete
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.pruning.select import PruneOptions, check, choose
+from fleetpress.compression.pruning.structure import STRUCTURES
 from fleetpress.compression.pruning.units import UnitGroup, Units, find_units, output_axis
 from fleetpress.compression.statistics import NeuronStatistics
 
 __all__ = [
     "PRUNERS",
+    "STRUCTURES",
     "PruneOptions",
     "PruneResult",
     "PruningMethod",
@@ -31,6 +42,9 @@ PRUNERS: dict[str, PruningMethod] = {
     "gradient_stability": gradient_stability.METHOD,
     "magnitude": magnitude.METHOD,
     "random": random_.METHOD,
+    "taylor": taylor.METHOD,
+    "fisher": fisher.METHOD,
+    "wanda_structured": wanda.METHOD,
 }
 
 
@@ -51,29 +65,40 @@ def prune(
     options: PruneOptions,
     statistics: Mapping[str, NeuronStatistics] | None = None,
     seed: int = 0,
+    *,
+    inputs: Mapping[str, InputStatistics] | None = None,
+    whole: Mapping[str, int] | None = None,
 ) -> PruneResult:
     """Choose the units to delete; the same arguments give the same choice.
+
+    `statistics` are those of gradients by layer, `inputs` those of what layers read by the weight's state name. In a
+    round of an iterative schedule `whole` tells how many units each group had in the beginning: `sparsity` is the share
+    of those that is gone afterwards, which may be reached already.
 
     Raises MethodError for options that do not fit the method, TargetError for a target without a layer and PruningError
     when nothing can be deleted.
     """
     check(options, tuple(PRUNERS))
     method = PRUNERS[options.method]
-    units = find_units(program, options.targets, options.ignore)
+    units = find_units(program, options.targets, options.ignore, options.structure)
     if not units.groups:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in units.skipped.items())
         raise PruningError(f"no unit can be deleted: {reasons or 'the program has no Linear or Conv layer'}")
     context = ScoreContext(
-        values=tensors(program), layers=units.layers, statistics=statistics or {}, seed=seed
+        values=tensors(program),
+        layers=units.layers,
+        statistics=statistics or {},
+        seed=seed,
+        inputs=inputs or {},
     )
-    gone = units.coupling.among(choose(units, method, options, context))
+    gone = units.coupling.among(choose(units, method, options, context, whole))
+    reached = {part for group in units.groups for part in group.members}
     removed = {}
-    for name in (layer for layer in units.layers if any(layer in group.members for group in units.groups)):
-        axis = output_axis(units.coupling, units.layers[name])
-        assert axis is not None
-        if gone[axis].any():
+    for name, layer in units.owners.items():
+        axis = output_axis(units.coupling, layer)
+        if axis is not None and gone[axis].any() and any(part.name in reached for part in matrices(layer)):
             removed[name] = tuple(np.flatnonzero(gone[axis]).tolist())
-    if not removed:
+    if not removed and whole is None:
         count = sum(group.count for group in units.groups)
         how = "the thresholds are" if options.sparsity is None else f"sparsity {options.sparsity} is"
         raise PruningError(f"{how} too small to delete any of the {count} units; raise it")

@@ -3,20 +3,13 @@
 import torch
 from torch import Tensor
 
-from fleetpress.compression.errors import MethodError
-from fleetpress.compression.pruning.method import PruningMethod, ScoreContext, pooled
+from fleetpress.compression.pruning.method import PruningMethod, ScoreContext, collected, pooled
 from fleetpress.compression.pruning.units import UnitGroup
 
 
 def gradient_mean_and_std(context: ScoreContext, group: UnitGroup) -> tuple[Tensor, Tensor]:
     """Per unit sqrt(mean_j mu_j^2) and sqrt(mean_j var_j) over all its entries j; float64, gradient units."""
-    names = context.rows(group)
-    missing = [name for name in names if name not in context.statistics]
-    if missing:
-        raise MethodError(
-            f"gradient_stability needs the gradient statistics of {', '.join(missing)}; add `train` or `collect`"
-        )
-    found = {name: context.statistics[name] for name in names}
+    found = collected(context, group, "gradient_stability")
     entries = {name: item.entries for name, item in found.items()}
     return (
         pooled(group, {name: item.mean_square for name, item in found.items()}, entries),

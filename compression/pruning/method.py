@@ -1,11 +1,13 @@
 """What a pruning method is: a table entry that gives every unit of a group a score."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fleetpress.compression.calibration import InputStatistics
+from fleetpress.compression.errors import MethodError
 from fleetpress.compression.program import aliases
 from fleetpress.compression.pruning.units import UnitGroup
 from fleetpress.compression.selection import Layer
@@ -14,12 +16,15 @@ from fleetpress.compression.statistics import NeuronStatistics
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreContext:
-    """What a score may look at: stored tensors by name, layers by name, gradient statistics by layer, the seed."""
+    """What a score may look at: stored tensors by name, layers by name, gradient statistics by layer, the seed, and
+    `inputs`: statistics of what a weight is multiplied with, by the weight's state name.
+    """
 
     values: Mapping[str, Tensor]
     layers: Mapping[str, Layer]
     statistics: Mapping[str, NeuronStatistics]
     seed: int
+    inputs: Mapping[str, InputStatistics] = field(default_factory=dict)
 
     def rows(self, group: UnitGroup) -> tuple[str, ...]:
         """The group's layers, of those that share a tied weight only the one that statistics were kept of."""
@@ -40,7 +45,9 @@ Score = Callable[[ScoreContext, UnitGroup], Tensor]
 class PruningMethod:
     """`score` gives one float64 per unit of a group, low = unimportant.
 
-    `spread`, where a method has it, gives the pair that `mean_threshold` and `std_threshold` are compared with.
+    `needs_gradients` asks for gradient statistics, `needs_products` for those with the products of weights and
+    gradients, `needs_inputs` for statistics of what the layers read. `spread`, where a method has it, gives the pair
+    that `mean_threshold` and `std_threshold` are compared with.
     """
 
     name: str
@@ -48,7 +55,30 @@ class PruningMethod:
     paper: str
     score: Score
     needs_gradients: bool = False
+    needs_products: bool = False
+    needs_inputs: bool = False
     spread: Callable[[ScoreContext, UnitGroup], tuple[Tensor, Tensor]] | None = None
+
+
+def added(group: UnitGroup, values: Mapping[str, Tensor]) -> Tensor:
+    """Sum of `values[layer]` [output units of the layer] over all member rows of every unit; float64."""
+    total = torch.zeros(group.count, dtype=torch.float64)
+    for layer, value in values.items():
+        spots = torch.from_numpy(group.members[layer])
+        inside = spots >= 0
+        total.index_add_(0, spots[inside], value.to(torch.float64)[inside])
+    return total
+
+
+def collected(context: ScoreContext, group: UnitGroup, method: str) -> dict[str, NeuronStatistics]:
+    """Gradient statistics of the group's layers. Raises MethodError, in the name of `method`, if some are missing."""
+    names = context.rows(group)
+    missing = [name for name in names if name not in context.statistics]
+    if missing:
+        raise MethodError(
+            f"{method} needs the gradient statistics of {', '.join(missing)}; add `train` or `collect`"
+        )
+    return {name: context.statistics[name] for name in names}
 
 
 def pooled(group: UnitGroup, squares: Mapping[str, Tensor], entries: Mapping[str, int]) -> Tensor:

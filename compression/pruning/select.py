@@ -1,7 +1,7 @@
 """From scores to the units that go."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from fleetpress.compression.errors import MethodError, PruningError
 from fleetpress.compression.pruning.labels import Atoms, Mask
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
+from fleetpress.compression.pruning.structure import reading
 from fleetpress.compression.pruning.units import Units
 
 
@@ -20,7 +21,8 @@ class PruneOptions:
     """How much of what to delete.
 
     `sparsity` is the share of the deletable units of every group of coupled layers (scope layer) or of the model (scope
-    global). The thresholds are compared with gradient_mean and gradient_std; a unit below both goes.
+    global). The thresholds are compared with gradient_mean and gradient_std; a unit below both goes. `targets` and
+    `ignore` choose layers, `structure` the kinds of units (`STRUCTURES`); empty means channels and heads.
     """
 
     method: str = "gradient_stability"
@@ -30,6 +32,7 @@ class PruneOptions:
     scope: str = "layer"
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    structure: tuple[str, ...] = ()
 
 
 def check(options: PruneOptions, methods: Sequence[str]) -> None:
@@ -39,6 +42,7 @@ def check(options: PruneOptions, methods: Sequence[str]) -> None:
         raise MethodError(
             f"pruning method {options.method!r} is unknown; the methods are {', '.join(methods)}"
         )
+    reading(options.structure)
     if options.scope not in ("layer", "global"):
         raise MethodError(f"scope {options.scope!r} is unknown; it is layer or global")
     if (options.sparsity is None) == (thresholds == (None, None)):
@@ -51,15 +55,30 @@ def check(options: PruneOptions, methods: Sequence[str]) -> None:
         raise MethodError("thresholds are positive numbers")
 
 
-def choose(units: Units, method: PruningMethod, options: PruneOptions, context: ScoreContext) -> Atoms:
-    """Classes of the units that go; every dim of the program keeps its best unit at least."""
+def choose(
+    units: Units,
+    method: PruningMethod,
+    options: PruneOptions,
+    context: ScoreContext,
+    whole: Mapping[str, int] | None = None,
+) -> Atoms:
+    """Classes of the units that go; every dim of the program keeps its best unit at least.
+
+    `whole` is how many units each group had before earlier rounds deleted some: the share is one of those.
+    """
     scores = [_finite(method.score(context, group), group.name) for group in units.groups]
+    sizes = {group.name: group.count for group in units.groups}
+    whole = whole or sizes
     if options.sparsity is None:
         going = _below_thresholds(units, method, options, context)
     elif options.scope == "layer":
-        going = [_lowest(score, options.sparsity) for score in scores]
+        going = [
+            _lowest(score, _share(options.sparsity, whole[group.name], group.count))
+            for group, score in zip(units.groups, scores, strict=True)
+        ]
     else:
-        everything = _lowest(torch.cat(scores), options.sparsity)
+        left = sum(sizes.get(name, 1) for name in whole)  # a group of one unit is a group no more
+        everything = _lowest(torch.cat(scores), _share(options.sparsity, sum(whole.values()), left))
         going = list(torch.split(everything, [group.count for group in units.groups]))
     classes = np.concatenate([group.classes for group in units.groups])
     chosen = torch.cat(going).numpy()
@@ -74,10 +93,14 @@ def _finite(score: Tensor, group: str) -> Tensor:
     return score
 
 
-def _lowest(scores: Tensor, sparsity: float) -> Tensor:
-    """A mask of the floor(sparsity * n) lowest scores, the lowest index first among equals."""
+def _share(sparsity: float, whole: int, left: int) -> int:
+    """How many of the units that are `left` go, so that floor(sparsity * whole) are gone."""
     # A product like 0.29 * 100 = 28.999... means 29.
-    count = math.floor(sparsity * len(scores) + 1e-9)
+    return max(0, math.floor(sparsity * whole + 1e-9) - (whole - left))
+
+
+def _lowest(scores: Tensor, count: int) -> Tensor:
+    """A mask of the `count` lowest scores, the lowest index first among equals."""
     mask = torch.zeros(len(scores), dtype=torch.bool)
     mask[torch.sort(scores, stable=True).indices[:count]] = True
     return mask

@@ -17,6 +17,7 @@ from .layers import layer_rows
 from .material import Material, gather
 from .problems import problems
 from .scatter import scatter
+from .searches import searches
 from .template import began_at, render
 from .timeline import draw, read_events
 
@@ -89,6 +90,7 @@ def render_html(result: FleetResult, material: Material) -> str:
         lower=any(metric_of(model) in LOWER_IS_BETTER for model in models),
         retrained=any((model.before or {}).get("stage") == "trained" for model in models),
         scatter=scatter(models, rows),
+        searches=searches(material.layers),
         timeline=draw(happened),
         data=_data(models, comparison, happened, material, rows),
         layered=len(material.layers),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fleetpress.jobs import plan as planning
+from fleetpress.jobs import plan_builder as planning
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.checkpoint import layout, steps, tasks

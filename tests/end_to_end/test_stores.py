@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fleetpress.jobs import plan, run_fleet
+from fleetpress.jobs import plan_builder, run_fleet
 from fleetpress.jobs.checkpoint import layout as checkpoint_layout
 from fleetpress.jobs.demo import npz_bytes
 from fleetpress.jobs.results import FleetResult
@@ -118,8 +118,8 @@ def test_from_a_folder_to_s3_on_ray(
 @pytest.fixture
 def many_tasks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "CHUNK_BYTES", 1)
-        patch.setattr(plan, "GROUP_BYTES", 3000)
+        patch.setattr(plan_builder, "CHUNK_BYTES", 1)
+        patch.setattr(plan_builder, "GROUP_BYTES", 3000)
         patch.setattr(checkpoint_layout, "TASK_BYTES", 2000)
         patch.setattr(checkpoint_layout, "PART_BYTES", 200)
         patch.setattr(checkpoint_layout, "_SMALL_BYTES", 100)

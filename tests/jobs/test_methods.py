@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from fleetpress.compression.equalization import EQUALIZERS
 from fleetpress.compression.losses import LOSSES
 from fleetpress.compression.metrics import METRICS
 from fleetpress.compression.pruning import PRUNERS
@@ -14,17 +15,21 @@ from fleetpress.compression.sparsity import SPARSIFIERS
 from fleetpress.compression.training import OPTIMIZERS
 from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.methods import described
-from fleetpress.jobs.recipe import PruneStep, QuantizeStep, TrainStep
+from fleetpress.jobs.recipe import FinetuneStep, PruneStep, QuantizeStep
 
+GRADUAL = ("ramp", "interval")
+ROUNDS = ("compensate", "rounds")
 TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
     "sparsity": SPARSIFIERS,
     "quantization": QUANTIZERS,
+    "equalization": EQUALIZERS,
     "schemes": {**SCHEMES, **CASTS},
     "losses": LOSSES,
     "metrics": METRICS,
     "optimizers": OPTIMIZERS,
 }
+OF_UNITS = ("compensate", "schedule", "rounds")  # options that only the deletion of units has
 
 
 def test_every_name_of_every_table() -> None:
@@ -45,15 +50,33 @@ def test_each_can_be_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "step", "besides"),
     [
-        ("gradient_stability", PruneStep, {"method", "pattern"}),
-        ("magnitude_n_m", PruneStep, {"method", "sparsity", "mean_threshold", "std_threshold", "scope"}),
+        ("gradient_stability", PruneStep, {"method", "pattern", *GRADUAL}),
+        (
+            "magnitude_n_m",
+            PruneStep,
+            {
+                "method",
+                "sparsity",
+                "mean_threshold",
+                "std_threshold",
+                "scope",
+                "structure",
+                *OF_UNITS,
+                *GRADUAL,
+            },
+        ),
         (
             "magnitude_unstructured",
             PruneStep,
-            {"method", "pattern", "mean_threshold", "std_threshold", "scope"},
+            {"method", "pattern", "mean_threshold", "std_threshold", "structure", *ROUNDS},
+        ),
+        (
+            "wanda",
+            PruneStep,
+            {"method", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS, *GRADUAL},
         ),
         ("round_to_nearest", QuantizeStep, {"method"}),
-        ("sgd", TrainStep, {"optimizer"}),
+        ("sgd", FinetuneStep, {"optimizer"}),
     ],
 )
 def test_options_are_those_of_the_recipe(name: str, step: type, besides: set[str]) -> None:

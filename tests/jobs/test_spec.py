@@ -17,6 +17,7 @@ from fleetpress.compression.scheme import CASTS, SCHEMES
 from fleetpress.jobs.errors import FleetpressError, SpecError, UsageError
 from fleetpress.jobs.recipe import (
     CollectStep,
+    FinetuneStep,
     PruneStep,
     QuantizeStep,
     Recipe,
@@ -74,7 +75,8 @@ def test_defaults() -> None:
 
 def test_steps_have_defaults() -> None:
     steps = recipe("{train: {}, collect: {}, finetune: {}, prune: {method: random, sparsity: 0.5}}")
-    assert steps.train == steps.finetune == TrainStep(epochs=1, batch_size=64, optimizer="adamw", lr=1e-3)
+    assert steps.train == TrainStep(epochs=1, batch_size=64, optimizer="adamw", lr=1e-3)
+    assert steps.finetune == FinetuneStep(epochs=1, batch_size=64, optimizer="adamw", lr=1e-3)
     assert steps.collect == CollectStep(batch_size=64)
     assert steps.prune == PruneStep(method="random", sparsity=0.5, scope="layer", targets=(), ignore=())
     pruning = recipe("{prune: {sparsity: 0.5}}").prune
@@ -166,7 +168,8 @@ def test_merge_keys_and_aliases() -> None:
     )
     recipes = parse_spec(text, "spec.yaml").recipes
     assert recipes["s"].quantize == recipes["t"].quantize == QuantizeStep(num_bits=3)
-    assert recipes["s"].finetune == recipes["t"].train == TrainStep(lr=1e-4)
+    assert recipes["s"].finetune == FinetuneStep(lr=1e-4)
+    assert recipes["t"].train == TrainStep(lr=1e-4)
 
 
 def test_gradients_are_collected_once_if_nothing_else_gives_them() -> None:
@@ -187,6 +190,16 @@ def test_two_spellings_have_one_canonical_form() -> None:
     assert list(full.canonical()) == ["train", "prune", "quantize", "validate"]
     assert recipe("{train: {}, validate: {max_drop: 1%}}").canonical()["validate"] == {"max_drop": "1%"}
     assert recipe("{train: {}, validate: {max_drop: '1.0 %'}}").canonical()["validate"] == {"max_drop": "1%"}
+
+
+def test_structures_are_a_key_only_where_they_are_given() -> None:
+    assert (
+        "structure" not in recipe("{prune: {sparsity: 0.5, structure: []}, train: {}}").canonical()["prune"]
+    )
+    one = recipe("{prune: {sparsity: 0.5, structure: Head}, train: {}}").canonical()["prune"]
+    assert one["structure"] == ["head"]
+    two = recipe("{prune: {sparsity: 0.5, structure: [normalized, head, normalized]}, train: {}}")
+    assert two.canonical()["prune"]["structure"] == ["head", "normalized"]
 
 
 def some(**options: st.SearchStrategy[object]) -> st.SearchStrategy[dict[str, object]]:
@@ -215,7 +228,11 @@ raw_recipes = st.fixed_dictionaries(
         "collect": some(batch_size=st.integers(1, 512)),
         "prune": st.fixed_dictionaries(
             {"method": st.sampled_from(sorted(PRUNERS)), "sparsity": share},
-            optional={"scope": st.sampled_from(["layer", "global"]), "targets": patterns},
+            optional={
+                "scope": st.sampled_from(["layer", "global"]),
+                "targets": patterns,
+                "structure": st.sampled_from(["head", ["recurrent", "channel"]]),
+            },
         )
         | st.fixed_dictionaries(
             {"method": st.just("magnitude_n_m"), "pattern": st.sampled_from(["2:4", "1:32"])},

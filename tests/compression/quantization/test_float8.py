@@ -153,12 +153,12 @@ def test_bad_values_are_named(value: float, words: str, scheme: QuantScheme) -> 
         METHOD.quantize(torch.ones(3, 4, dtype=torch.int64), scheme)
 
 
-def test_programs_take_integers() -> None:
-    words = "FP8 is for checkpoints; a program takes integer codes: scheme W8A16"
-    with pytest.raises(MethodError, match=words):
-        quantize_weight("fc.weight", torch.ones(3, 4), 0, CHANNEL, METHOD)
-    with pytest.raises(MethodError, match=words):
-        predicted_bytes((3, 4), 0, CHANNEL, torch.float32)
+def test_programs_hold_a_byte_a_code() -> None:
+    found = quantize_weight("fc.weight", torch.ones(3, 4), 0, CHANNEL, METHOD)
+    assert torch.equal(found.dequantize(), torch.ones(3, 4))
+    assert found.stored_bytes() == predicted_bytes((3, 4), 0, CHANNEL, torch.float32) == 12 + 3 * 4
+    with pytest.raises(MethodError, match="smallest_error makes integer codes or codebooks, not FP8"):
+        quantize_weight("fc.weight", torch.ones(3, 4), 0, CHANNEL, QUANTIZERS["smallest_error"])
 
 
 def test_ranges_are_not_narrowed() -> None:

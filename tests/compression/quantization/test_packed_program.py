@@ -97,10 +97,11 @@ def exported(net: type[nn.Module], dtype: torch.dtype = torch.float32) -> Export
 
 def quantized_of(program: ExportedProgram, scheme: QuantScheme) -> dict[str, QuantizedWeight]:
     values = tensors(program)
+    method = QUANTIZERS["k_means" if scheme.codebook == "learned" else "round_to_nearest"]
     return {
         name: weight
         for layer in layers(program)
-        for name, weight in quantize_layer(layer, values, scheme, QUANTIZERS["round_to_nearest"]).items()
+        for name, weight in quantize_layer(layer, values, scheme, method).items()
     }
 
 
@@ -122,8 +123,28 @@ CASES = [
     (Recurrent, torch.float32, resolve("W4A16", strategy="tensor")),
     (Tied, torch.bfloat16, resolve("W6A16_ASYM", group_size=8)),
     (Tied, torch.float16, resolve("W7A16", group_size=5)),
+    (Convolutions, torch.float32, SCHEMES["NF4"]),
+    (Transposed, torch.float64, resolve("NF4", group_size=4)),
+    (Recurrent, torch.float32, SCHEMES["MXFP4"]),
+    (Tied, torch.float16, SCHEMES["MXFP4"]),
+    (Transposed, torch.float64, SCHEMES["MXFP4"]),
+    (Convolutions, torch.float16, SCHEMES["TERNARY"]),
+    (Transposed, torch.float32, resolve("TERNARY", group_size=4)),
+    (Recurrent, torch.float32, resolve("BINARY", strategy="tensor")),
+    (Tied, torch.bfloat16, SCHEMES["BINARY"]),
+    (Tied, torch.float16, SCHEMES["FP8"]),
+    (Transposed, torch.float64, resolve("FP8", strategy="tensor")),
+    (Recurrent, torch.float32, resolve(num_bits=3, learned=True)),
+    (Convolutions, torch.float32, resolve(num_bits=4, learned=True, group_size=16)),
+    (Convolutions, torch.float32, resolve(num_bits=4, learned=True)),
+    (Transposed, torch.float64, resolve(num_bits=2, learned=True, group_size=None)),
+    (Tied, torch.bfloat16, resolve(num_bits=8, learned=True)),
+    (Tied, torch.float16, resolve(num_bits=1, learned=True, group_size=7)),
 ]
-IDS = [f"{net.__name__}-{str(dtype)[6:]}-{s.num_bits}bit-{s.strategy}" for net, dtype, s in CASES]
+IDS = [
+    f"{net.__name__}-{str(dtype)[6:]}-{s.num_bits}bit-{s.codebook or s.type}-{s.strategy}"
+    for net, dtype, s in CASES
+]
 
 
 @pytest.mark.parametrize(("net", "dtype", "scheme"), CASES, ids=IDS)
@@ -162,10 +183,14 @@ def test_stored_bytes_are_as_predicted(net, dtype, scheme):
     for name, weight in quantized.items():
         real = sum(
             stored[name + part].nbytes
-            for part in ("_packed", "_scale", "_zero_point")
+            for part in ("_packed", "_scale", "_zero_point", "_codebook")
             if name + part in stored
         )
         assert real == weight.stored_bytes() == predicted_bytes(weight.shape, weight.axis, scheme, dtype)
+        rows, columns = weight.codes.shape
+        told = bits_per_weight(scheme, weight.shape, 8 * dtype.itemsize, axis=weight.axis)
+        if scheme.symmetric and dtype != torch.float64:  # float64 weights have codebooks of as many bits
+            assert -1e-6 < real - told * rows * columns / 8 < 1  # codes fill whole bytes
         assert name not in stored
 
 
@@ -304,16 +329,28 @@ print("equal")
 
 
 def test_packed_programs_run_where_this_package_is_not(tmp_path: Path):
-    cases = {Convolutions: "W4A16_ASYM", Transposed: "W3A16", Recurrent: "W8A16", Tied: "W4A16"}
-    for net, scheme in cases.items():
+    cases = [
+        (Convolutions, SCHEMES["W4A16_ASYM"]),
+        (Transposed, SCHEMES["W3A16"]),
+        (Recurrent, SCHEMES["W8A16"]),
+        (Tied, SCHEMES["W4A16"]),
+        (Convolutions, SCHEMES["NF4"]),
+        (Transposed, SCHEMES["MXFP4"]),
+        (Recurrent, SCHEMES["TERNARY"]),
+        (Tied, SCHEMES["BINARY"]),
+        (Tied, SCHEMES["FP8"]),
+        (Convolutions, resolve(num_bits=3, learned=True)),
+    ]
+    names = [f"{net.__name__}-{place}" for place, (net, _) in enumerate(cases)]
+    for name, (net, scheme) in zip(names, cases, strict=True):
         program = exported(net)
-        quantized = quantized_of(program, SCHEMES[scheme])
+        quantized = quantized_of(program, scheme)
         data = save_program(pack_program(program, quantized))
-        (tmp_path / f"{net.__name__}.pt2").write_bytes(data)
-        reference = with_tensors(program, {name: weight.dequantize() for name, weight in quantized.items()})
+        (tmp_path / f"{name}.pt2").write_bytes(data)
+        reference = with_tensors(program, {key: weight.dequantize() for key, weight in quantized.items()})
         buffer = io.BytesIO()
         torch.save((example(net), reference.module()(example(net))), buffer)
-        (tmp_path / f"{net.__name__}.tensors").write_bytes(buffer.getvalue())
-    command = [sys.executable, "-c", PLAIN_RUN, str(tmp_path), *(net.__name__ for net in cases)]
+        (tmp_path / f"{name}.tensors").write_bytes(buffer.getvalue())
+    command = [sys.executable, "-c", PLAIN_RUN, str(tmp_path), *names]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "equal\n", done.stderr

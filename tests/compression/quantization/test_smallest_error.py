@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fleetpress.compression.quantization import QUANTIZERS, affine, smallest_error
+from fleetpress.compression.quantization import QUANTIZERS, affine, range_search
 from fleetpress.compression.scheme import QuantScheme, resolve
 
 SCHEMES = {
@@ -79,7 +79,7 @@ def test_tiles_do_not_change_the_result(
     weights = torch.cat([rows(dtype), rows(dtype)[:1] * 1e-3])  # a last tile of one row
     expected = by_the_definition(weights, scheme)
     assert torch.equal(QUANTIZERS["smallest_error"].quantize(weights, scheme).scale, expected)
-    monkeypatch.setattr(smallest_error, "_TILE_ELEMENTS", 4 * 130)
+    monkeypatch.setattr(range_search, "_TILE_ELEMENTS", 4 * 130)
     again = QUANTIZERS["smallest_error"].quantize(weights, scheme)
     assert torch.equal(again.scale, expected)
     assert torch.equal(again.codes, affine.quantize(weights, expected, again.zero_point, scheme))
@@ -87,8 +87,8 @@ def test_tiles_do_not_change_the_result(
 
 def test_rows_may_come_in_blocks() -> None:
     weights = rows(torch.bfloat16)
-    whole, _ = smallest_error.best_scales(weights, SCHEMES["groups"])
-    blocks = [smallest_error.best_scales(block, SCHEMES["groups"])[0] for block in weights.split(5)]
+    whole, _ = range_search.best_scales(weights, SCHEMES["groups"])
+    blocks = [range_search.best_scales(block, SCHEMES["groups"])[0] for block in weights.split(5)]
     assert torch.equal(torch.cat(blocks), whole)
 
 

@@ -1,0 +1,328 @@
+"""Run a program over data and look at what its layers see: the statistics of `calibration`, in one pass."""
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.nn import functional
+
+from fleetpress.compression.arguments import arguments
+from fleetpress.compression.batches import (
+    TARGETS,
+    Arrays,
+    batches_in_order,
+    check_arrays,
+    check_differentiable,
+    check_rows,
+    count,
+    seeded,
+)
+from fleetpress.compression.calibration import (
+    BLOCK_COLUMNS,
+    WHOLE_COLUMNS,
+    CalibrationStatistics,
+    InputStatistics,
+    WeightStatistics,
+)
+from fleetpress.compression.device import CPU, deterministic
+from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
+from fleetpress.compression.evaluation import Runner
+from fleetpress.compression.layers import LAYER_OPS, LayerOp
+from fleetpress.compression.losses import LOSSES, sampled_loss
+from fleetpress.compression.outputs import meaning
+from fleetpress.compression.program import aliases, tensors
+
+OBSERVED_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+_POSITIONS = (
+    256  # of a convolution's outputs, as many a sample are looked at, evenly spread: neighbours are alike
+)
+_PIECE_ELEMENTS = 1 << 22  # of input rows that are unfolded at a time
+
+
+def calibrate(
+    program: ExportedProgram,
+    arrays: Arrays,
+    batch_size: int,
+    *,
+    loss: str | None = None,
+    seed: int = 0,
+    first_batch: int = 0,
+    device: torch.device = CPU,
+) -> CalibrationStatistics:
+    """Statistics of every weight that Linear and Conv layers use, in eval mode and file order, on the `device`.
+
+    With a `loss` the squared gradients of the outputs are kept, too: their mean times half the squared change of an
+    output estimates what the change adds to the loss (Fisher; Kunstner et al. 2019, arXiv:1905.12558). Targets of a
+    loss without any are drawn as in `training.collect`, by (seed, number of the batch). A program with a fixed batch
+    size uses that one and drops a smaller last batch. Raises DataMismatchError for arrays that do not fit.
+    """
+    rule = LOSSES[loss] if loss else None
+    check_arrays(program, arrays, rule is not None and rule.needs_targets, loss=loss)
+    if rule is not None:
+        check_differentiable(program)
+    runner = Runner(program, widen=True, device=device)
+    size = runner.batch_size or batch_size
+    if count(arrays) < size and runner.batch_size is not None:
+        raise DataMismatchError(
+            f"the program was exported for batches of exactly {size}, but there are {count(arrays)} samples; give more"
+        )
+    for parameter in runner.module.parameters():
+        if rule is not None and parameter.is_floating_point():
+            parameter.requires_grad_()  # also of what was frozen: it may be quantized all the same
+    taps = _tap(runner.module, program, gradients=rule is not None)
+    kind = meaning(program) if rule is not None else "values"
+    samples = 0
+    with deterministic(device), torch.set_grad_enabled(rule is not None):
+        for index, batch in enumerate(batches_in_order(arrays, size)):
+            if runner.batch_size is not None and count(batch) < size:
+                break
+            outputs = runner.outputs(batch)
+            samples += count(batch)
+            if rule is None:
+                continue
+            targets = batch[TARGETS].to(device) if rule.needs_targets else outputs
+            check_rows(outputs, targets)
+            if rule.needs_targets:
+                value = rule.compute(outputs, targets) * rule.weight(targets)
+            else:
+                mean = sampled_loss(outputs.to(CPU), seeded(seed, first_batch + index), meaning=kind)
+                value = mean * _predictions(outputs, drawn=kind != "values")
+            if not value.isfinite():
+                raise TrainingDivergedError(
+                    f"the loss of batch {first_batch + index + 1} is {float(value.detach())} while calibrating; "
+                    "look for NaN or very large numbers in the data and the weights"
+                )
+            _add_gradients(value, taps)
+    return CalibrationStatistics(weights=_statistics(taps), samples=samples)
+
+
+def _predictions(outputs: Tensor, *, drawn: bool) -> int:
+    """Over how many terms `sampled_loss` takes its mean: turns it into the negative log-likelihood of all samples."""
+    return outputs.numel() // outputs.shape[-1] if drawn else outputs.numel()
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """Sums over the inputs of one node, as operators of one geometry read them."""
+
+    rows: int = 0
+    total: Tensor | None = None
+    squares: Tensor | None = None
+    gram: Tensor | None = None
+    range: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Input rows x [rows, G, columns]."""
+        _, groups, columns = x.shape
+        if self.total is None:
+            size = columns if columns <= WHOLE_COLUMNS else BLOCK_COLUMNS
+            blocks = math.ceil(columns / size)
+            self.total = x.new_zeros(groups, columns, dtype=torch.float64)
+            self.squares = x.new_zeros(groups, columns, dtype=torch.float64)
+            self.gram = x.new_zeros(groups, blocks, size, size, dtype=torch.float32)
+        assert self.squares is not None
+        assert self.gram is not None
+        self.rows += x.shape[0]
+        self.total += x.sum(0, dtype=torch.float64)
+        size = self.gram.shape[-1]
+        padded = functional.pad(x, (0, -columns % size)) if columns % size else x
+        parts = padded.reshape(x.shape[0], groups, -1, size).permute(1, 2, 3, 0)  # [G, blocks, size, rows]
+        for mine, part in zip(self.gram.flatten(0, 1), parts.flatten(0, 1), strict=True):
+            mine.addmm_(part, part.t())
+        diagonal = self.gram.diagonal(dim1=-2, dim2=-1).reshape(groups, -1)[:, :columns]
+        self.squares.copy_(diagonal)
+
+    def add_range(self, x: Tensor) -> None:
+        """All entries that are read, sampled or not."""
+        low, high = x.amin().float(), x.amax().float()
+        if self.range is not None:
+            low, high = torch.minimum(low, self.range[0]), torch.maximum(high, self.range[1])
+        self.range = torch.stack([low, high])
+
+
+@dataclass(kw_only=True)
+class _Weight:
+    """One weight: where its input sums are, and the outputs of the batch at hand with their squared gradients."""
+
+    seen: _Seen
+    axis: int
+    outputs: list[Tensor] = field(default_factory=list)
+    squares: Tensor | None = None
+
+
+class _Tap(nn.Module):
+    """Shows what passes to a function."""
+
+    def __init__(self, see: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same tensor."""
+        self._see(x)
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Geometry:
+    """How an operator makes input rows of its input; everything but convolutions just reads the last dim."""
+
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()  # before and after, dim by dim
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    def rows(self, x: Tensor) -> Iterator[Tensor]:
+        """Input rows [rows, G, columns] of x, in pieces."""
+        if not self.kernel:
+            yield x.reshape(-1, 1, x.shape[-1])
+            return
+        dims = len(self.kernel)
+        if x.dim() == dims + 1:  # a convolution takes a single sample without a batch dim, too
+            x = x.unsqueeze(0)
+        x = functional.pad(x, [side for pair in reversed(self.padding) for side in pair]).contiguous()
+        reach = [(size - 1) * step for size, step in zip(self.kernel, self.dilation, strict=True)]
+        places = [
+            (size - far - 1) // stride + 1
+            for size, far, stride in zip(x.shape[2:], reach, self.stride, strict=True)
+        ]
+        by_place = [step * stride for step, stride in zip(x.stride()[2:], self.stride, strict=True)]
+        by_entry = [step * apart for step, apart in zip(x.stride()[2:], self.dilation, strict=True)]
+        patches = x.as_strided(
+            (x.shape[0], *places, x.shape[1], *self.kernel), (x.stride(0), *by_place, x.stride(1), *by_entry)
+        )
+        chosen = _spread(math.prod(places), _POSITIONS)
+        columns = x.shape[1] * math.prod(self.kernel)
+        step = max(1, _PIECE_ELEMENTS // max(1, len(chosen) * columns))
+        where: list[Any] = [slice(None), *torch.unravel_index(chosen.to(x.device), places)]
+        for start in range(0, x.shape[0], step):
+            piece = patches[start : start + step][tuple(where)]
+            yield piece.reshape(-1, self.groups, columns // self.groups)
+
+
+def _spread(positions: int, most: int) -> Tensor:
+    """At most `most` of so many positions, evenly spread."""
+    taken = min(positions, most)
+    return torch.arange(taken) * positions // max(1, taken)
+
+
+def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -> dict[str, _Weight]:
+    """Put taps in front of (and with `gradients` behind) every operator whose weight is stored; by state name."""
+    tied = aliases(tensors(program))
+    uses: dict[str, list[tuple[fx.Node, _Geometry, LayerOp]]] = {}
+    for node in module.graph.nodes:
+        op = LAYER_OPS.get(node.target) if node.op == "call_function" else None
+        if op is None or op.kind not in OBSERVED_KINDS or len(node.args) <= op.weight:
+            continue
+        stored = node.args[op.weight]
+        if isinstance(stored, fx.Node) and stored.op == "get_attr":
+            weight = operator.attrgetter(str(stored.target))(module)
+            if isinstance(weight, Tensor) and weight.dim() >= 2:
+                name = tied.get(str(stored.target), str(stored.target))
+                uses.setdefault(name, []).append((node, _geometry(node, op, weight), op))
+    seen: dict[tuple[Any, ...], _Seen] = {}
+    found = {}
+    for name, mine in uses.items():
+        read = tuple((node.args[_input_place(op)], geometry) for node, geometry, op in mine)
+        if read not in seen:
+            sums = seen[read] = _Seen()
+            for node, geometry, op in mine:
+                _insert(module, node.args[_input_place(op)], node, partial(_look, sums, geometry))
+        found[name] = _Weight(seen=seen[read], axis=-1 - len(mine[0][1].kernel))
+        if gradients:
+            for node, _, _ in mine:
+                _insert(module, node, None, found[name].outputs.append)
+    module.recompile()
+    return found
+
+
+def _look(sums: _Seen, geometry: _Geometry, x: Tensor) -> None:
+    with torch.no_grad():
+        sums.add_range(x)
+        for rows in geometry.rows(x.detach()):
+            sums.add(rows)
+
+
+def _insert(module: fx.GraphModule, source: Any, user: fx.Node | None, see: Callable[[Tensor], None]) -> None:
+    """A tap on what `source` gives to `user`, or to all its users."""
+    name = f"tap_{len(list(module.graph.nodes))}"
+    module.add_submodule(name, _Tap(see))
+    with module.graph.inserting_after(source):
+        tap = module.graph.call_module(name, (source,))
+    if user is None:
+        source.replace_all_uses_with(tap, delete_user_cb=lambda other: other is not tap)
+    else:
+        user.replace_input_with(source, tap)
+
+
+def _input_place(op: LayerOp) -> int:
+    """Which argument of the operator is multiplied with its weight."""
+    return 1 if op.bias == 0 else 0
+
+
+def _geometry(node: fx.Node, op: LayerOp, weight: Tensor) -> _Geometry:
+    if op.kind == "Linear":
+        return _Geometry()
+    told = arguments(node)
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = _each(told["stride"], kernel), _each(told["dilation"], kernel)
+    padding = told["padding"]
+    if padding == "valid":
+        sides = tuple((0, 0) for _ in kernel)
+    elif padding == "same":
+        reach = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
+        sides = tuple((far // 2, far - far // 2) for far in reach)
+    else:
+        sides = tuple((side, side) for side in _each(padding, kernel))
+    return _Geometry(
+        kernel=kernel, stride=stride, padding=sides, dilation=dilation, groups=int(told["groups"])
+    )
+
+
+def _each(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """An option dim by dim: one number may stand for all."""
+    sizes = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return sizes * len(kernel) if len(sizes) == 1 else sizes
+
+
+def _add_gradients(value: Tensor, taps: dict[str, _Weight]) -> None:
+    """Squares of the gradients at all outputs of this batch, unit by unit."""
+    outputs = [output for item in taps.values() for output in item.outputs]
+    gradients = iter(torch.autograd.grad(value, outputs, allow_unused=True, materialize_grads=True))
+    for item in taps.values():
+        for gradient in islice(gradients, len(item.outputs)):
+            units = gradient.movedim(item.axis, -1).reshape(-1, gradient.shape[item.axis])
+            squares = units.square().sum(0, dtype=torch.float64)
+            item.squares = squares if item.squares is None else item.squares + squares
+        item.outputs.clear()
+
+
+def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:
+    made: dict[int, InputStatistics] = {}
+    found = {}
+    for name, item in taps.items():
+        sums = item.seen
+        if sums.total is None:
+            continue  # a branch that was never taken
+        assert sums.squares is not None
+        assert sums.gram is not None
+        assert sums.range is not None
+        if id(sums) not in made:
+            made[id(sums)] = InputStatistics(
+                rows=sums.rows,
+                total=sums.total.to(CPU),
+                squares=sums.squares.to(CPU),
+                gram=sums.gram.to(CPU),
+                range=sums.range.to(CPU),
+            )
+        squares = None if item.squares is None else item.squares.to(CPU)
+        found[name] = WeightStatistics(inputs=made[id(sums)], output_squares=squares)
+    return found

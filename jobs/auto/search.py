@@ -1,0 +1,179 @@
+"""Which candidates to measure next, and which of the measured ones to take. Pure functions of what was measured.
+
+Every family is searched in its one number x: between the smallest that was good enough and the largest that was not
+the next ones lie (on a logarithmic scale); while all were good, further down. All families share a round's trials.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .candidates import Family, Searched, Table, recipe_of, starts
+
+_CLOSE = 1.04  # factor between two x that are not worth another trial
+_STEP = 0.62  # further down while everything was good enough
+_LEAST = 0.002
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What is looked for. `limit` bounds the drop of the metric; `budget` bounds the `cost`; the other one is least.
+
+    `share` is the budget as a share of what the model costs before, where that is known.
+    """
+
+    goal: str
+    cost: str
+    limit: float | None = None
+    budget: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A trial that was measured on held-out train data: its place in its family, its recipe, what came out.
+
+    `drop` is that of the metric, in its own unit, with its `standard_error`; `costs` by name: bytes, macs, latency_ms.
+    """
+
+    digest: str
+    family: Family
+    x: float
+    recipe: Mapping[str, Any]
+    before: float
+    after: float
+    drop: float
+    standard_error: float
+    costs: Mapping[str, float]
+
+    @property
+    def bound(self) -> float:
+        """The drop and one standard error: what is decided on."""
+        return self.drop + self.standard_error
+
+
+def measured_in(digest: str, result: Mapping[str, Any]) -> list[Measured]:
+    """What the record of a trial tells: one measurement, or none if there was nothing to try."""
+    if "skipped" in result:
+        return []
+    names = ("family", "x", "recipe", "before", "after", "drop", "standard_error", "costs")
+    return [Measured(digest=digest, **{name: result[name] for name in names})]
+
+
+def is_good(trial: Measured, goal: Goal) -> bool:
+    """Whether a trial keeps what the goal asks for: the drop's bound in its limit, or its cost in its budget."""
+    if not math.isfinite(trial.drop):
+        return False
+    if goal.budget is not None:
+        return trial.costs[goal.cost] <= goal.budget
+    assert goal.limit is not None
+    return trial.bound <= goal.limit + 1e-12
+
+
+def ranked(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
+    """Trials in the order to try them: the good ones, best first; then the others, the least bad first."""
+    good = [trial for trial in trials if is_good(trial, goal)]
+    rest = [trial for trial in trials if not is_good(trial, goal) and math.isfinite(trial.drop)]
+    if goal.budget is None:
+        good.sort(key=lambda trial: (trial.costs[goal.cost], trial.bound, trial.digest))
+        rest.sort(key=lambda trial: (trial.bound, trial.costs[goal.cost], trial.digest))
+    else:
+        good.sort(key=lambda trial: (trial.drop, trial.costs[goal.cost], trial.digest))
+        rest.sort(key=lambda trial: (trial.costs[goal.cost], trial.drop, trial.digest))
+    return good + rest
+
+
+def ladder(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
+    """The trials to publish, one after the other until one passes: the best, then only what lost less before.
+
+    For a budget of the cost: then only what cost less; nothing that was over it if anything was not.
+    """
+    rungs: list[Measured] = []
+    for trial in ranked(trials, goal):
+        if goal.budget is not None and rungs and not is_good(trial, goal):
+            break
+        safer = (
+            trial.drop < rungs[-1].drop
+            if rungs and goal.budget is None
+            else not rungs or trial.costs[goal.cost] < rungs[-1].costs[goal.cost]
+        )
+        if safer:
+            rungs.append(trial)
+    return rungs
+
+
+def front(trials: Sequence[Measured], cost: str) -> list[Measured]:
+    """The Pareto front of cost and drop, cheapest first."""
+    found: list[Measured] = []
+    for trial in sorted(trials, key=lambda trial: (trial.costs[cost], trial.drop, trial.digest)):
+        if math.isfinite(trial.drop) and (not found or trial.drop < found[-1].drop):
+            found.append(trial)
+    return found
+
+
+def propose(
+    trials: Sequence[Measured], goal: Goal, table: Table, searched: Searched, count: int
+) -> list[tuple[Family, float, dict[str, Any]]]:
+    """At most `count` candidates (family, x, recipe) that are worth a trial after these. The first round is fixed."""
+    share = goal.share
+    if goal.budget is not None and goal.cost == "bytes":  # a small program's file is mostly graph
+        share = min(0.9, goal.budget / table.float_bytes)
+    begin = starts(searched, goal.cost, share)
+    wanted: list[tuple[Family, float]] = []
+    if not trials:
+        wanted = _openings(begin)
+    else:
+        lines = {family: _next(family, trials, goal, table) for family in begin}
+        # Families in turn, the one with the best trial so far first.
+        best = [trial.family for trial in ranked(trials, goal)]
+        order = sorted(lines, key=lambda family: best.index(family) if family in best else len(best))
+        for depth in range(count):
+            wanted += [(family, lines[family][depth]) for family in order if depth < len(lines[family])]
+    found: list[tuple[Family, float, dict[str, Any]]] = []
+    known = [trial.recipe for trial in trials]
+    for family, x in wanted:
+        recipe = recipe_of(family, x, table, searched)
+        if recipe is not None and recipe not in known and len(found) < count:
+            known.append(recipe)
+            found.append((family, x, recipe))
+    return found
+
+
+def _openings(begin: Mapping[Family, Sequence[float]]) -> list[tuple[Family, float]]:
+    depth = max((len(line) for line in begin.values()), default=0)
+    return [(family, line[at]) for at in range(depth) for family, line in begin.items() if at < len(line)]
+
+
+def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) -> list[float]:
+    """Places in one family that are worth a trial, the most promising first.
+
+    For a limit of the drop small x are wanted and large ones are good; for a budget of the cost it is the other way
+    round: the largest x within the budget loses least.
+    """
+    mine = [trial for trial in trials if trial.family == family]
+    good = [trial.x for trial in mine if is_good(trial, goal)]
+    bad = [trial.x for trial in mine if not is_good(trial, goal)]
+    if goal.budget is None:
+        edge = min(good, default=1.0)
+        beyond = max((x for x in bad if x < edge), default=None)
+        if beyond is None:
+            return [x for x in (edge * _STEP, edge * _STEP**0.5, edge * _STEP**2) if x > _LEAST]
+        return _between(beyond, edge)
+    if family == "quantize" and goal.cost == "bytes" and mine:
+        # What is stored beside the weights hardly changes: the nearest trial tells how much that is.
+        near = min(mine, key=lambda trial: abs(trial.costs["bytes"] - goal.budget))  # type: ignore[operator]
+        room = [share * goal.budget - near.costs["bytes"] for share in (0.997, 0.985, 0.96)]
+        return [x for x in (near.x + some / table.float_bytes for some in room) if 0 < x < 1]
+    edge = max(good, default=_LEAST)
+    above = min((x for x in bad if x > edge), default=None)
+    if above is None:
+        return [x for x in (edge / _STEP**0.5, edge / _STEP) if x < 1]
+    return _between(edge, above)
+
+
+def _between(low: float, high: float) -> list[float]:
+    """Places between two x, the middle first."""
+    if high / low < _CLOSE:
+        return []
+    return [low ** (1 - share) * high**share for share in (0.5, 0.75, 0.25)]

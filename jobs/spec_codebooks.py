@@ -1,0 +1,40 @@
+"""What a spec may not ask of codebooks: options that they do not have, methods that make other codes."""
+
+from collections.abc import Iterator
+
+from fleetpress.compression.scheme import LEARNING_METHODS, MX_GROUP_SIZE, QuantScheme
+
+from .recipe import QuantizeStep
+from .spec_lines import Path
+
+
+def check_codebook(path: Path, step: QuantizeStep, scheme: QuantScheme | None) -> Iterator[tuple[Path, str]]:
+    """The mistakes in a step whose scheme has a fixed codebook, or whose method learns one."""
+    asks = step.scheme if scheme is not None and scheme.type == "codebook" else step.method
+    if scheme is not None and step.method in LEARNING_METHODS:
+        what = (
+            f"{step.scheme} has codes of its own, and {step.method} learns a codebook; give num_bits instead"
+        )
+        yield (*path, "scheme"), what
+    elif scheme is not None:
+        from fleetpress.compression.quantization import QUANTIZERS
+
+        if "codebook" not in QUANTIZERS[step.method].types:
+            what = (
+                f"{step.method} makes integer codes; {step.scheme} takes round_to_nearest or smallest_error"
+            )
+            yield (*path, "method"), what
+    if step.symmetric is False:
+        yield (*path, "symmetric"), f"false contradicts {asks}: codebooks have no zero points; delete it"
+    if scheme is not None and scheme.codebook == "mxfp4":
+        for name, value in (("group_size", step.group_size), ("strategy", step.strategy)):
+            if value not in (None, MX_GROUP_SIZE, "group"):
+                what = (
+                    f"{value} contradicts {step.scheme}, whose groups are {MX_GROUP_SIZE} weights; delete it"
+                )
+                yield (*path, name), what
+    if step.format is not None:
+        yield (
+            (*path, "format"),
+            f"{step.format} is a layout of checkpoints, which hold no codebooks; delete it",
+        )

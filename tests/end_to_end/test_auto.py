@@ -1,0 +1,116 @@
+"""`auto` from a spec to a published model: nothing is told but the goal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from fleetpress.jobs import load_artifact, run_fleet
+from fleetpress.jobs.results import FleetResult
+from fleetpress.jobs.spec import parse_spec
+
+_SPEC = """
+version: 1
+name: chosen
+output: {folder}/output
+models: [{{name: net, source: {folder}/net.pt2, data: digits, recipe: best}}]
+data: {{digits: {{train: {folder}/train.npz, eval: {folder}/eval.npz, loss: cross_entropy, metric: accuracy}}}}
+recipes: {{best: {{auto: {auto}{more}}}}}
+resources: {{memory_per_task: 4GiB}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small net, trained, and its data."""
+    place = tmp_path_factory.mktemp("auto")
+    digits = load_digits()
+    x = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 16
+    y = torch.tensor(digits.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    for name, width in (("net", 96), ("other", 48)):
+        net = nn.Sequential(
+            nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 10)
+        )
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(60):
+            loss = nn.functional.cross_entropy(net(x[:1200]), y[:1200])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        program = torch.export.export(net.eval(), (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, place / f"{name}.pt2")
+    np.savez(place / "train.npz", inputs=x[:1200].numpy(), targets=y[:1200].numpy())
+    np.savez(place / "eval.npz", inputs=x[1200:].numpy(), targets=y[1200:].numpy())
+    return place
+
+
+def _run(folder: Path, auto: str, more: str = "") -> FleetResult:
+    spec = parse_spec(_SPEC.format(folder=folder, auto=auto, more=more), "spec.yaml")
+    return run_fleet(spec, executor="inline")
+
+
+def _metrics(folder: Path, result: FleetResult) -> dict[str, Any]:
+    digest = result.models[0].digest
+    return dict(json.loads((folder / f"output/models/net/{digest}/metrics.json").read_text()))
+
+
+def test_the_smallest_model_within_the_drop(folder: Path) -> None:
+    result = _run(folder, "{goal: smallest, max_drop: 2%, trials: 8, epochs: 1, folds: 2}")
+    assert [(model.state, model.reason) for model in result.models] == [("published", None)]
+    metrics = _metrics(folder, result)
+    drop = metrics["after"]["drop"]
+    assert drop["drop"] + drop["standard_error"] <= 0.02 * metrics["before"]["value"]
+    search = metrics["search"]
+    chosen = [trial for trial in search["trials"] if trial["is_chosen"]]
+    good = [trial for trial in search["trials"] if trial["is_good"]]
+    assert len(chosen) == 1
+    if not search["backed_off"]:
+        assert chosen[0]["bytes"] == min(trial["bytes"] for trial in good)
+    assert {trial["family"] for trial in search["trials"]} == {"quantize", "delete"}
+    assert metrics["after"]["bytes"] < metrics["before"]["bytes"] / 4
+    module = load_artifact(f"{folder}/output/models/net")
+    assert module(torch.zeros(1, 64)).shape == (1, 10)
+    again = _run(folder, "{goal: smallest, max_drop: 2%, trials: 8, epochs: 1, folds: 2}")
+    assert [model.state for model in again.models] == ["unchanged"]
+
+
+def test_the_most_accurate_model_within_a_size(folder: Path) -> None:
+    result = _run(folder, "{goal: most_accurate, size_bytes: 16000, trials: 4, epochs: 0, folds: 2}")
+    assert [(model.state, model.reason) for model in result.models] == [("published", None)]
+    metrics = _metrics(folder, result)
+    assert metrics["after"]["bytes"] <= 16000
+    assert metrics["search"]["budget"] == 16000
+
+
+def test_fewer_operations_are_had_by_deleting_units(folder: Path) -> None:
+    result = _run(
+        folder,
+        "{goal: most_accurate, macs: 0.5, trials: 4, epochs: 3, folds: 2}",
+        ", validate: {max_drop: 0.1}",
+    )
+    assert [(model.state, model.reason) for model in result.models] == [("published", None)]
+    metrics = _metrics(folder, result)
+    assert metrics["after"]["macs"] <= 0.5 * metrics["before"]["macs"]
+
+
+def test_a_fleet_shares_one_budget(folder: Path) -> None:
+    """What is published of both nets fits into it; a second run has nothing left to do."""
+    text = _SPEC.format(
+        folder=folder, auto="{goal: smallest, max_drop: 10%, trials: 8, epochs: 0, folds: 2}", more=""
+    )
+    second = f"  - {{name: other, source: {folder}/other.pt2, data: digits, recipe: best}}\n"
+    text = text.replace("models: [", "models:\n  - ").replace("recipe: best}]\n", f"recipe: best}}\n{second}")
+    spec = parse_spec(text.replace("/output", "/shared") + "fleet: {total_bytes: 26000}\n", "spec.yaml")
+    result = run_fleet(spec, executor="inline")
+    assert [(model.state, model.reason) for model in result.models] == [("published", None)] * 2
+    assert 18_000 < sum(float((model.after or {})["bytes"]) for model in result.models) <= 26_000
+    assert [model.state for model in run_fleet(spec, executor="inline").models] == ["unchanged"] * 2

@@ -1,0 +1,135 @@
+"""What a search tries next and what it takes, on families whose truth is known."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from fleetpress.jobs.auto.candidates import Searched, Sensed, Table, recipe_of
+from fleetpress.jobs.auto.search import Goal, Measured, front, is_good, ladder, propose, ranked
+
+TABLE = Table(
+    layers={
+        name: [
+            Sensed(layer=name, settings=None, bytes=4 * size, increase=0.0),
+            *(
+                Sensed(
+                    layer=name,
+                    settings={"num_bits": bits},
+                    bytes=size * bits // 8,
+                    increase=weight * 4.0**-bits,
+                )
+                for bits in (8, 6, 5, 4, 3, 2)
+            ),
+        ]
+        for name, size, weight in (("a", 8000, 1.0), ("b", 80000, 0.01), ("c", 800, 100.0))
+    }
+)
+SEARCHED = Searched(epochs=2, method="smallest_error")
+SMALLEST = Goal(goal="smallest", cost="bytes", limit=0.01)
+
+
+def measured(family: str, x: float, recipe: dict[str, object], drop: float, cost: float) -> Measured:
+    return Measured(
+        digest=f"{family}-{x:.6f}",
+        family=family,  # type: ignore[arg-type]
+        x=x,
+        recipe=recipe,
+        before=0.9,
+        after=0.9 - drop,
+        drop=drop,
+        standard_error=0.001,
+        costs={"bytes": cost, "macs": 1000 * x},
+    )
+
+
+def searched(goal: Goal, truth: Callable[[str, float], float], rounds: int) -> list[Measured]:
+    """All trials of a search in which x tells the drop, and bytes are x of the weights and a graph of 3000."""
+    found: list[Measured] = []
+    for _ in range(rounds):
+        found += [
+            measured(family, x, recipe, truth(family, x), x * TABLE.float_bytes + 3000)
+            for family, x, recipe in propose(found, goal, TABLE, SEARCHED, 4)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("edge", [0.02, 0.09, 0.15, 0.3])
+def test_the_edge_of_what_is_good_enough_is_found(edge: float) -> None:
+    trials = searched(SMALLEST, lambda family, x: 0.0 if family == "delete" and x >= edge else 0.05, 6)
+    best = ranked(trials, SMALLEST)[0]
+    assert is_good(best, SMALLEST)
+    assert edge <= best.x <= 1.25 * edge
+
+
+def test_families_that_are_no_good_do_not_stop_the_others() -> None:
+    trials = searched(SMALLEST, lambda family, x: 0.0 if family == "quantize" and x >= 0.08 else 1.0, 4)
+    assert ranked(trials, SMALLEST)[0].family == "quantize"
+
+
+def test_a_budget_is_used_up_and_kept() -> None:
+    budget = 0.11 * TABLE.float_bytes
+    goal = Goal(goal="most_accurate", cost="bytes", budget=budget)
+    trials = searched(goal, lambda _, x: 0.01 / x, 3)
+    best = ranked(trials, goal)[0]
+    assert 0.93 * budget < best.costs["bytes"] <= budget
+
+
+def test_no_recipe_is_tried_twice() -> None:
+    trials = searched(SMALLEST, lambda _, x: 0.0 if x > 0.1 else 1.0, 8)
+    recipes = [trial.recipe for trial in trials]
+    assert all(recipe not in recipes[:index] for index, recipe in enumerate(recipes))
+
+
+def test_every_round_is_the_same_for_all_its_trials() -> None:
+    """Each trial asks for as many candidates as it needs to find its own: the first ones must not depend on that."""
+    trials = searched(SMALLEST, lambda _, x: 0.0 if x > 0.12 else 1.0, 1)
+    four = propose(trials, SMALLEST, TABLE, SEARCHED, 4)
+    assert [
+        propose(trials, SMALLEST, TABLE, SEARCHED, count + 1)[count] for count in range(len(four))
+    ] == four
+
+
+def test_sensitive_layers_get_more_bits() -> None:
+    recipe = recipe_of("quantize", 0.1, TABLE, SEARCHED)
+    assert recipe is not None
+    bits = {name: own["num_bits"] for name, own in recipe["quantize"]["layers"].items()}
+    assert "c" not in bits  # so small and so sensitive that it stays as it is
+    assert bits["a"] > bits["b"]
+    assert sorted(bits) == recipe["quantize"]["targets"]
+
+
+def test_the_ladder_goes_from_the_best_to_what_is_safer() -> None:
+    drops: Sequence[tuple[float, float]] = [
+        (0.5, 10),
+        (0.0095, 20),
+        (0.008, 30),
+        (0.0085, 25),
+        (0.0, 100),
+        (math.nan, 5),
+    ]
+    trials = [measured("quantize", 0.1 + 0.01 * i, {}, drop, cost) for i, (drop, cost) in enumerate(drops)]
+    rungs = [(trial.drop, trial.costs["bytes"]) for trial in ladder(trials, SMALLEST)]
+    assert rungs == [
+        (0.0085, 25),
+        (0.008, 30),
+        (0.0, 100),
+    ]  # 0.0095 and its standard error are over the limit
+
+
+def test_only_trials_within_the_budget_are_published_if_there_are_any() -> None:
+    goal = Goal(goal="most_accurate", cost="bytes", budget=50)
+    trials = [measured("quantize", 0.1 * i, {}, 0.1 / i, 15.0 * i) for i in range(1, 6)]
+    assert [trial.costs["bytes"] for trial in ladder(trials, goal)] == [45, 30, 15]
+
+
+def test_the_front_holds_what_no_other_beats_both_ways() -> None:
+    trials = [
+        measured("quantize", 0.1 * i, {}, drop, cost)
+        for i, (drop, cost) in enumerate([(3, 1), (2, 2), (2.5, 3), (1, 4)])
+    ]
+    assert [(trial.drop, trial.costs["bytes"]) for trial in front(trials, "bytes")] == [
+        (3, 1),
+        (2, 2),
+        (1, 4),
+    ]

@@ -66,6 +66,7 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
+    normalize: Literal["none", "mean"] = "none"
     compensate: Literal["none", "bias", "least_squares"] = "none"
     schedule: Literal["one_shot", "iterative"] = "one_shot"
     rounds: Annotated[int, Field(ge=2, le=100)] | None = None
@@ -147,7 +148,7 @@ class AutoStep(Strict):
     epochs: Annotated[int, Field(ge=0)] = 2
 
 
-_NEWER = {("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
+_NEWER = {("prune", "normalize"): "none", ("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
 
 
 def _given(value: Any) -> Any:

@@ -25,7 +25,7 @@ TABLES: dict[str, Mapping[str, object]] = {
     "metrics": METRICS,
     "optimizers": OPTIMIZERS,
 }
-OF_UNITS = ("compensate", "schedule", "rounds")  # options that only the deletion of units has
+OF_UNITS = ("normalize", "compensate", "schedule", "rounds")  # options that only the deletion of units has
 
 
 def test_every_name_of_every_table() -> None:

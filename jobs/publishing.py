@@ -29,10 +29,13 @@ from fleetpress.storage.errors import ArtifactCorrupt
 from fleetpress.storage.programs import load_program, save_program
 from fleetpress.storage.store import open_store
 
+from . import zeroing
+from .biases import corrected_program, uncorrected
+from .equalizing import equalized_program
 from .handover import Payload, record
 from .latency import latency_ms
 from .manifest import companions, complete
-from .materials import arrays, final_program, source_program, trained_program
+from .materials import arrays, source_program, trained_program
 from .objective import is_fidelity, measured, metric_name
 from .quantizing import quantized_layers, quantized_weights
 from .tasks import StepResult
@@ -43,8 +46,7 @@ _LATENCY_SECONDS = 0.1  # spent on each of three measurements of a model
 
 def publish(payload: Payload) -> StepResult:
     """Assemble the compressed program, compare it with the original, and publish it unless it lost too much."""
-    final = eval_program(final_program(payload))
-    packed = pack_program(final, quantized_weights(payload))
+    packed = assembled(payload)
     data = save_program(packed)
     published = load_program(data)
     runner = Runner(published)
@@ -56,6 +58,12 @@ def publish(payload: Payload) -> StepResult:
     files = {MODEL_FILE: data, **companions(payload, metrics)}
     written = write_artifact(store, name, digest, files)  # reads back: what is stored are these bytes
     return complete(payload, metrics, kind="program", form="pt2", files=written)
+
+
+def assembled(payload: Payload) -> ExportedProgram:
+    """The compressed program that the stages of the payload make, weights packed."""
+    final = eval_program(corrected_program(payload, equalized_program(payload)))
+    return pack_program(final, quantized_weights(payload), zeroing.sparse_names(payload))
 
 
 def _metrics(
@@ -74,6 +82,7 @@ def _metrics(
         after |= {"metric": quality.metric, "value": _json(quality.after), "drop": quality.drop}
         verdict = verdict or quality.verdict
     warnings = [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]]
+    warnings += zeroing.warnings(payload)
     if quality is None:
         warnings.append("quality was not measured: the model has no eval data")
     metrics = {
@@ -186,24 +195,31 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
         else {"removed": {}, "units": {}, "skipped": {}}
     )
     weights, unquantized, _ = quantized_layers(payload)
+    without = uncorrected(payload)
+    sparsity = zeroing.layer_sparsity(payload)
     source, left = tensors(source_program(payload)), tensors(compressed)
+    stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(payload, weights)
     found = []
     for layer in layers(source_program(payload)):
         removed = pruned["removed"].get(layer.name, [])
         units = pruned["units"].get(layer.name)
         mine = [facts for facts in weights.values() if facts["layer"] == layer.name]
         reasons = []
-        if "prune" in stages and not removed and layer.name not in pruned["units"].keys() - pruned["skipped"]:
-            reasons.append(f"prune: {pruned['skipped'].get(layer.name) or _not_pruned(layer)}")
+        touched = {*pruned["units"], *sparsity} - pruned["skipped"].keys()
+        if "prune" in stages and not removed and layer.name not in touched:
+            what = _not_pruned(layer) if not sparsity else "not among the targets"
+            reasons.append(f"prune: {pruned['skipped'].get(layer.name) or what}")
         if reason := pruned.get("uncompensated", {}).get(layer.name):
             reasons.append(f"compensate: {reason}")
         if "quantize" in stages and not mine:
             reasons.append(f"quantize: {unquantized.get(layer.name, 'not among the targets')}")
+        if layer.name in without:
+            reasons.append(f"bias_correction: {without[layer.name]}")
         found.append(
             {
                 "name": layer.name,
                 "kind": layer.kind,
-                "sparsity": round(len(removed) / units, 6) if units else 0.0,
+                "sparsity": round(len(removed) / units, 6) if units else sparsity.get(layer.name, 0.0),
                 "removed_units": removed,
                 "num_bits": mine[0]["scheme"]["num_bits"] if mine else None,
                 "group_size": mine[0]["group_size"] if mine else None,
@@ -211,7 +227,7 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
                 "bytes_before": sum(source[name].nbytes for name in layer.weights),
                 "bytes_after": sum(facts["bytes_after"] for facts in mine)
                 if mine
-                else sum(left[name].nbytes for name in layer.weights),
+                else sum(stored[name] for name in layer.weights),
                 "sqnr_db": _least(facts["sqnr_db"] for facts in mine),
                 "skipped": "; ".join(reasons) or None,
             }
@@ -230,9 +246,10 @@ def _bits_per_weight(payload: Payload, final: ExportedProgram) -> float:
     stored = {name: final.state_dict[name] for name in trainable(final)}
     tied = aliases(stored)
     state = sum(value.nbytes for name, value in stored.items() if name not in tied)
-    saved = sum(
-        facts["bytes_before"] - facts["bytes_after"] for facts in quantized_layers(payload)[0].values()
-    )
+    weights = quantized_layers(payload)[0]
+    saved = sum(facts["bytes_before"] - facts["bytes_after"] for facts in weights.values())
+    values = tensors(final)
+    saved += sum(values[name].nbytes - size for name, size in zeroing.float_bytes(payload, weights).items())
     return float(round(8 * (state - saved) / max(1, parameters(final)), 4))
 
 

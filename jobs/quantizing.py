@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, method_for, quantize_layer
+from fleetpress.compression.quantization.sparse_weight import SparseWeight, sparse_form, zeros_kept
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.selection import Layer, select
 
+from .biases import CORRECTED, Biases
 from .handover import Payload, record
-from .materials import calibration, store_tensors, stored_tensors
+from .materials import store_tensors, stored_tensors
+from .recipe import zeroes_weights
 from .schemes import options_of, scheme_of
 from .tasks import StepResult
 
@@ -34,7 +38,7 @@ class Choice:
     unused_ignores: tuple[str, ...]
 
 
-def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
+def choose(program: ExportedProgram, options: Mapping[str, Any], *, step: str = "quantize") -> Choice:
     """The layers of a program that the step's `targets` and `ignore` choose; a tied weight only if all its users are.
 
     Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized, or `layers`
@@ -69,7 +73,7 @@ def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
     if not taken:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise TargetError(
-            f"quantize reaches no layer ({reasons or 'nothing is left after ignore'}); widen its targets"
+            f"{step} reaches no layer ({reasons or 'nothing is left after ignore'}); widen its targets"
         )
     return Choice(layers=tuple(taken), skipped=skipped, unused_ignores=selection.unused_ignores)
 
@@ -88,15 +92,20 @@ def group_of(
     return tuple(group)
 
 
-def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
-    """Quantize the layers of one group; store codes, scales, zero points, codebooks, and record how to read them."""
+def quantize_group(
+    payload: Payload, program: ExportedProgram, observed: CalibrationStatistics | None
+) -> StepResult:
+    """Quantize the layers of one group; store codes, scales, zero points, codebooks, and record how to read them.
+
+    `observed` is what the layers of the `program` read, where the recipe asks for it.
+    """
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
-    observed = calibration(payload)
     statistics = {} if observed is None else observed.weights
     stored: dict[str, Tensor] = {}
     weights: dict[str, Any] = {}
+    biases = Biases(program) if options.get("bias_correction") else None
     done: set[str] = set()
     owners = aliases(values)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
@@ -107,10 +116,12 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
         }
         own = options_of(options, layer.name)
         scheme, method = scheme_of(own), QUANTIZERS[own["method"]]
-        for name, quantized in quantize_layer(layer, values, scheme, method, known).items():
+        for name, rounded in quantize_layer(layer, values, scheme, method, known).items():
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
+            zeroes = zeroes_weights(payload["recipe"])
+            quantized = sparse_form(zeros_kept(rounded, values[name])) if zeroes else rounded
             stored |= _parts(name, quantized)
             used = method_for(method, known.get(name)).name
             weights[name] = {
@@ -119,11 +130,16 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
                 "method": used,
                 **description(quantized, values[name]),
             }
+            if biases is not None:
+                biases.correct(layer, name, quantized, known.get(name))
     result = {
         "weights": weights,
         "skipped": dict(choice.skipped),
         "unused_ignores": list(choice.unused_ignores),
     }
+    if biases is not None:
+        stored |= {CORRECTED + name: value for name, value in biases.corrected.items()}
+        result["uncorrected"] = biases.uncorrected
     return StepResult(result=result, outputs=(store_tensors(payload, stored),))
 
 
@@ -134,7 +150,8 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
         parts = stored_tensors(payload, digest)
         for name, facts in record(payload, digest).result["weights"].items():
             dtype = facts.get("weight_dtype")
-            found[name] = QuantizedWeight(
+            form = SparseWeight if facts.get("sparse") else QuantizedWeight
+            found[name] = form(
                 codes=parts[f"{name}/codes"],
                 scale=parts[f"{name}/scale"],
                 zero_point=parts.get(f"{name}/zero_point"),
@@ -172,6 +189,7 @@ def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
 def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:
     dtype = quantized.weight_dtype
     return {
+        **({"sparse": True} if isinstance(quantized, SparseWeight) else {}),
         "scheme": {
             key: value
             for key, value in vars(quantized.scheme).items()

@@ -100,17 +100,24 @@ def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
 def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
     from fleetpress.compression.sparsity import SPARSIFIERS
 
-    takes = SPARSIFIERS[step.method].takes
-    for name, example in _HOW_MUCH.items():
-        value = getattr(step, name)
-        if value is None and name in takes:
-            yield path, f"does not say how much; add {name}, such as {example}"
-        elif value is not None and name not in takes:
+    method = SPARSIFIERS[step.method]
+    takes = method.takes
+    given = [name for name in takes if getattr(step, name) is not None]
+    if not given:
+        what = " or ".join(f"{name}, such as {_HOW_MUCH[name]}" for name in takes)
+        yield path, f"does not say how much; add {what}"
+    elif len(given) > 1:
+        yield (*path, given[1]), f"excludes {given[0]}; keep one way to say how much to zero"
+    for name in _HOW_MUCH:
+        if getattr(step, name) is not None and name not in takes:
             yield (
                 (*path, name),
                 f"has no meaning for {step.method}, which takes {', '.join(takes)}; delete it",
             )
-    if step.scope == "global":
+    if step.structure:
+        what = f"has no meaning for {step.method}, which zeroes weights and deletes no units; delete it"
+        yield (*path, "structure"), what
+    if step.scope == "global" and not method.compares_tensors:
         what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
         yield (*path, "scope"), what
 
@@ -225,6 +232,9 @@ def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
     if step.method != DEFAULT_METHOD:
         yield (*path, "method"), f"{step.method} has no meaning for {step.scheme}, a plain cast; delete it"
+    for name in ("equalize", "bias_correction"):
+        if getattr(step, name):
+            yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
 
 
 def _check_float(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
@@ -294,7 +304,7 @@ def _check_model(
         ]
     quantize = _valid(QuantizeStep, steps.get("quantize"))
     if quantize and "calibrate" not in needing and needs_inputs(quantize):
-        needing = [*needing, f"quantize by {quantize.method}"]
+        needing = [*needing, f"quantize by {_looking(quantize)}"]
     if data is None and needing:
         remedy = (
             f"add one of: {', '.join(shards)}" if shards else "describe the files under `data` and name them"
@@ -329,26 +339,35 @@ def needs_products(step: PruneStep) -> bool:
 
 
 def observes(step: PruneStep) -> bool:
-    """Whether the step looks at what the layers read: to score units, or to make up for them."""
+    """Whether the step looks at what the layers read: to score units or weights, or to make up for them."""
     if step.compensate != "none":
         return True
-    from fleetpress.compression.sparsity import is_sparsifier
+    from fleetpress.compression.sparsity import SPARSIFIERS
 
-    if is_sparsifier(step.method):
-        return False
+    if step.method in SPARSIFIERS:
+        return SPARSIFIERS[step.method].needs_inputs
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_inputs
 
 
 def needs_inputs(step: QuantizeStep) -> bool:
-    """Whether a method of the step looks at what the layers read."""
+    """Whether the step looks at what the layers read: its methods, its scales between layers, or its biases do."""
+    if step.bias_correction or step.equalize == "activation_aware":
+        return True
     methods = {step.method, *(own.method for own in step.layers.values() if own.method)} - {DEFAULT_METHOD}
     if not methods:  # without loading torch
         return False
     from fleetpress.compression.quantization import QUANTIZERS
 
     return any(QUANTIZERS[method].needs_inputs for method in methods)
+
+
+def _looking(step: QuantizeStep) -> str:
+    """What of a step that needs inputs needs them."""
+    if step.equalize == "activation_aware":
+        return step.equalize
+    return "bias_correction" if step.bias_correction else step.method
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

@@ -31,7 +31,7 @@ from fleetpress.compression.statistics import NeuronStatistics
 from fleetpress.compression.training import collect, train
 
 TRAINED = "gradient_stability (train)"
-METHODS = ("gradient_stability", TRAINED, "taylor", "fisher", "wanda", "magnitude", "random")
+METHODS = ("gradient_stability", TRAINED, "taylor", "fisher", "wanda_structured", "magnitude", "random")
 SCOPES = ("layer", "global", "global, by the mean")
 _HALVINGS = 9  # of the sparsity: finer than one unit of the largest net here
 _PARTS = 4

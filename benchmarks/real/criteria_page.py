@@ -21,7 +21,7 @@ COLOURS = {
     "gradient_stability (train)": "#56b4e9",
     "taylor": "#d55e00",
     "fisher": "#e69f00",
-    "wanda": "#009e73",
+    "wanda_structured": "#009e73",
     "magnitude": "#cc79a7",
     "random": "#777777",
 }

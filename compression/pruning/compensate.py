@@ -22,6 +22,7 @@ from fleetpress.compression.program import ProgramEditor, aliases, tensors
 from fleetpress.compression.pruning.coupling import coupling
 from fleetpress.compression.pruning.delete import leaving
 from fleetpress.compression.pruning.labels import Labels, Mask
+from fleetpress.compression.pruning.structure import reading
 from fleetpress.compression.selection import Layer
 
 COMPENSATIONS = ("none", "bias", "least_squares")
@@ -47,8 +48,11 @@ def compensate(
     removed: Mapping[str, Sequence[int]],
     inputs: Mapping[str, InputStatistics],
     how: str,
+    structure: Sequence[str] = (),
 ) -> Compensation:
     """What the layers that read deleted units should hold instead; a function of its arguments alone.
+
+    `structure` is the one that the units were chosen with.
 
     `bias`: b' = b + W[:, gone] mean(x[gone]), in a new bias where there is none. `least_squares`: W'[:, kept] = W[:,
     kept] + W[:, gone] C[gone, kept] (C[kept, kept] + damping)^-1, which fits W x by W' x[kept]. C is the covariance of
@@ -57,7 +61,7 @@ def compensate(
     """
     if how not in COMPENSATIONS[1:]:
         raise MethodError(f"compensate {how!r} is unknown; it is {', '.join(COMPENSATIONS)}")
-    found = coupling(program)
+    found = coupling(program, reading(structure))
     gone = leaving(program, found, removed)
     stored = tensors(program)
     tied = aliases(stored)

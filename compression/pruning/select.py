@@ -12,6 +12,7 @@ from torch import Tensor
 from fleetpress.compression.errors import MethodError, PruningError
 from fleetpress.compression.pruning.labels import Atoms, Mask
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
+from fleetpress.compression.pruning.structure import reading
 from fleetpress.compression.pruning.units import Units
 
 _TINY = 1e-300  # a group whose scores are all 0 stays at 0
@@ -23,8 +24,9 @@ class PruneOptions:
 
     `sparsity` is the share of the deletable units of every group of coupled layers (scope layer) or of the model (scope
     global). The thresholds are compared with gradient_mean and gradient_std; a unit below both goes. `targets` and
-    `ignore` choose layers. With `normalize` mean, scope global compares scores over the mean score of their group:
-    layers whose weights or gradients are small as a whole then are not deleted as a whole.
+    `ignore` choose layers, `structure` the kinds of units (`STRUCTURES`); empty means channels and heads. With
+    `normalize` mean, scope global compares scores over the mean score of their group: layers whose weights or gradients
+    are small as a whole then are not deleted as a whole.
     """
 
     method: str = "gradient_stability"
@@ -35,6 +37,7 @@ class PruneOptions:
     normalize: str = "none"
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    structure: tuple[str, ...] = ()
 
 
 def check(options: PruneOptions, methods: Sequence[str]) -> None:
@@ -44,6 +47,7 @@ def check(options: PruneOptions, methods: Sequence[str]) -> None:
         raise MethodError(
             f"pruning method {options.method!r} is unknown; the methods are {', '.join(methods)}"
         )
+    reading(options.structure)
     if options.scope not in ("layer", "global"):
         raise MethodError(f"scope {options.scope!r} is unknown; it is layer or global")
     if options.normalize not in ("none", "mean"):

@@ -36,7 +36,7 @@ def spec_of(method: str, compensate: str) -> str:
 
 
 def test_rounds_resume_and_tell_the_original_s_units(fleet_at: Write, tmp_path: Path) -> None:
-    spec = fleet_at(tmp_path, spec_of("wanda", "least_squares"))
+    spec = fleet_at(tmp_path, spec_of("wanda_structured", "least_squares"))
     done: list[str] = []
 
     def stop(event: object, result: object) -> None:

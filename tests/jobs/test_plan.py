@@ -79,10 +79,12 @@ def test_digests_do_not_know_places_runs_and_outputs() -> None:
     [
         (model(etag="other"), []),
         (model({**RECIPE, "prune": {"method": "gradient_stability", "sparsity": 0.4}}), ["train"]),
+        (model({**RECIPE, "prune": {"sparsity": 0.5, "structure": "head"}}), ["train"]),
+        (model({**RECIPE, "prune": {"sparsity": 0.5, "structure": "recurrent"}}), []),
         (model({**RECIPE, "quantize": {"scheme": "W8A16"}}), ["train", "prune", "finetune"]),
         (model({**RECIPE, "validate": {"max_drop": 0.5}}), ["train", "prune", "finetune", "quantize"]),
     ],
-    ids=["source", "sparsity", "scheme", "max_drop"],
+    ids=["source", "sparsity", "structure", "hidden-units", "scheme", "max_drop"],
 )
 def test_a_change_is_a_change_from_its_step_on(changed: Model, same: list[str]) -> None:
     before, after = planned(model()).tasks, planned(changed).tasks
@@ -148,7 +150,7 @@ def test_a_gpu_is_part_of_what_it_computes_and_its_share_is_not() -> None:
 
 ROUNDS = {
     **RECIPE,
-    "prune": {"method": "wanda", "sparsity": 0.5, "schedule": "iterative", "rounds": 3},
+    "prune": {"method": "wanda_structured", "sparsity": 0.5, "schedule": "iterative", "rounds": 3},
     "finetune": {"epochs": 4},
     "calibrate": {"samples": 8},
 }

@@ -139,7 +139,7 @@ def test_wanda_is_the_weight_times_the_strength_of_its_input() -> None:
     for name, rows in read.items():
         strength = rows.double().square().mean(0).sqrt()
         wanted = (model.get_submodule(name).weight.flatten(1).double().abs() * strength).sum(1)
-        torch.testing.assert_close(scores(model, "wanda")[name], wanted, rtol=1e-5, atol=0)
+        torch.testing.assert_close(scores(model, "wanda_structured")[name], wanted, rtol=1e-5, atol=0)
 
 
 def test_wanda_of_groups_takes_each_group_s_own_inputs() -> None:
@@ -150,4 +150,6 @@ def test_wanda_of_groups_takes_each_group_s_own_inputs() -> None:
         strength = model[:2](IMAGES).movedim(1, -1).flatten(0, -2).double().square().mean(0).sqrt()
     rows = (grouped.weight.flatten(1).double().abs() * strength.view(2, 2).repeat_interleave(4, 0)).sum(1)
     # A unit is the same place of both groups.
-    torch.testing.assert_close(scores(model, "wanda")["2"], rows.view(2, 4).sum(0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        scores(model, "wanda_structured")["2"], rows.view(2, 4).sum(0), rtol=1e-5, atol=0
+    )

@@ -60,7 +60,7 @@ def test_each_can_be_asked_for(name: str) -> None:
             {"method", "pattern", "mean_threshold", "std_threshold", "structure", *OF_UNITS},
         ),
         ("wanda", PruneStep, {"method", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS}),
-        ("round_to_nearest", QuantizeStep, {"method", "layers"}),
+        ("round_to_nearest", QuantizeStep, {"method"}),
         ("sgd", TrainStep, {"optimizer"}),
     ],
 )

@@ -81,7 +81,7 @@ def test_what_pruning_looks_at_is_calibrated_with_the_defaults() -> None:
     recipe = parse_spec(GOOD, "f").recipes["small"]
     assert recipe.calibrate is not None
     assert recipe.calibrate.samples == 512
-    wanda = GOOD.replace("taylor", "wanda").replace(", compensate: least_squares", "")
+    wanda = GOOD.replace("taylor", "wanda_structured").replace(", compensate: least_squares", "")
     assert parse_spec(wanda, "f").recipes["small"].calibrate is not None
     taylor = GOOD.replace(", compensate: least_squares", "")
     assert parse_spec(taylor, "f").recipes["small"].calibrate is None

@@ -122,7 +122,7 @@ def quantize_group(
             done.add(owners.get(name, name))
             zeroes = zeroes_weights(payload["recipe"])
             quantized = sparse_form(zeros_kept(rounded, values[name])) if zeroes else rounded
-            stored |= _parts(name, quantized)
+            stored |= {f"{name}/{part}": value for part, value in parts_of(quantized).items()}
             used = method_for(method, known.get(name)).name
             weights[name] = {
                 "layer": layer.name,
@@ -149,19 +149,40 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
     for digest in payload["stages"].get("quantize", ()):
         parts = stored_tensors(payload, digest)
         for name, facts in record(payload, digest).result["weights"].items():
-            dtype = facts.get("weight_dtype")
-            form = SparseWeight if facts.get("sparse") else QuantizedWeight
-            found[name] = form(
-                codes=parts[f"{name}/codes"],
-                scale=parts[f"{name}/scale"],
-                zero_point=parts.get(f"{name}/zero_point"),
-                scheme=QuantScheme(**facts["scheme"]),
-                shape=tuple(facts["shape"]),
-                axis=facts["axis"],
-                codebook=parts.get(f"{name}/codebook"),
-                weight_dtype=None if dtype is None else getattr(torch, dtype),
-            )
+            own = {
+                part.removeprefix(f"{name}/"): value
+                for part, value in parts.items()
+                if part.startswith(f"{name}/")
+            }
+            found[name] = weight_of(own, facts)
     return found
+
+
+def weight_of(parts: Mapping[str, Tensor], facts: Mapping[str, Any]) -> QuantizedWeight:
+    """A quantized weight from its tensors (`parts_of`) and what is recorded of it: scheme, shape, axis."""
+    dtype = facts.get("weight_dtype")
+    form = SparseWeight if facts.get("sparse") else QuantizedWeight
+    return form(
+        codes=parts["codes"],
+        scale=parts["scale"],
+        zero_point=parts.get("zero_point"),
+        scheme=QuantScheme(**facts["scheme"]),
+        shape=tuple(facts["shape"]),
+        axis=facts["axis"],
+        codebook=parts.get("codebook"),
+        weight_dtype=None if dtype is None else getattr(torch, dtype),
+    )
+
+
+def parts_of(quantized: QuantizedWeight) -> dict[str, Tensor]:
+    """The tensors that a quantized weight is stored as."""
+    parts = {
+        "codes": quantized.codes,
+        "scale": quantized.scale,
+        "zero_point": quantized.zero_point,
+        "codebook": quantized.codebook,
+    }
+    return {name: value for name, value in parts.items() if value is not None}
 
 
 def quantized_layers(payload: Payload) -> tuple[dict[str, Any], dict[str, str], list[str]]:
@@ -177,25 +198,19 @@ def quantized_layers(payload: Payload) -> tuple[dict[str, Any], dict[str, str], 
     return weights, skipped, unused
 
 
-def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
-    parts = {f"{name}/codes": quantized.codes, f"{name}/scale": quantized.scale}
-    if quantized.zero_point is not None:
-        parts[f"{name}/zero_point"] = quantized.zero_point
-    if quantized.codebook is not None:
-        parts[f"{name}/codebook"] = quantized.codebook
-    return parts
+def meaning_of(quantized: QuantizedWeight) -> dict[str, Any]:
+    """What `weight_of` needs to know beside the tensors, the shape and the axis."""
+    scheme, dtype = vars(quantized.scheme), quantized.weight_dtype
+    return {
+        "scheme": {key: value for key, value in scheme.items() if key != "codebook" or value is not None},
+        **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
+    }
 
 
 def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:
-    dtype = quantized.weight_dtype
     return {
         **({"sparse": True} if isinstance(quantized, SparseWeight) else {}),
-        "scheme": {
-            key: value
-            for key, value in vars(quantized.scheme).items()
-            if key != "codebook" or value is not None
-        },
-        **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
+        **meaning_of(quantized),
         "shape": list(quantized.shape),
         "axis": quantized.axis,
         "group_size": quantized.group_size,

@@ -27,6 +27,7 @@ from .spec_fields import (
 from .spec_lines import write_yaml
 
 CHANGING_STEPS = ("train", "auto", "prune", "finetune", "quantize")
+DEFAULT_FORMAT = "pt2"
 TRAINING_STEPS = ("train", "auto", "collect", "finetune", "calibrate")
 CHOSEN_STEPS = ("collect", "prune", "finetune", "calibrate", "quantize")  # by `auto`
 BUDGETS = ("compression_ratio", "size_bytes", "macs", "latency_ms")
@@ -179,7 +180,10 @@ _GIVEN = BeforeValidator(_given)
 
 
 class Recipe(Strict):
-    """Steps in the order they are done; a step that is None is not done. Validation is always there."""
+    """Steps in the order they are done; a step that is None is not done. Validation is always there.
+
+    `format` is the file that a program is published as: a `.pt2`, or entropy-coded as small as it gets (archive).
+    """
 
     train: Annotated[TrainStep | None, _GIVEN] = None
     auto: Annotated[AutoStep | None, _GIVEN] = None
@@ -189,6 +193,7 @@ class Recipe(Strict):
     calibrate: Annotated[CalibrateStep | None, _GIVEN] = None
     quantize: Annotated[QuantizeStep | None, _GIVEN] = None
     validation: Annotated[ValidateStep, _GIVEN] = Field(default=ValidateStep(), alias="validate")
+    format: Literal["pt2", "archive"] | None = None
 
     def canonical(self) -> dict[str, Any]:
         """The steps as plain JSON values, defaults filled in, what is not given left out.
@@ -197,7 +202,8 @@ class Recipe(Strict):
         newer than artifacts are left out at their defaults: the digests of older recipes stay what they are.
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return {
+        form = steps.pop("format", DEFAULT_FORMAT)
+        found = {
             step: {
                 key: value
                 for key, value in options.items()
@@ -205,6 +211,8 @@ class Recipe(Strict):
             }
             for step, options in steps.items()
         }
+        # What is left out is as good as named: recipes from before there was a choice keep their digests.
+        return found if form == DEFAULT_FORMAT else {**found, "format": form}
 
 
 def zeroes_weights(recipe: Mapping[str, Any]) -> bool:

@@ -14,16 +14,14 @@ from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.metrics import Sums, allowed_drop
 from fleetpress.compression.program import bind
 from fleetpress.compression.quantization import QUANTIZERS
-from fleetpress.compression.quantization.packed_program import unpack_program
 from fleetpress.compression.smoke import smoke_inputs
-from fleetpress.storage.programs import save_program
 
+from ..assembling import assembled
 from ..fleet import Fold
 from ..handover import Payload, record
 from ..latency import latency_ms
 from ..materials import arrays, remembered, trained_program
 from ..objective import is_fidelity, measured, metric_name
-from ..publishing import assembled
 from ..tasks import StepResult
 from .candidates import Searched
 from .chain import built
@@ -52,15 +50,14 @@ def trial(payload: Payload) -> StepResult:
     for index in range(folds):
         fold = Fold(index=index, of=options["folds"])
         made = built(payload, recipe, Fold(index=index, of=options["folds"], is_left_out=True))
-        packed = assembled(made)
-        compressed = unpack_program(packed)
+        found = assembled(made)
         before += base.sums(fold)
-        after += base.sums_of(compressed, fold)
+        after += base.sums_of(found.plain, fold)
         if not costs:
-            costs = {"bytes": len(save_program(packed)), "macs": macs(compressed)}
+            costs = {"bytes": len(found.data), "macs": macs(found.plain)}
             if goal.cost == "latency_ms":
-                costs["latency_ms"] = _latency(compressed)
-    found = difference(base.metric, before, after, seed=payload["seed"])
+                costs["latency_ms"] = _latency(found.plain)
+    apart = difference(base.metric, before, after, seed=payload["seed"])
     return StepResult(
         result={
             "family": family,
@@ -68,7 +65,7 @@ def trial(payload: Payload) -> StepResult:
             "recipe": recipe,
             "costs": costs,
             "metric": base.metric,
-            **asdict(found),
+            **asdict(apart),
         }
     )
 

@@ -68,7 +68,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
-        yield from _check_rounds((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
+        yield from _check_deletion_options((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize:
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
 
@@ -153,14 +153,19 @@ def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
         yield (*path, given[0]), f"needs {other} beside it; a unit goes when both are small"
 
 
-def _check_rounds(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
+def _check_deletion_options(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
     from fleetpress.compression.sparsity import is_sparsifier
 
     if is_sparsifier(step.method):
-        for name, default in (("compensate", "none"), ("schedule", "one_shot"), ("rounds", None)):
+        for name in ("normalize", "compensate", "schedule", "rounds"):
+            default = PruneStep.model_fields[name].default
             if getattr(step, name) not in (default, "gradual"):
                 yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
-    elif step.schedule != "iterative":
+        return
+    if step.normalize != "none" and step.scope == "layer":
+        what = f"{step.normalize} has no meaning for scope layer, which compares no layers; delete it"
+        yield (*path, "normalize"), what
+    if step.schedule != "iterative":
         if step.rounds is not None:
             yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"
     elif step.rounds is None:

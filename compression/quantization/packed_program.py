@@ -16,6 +16,8 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import ProgramError
 from fleetpress.compression.program import ProgramEditor, aliases
+from fleetpress.compression.quantization.integer_folding import fold_integers
+from fleetpress.compression.quantization.integer_nodes import IntegerNodes, integer_buffers
 from fleetpress.compression.quantization.packing import pack
 from fleetpress.compression.quantization.trits import pack_trits
 from fleetpress.compression.quantization.unpack_nodes import (
@@ -36,23 +38,30 @@ __all__ = ["pack_program", "predicted_bytes", "unpack_program"]
 def pack_program(program: ExportedProgram, quantized: Mapping[str, QuantizedWeight]) -> ExportedProgram:
     """The program with the weights named in `quantized` stored packed.
 
-    Its outputs are those of the program over the dequantized weights, bit for bit. Tied weights are packed, stored and
+    Its outputs are those of the program over the dequantized weights, bit for bit, except that layers whose weights say
+    how their inputs are rounded compute on integer kernels. Tied weights are packed, stored and
     unpacked once: naming one of them packs all. Raises ProgramError for names or shapes that are not the program's.
     """
     editor = ProgramEditor(program)
     for name, weight in quantized.items():
         _check(name, weight, editor.values)
-    nodes = UnpackNodes(editor.graph)
+    nodes, integers = UnpackNodes(editor.graph), IntegerNodes(editor.graph)
     for owner, (first_use, others) in _owners(editor, quantized).items():
         weight = (
             quantized[owner]
             if owner in quantized
             else next(quantized[name] for name in others if name in quantized)
         )
-        buffers = _buffers(owner, weight)
+        on_integers = weight.input_scale is not None
+        buffers = integer_buffers(owner, weight) if on_integers else _buffers(owner, weight)
         taken = next((name for name in buffers if name in editor.values), None)
         if taken:
             raise ProgramError(f"{owner}: the program already stores a tensor {taken!r}; rename that one")
+        if on_integers:
+            editor.replace(
+                owner, buffers, partial(_on_integers, integers, owner, weight, editor.placeholders[owner])
+            )
+            continue
         for name in others:
             editor.placeholders[name].replace_all_uses_with(editor.placeholders[owner])
             editor.replace(name, {name + PACKED: buffers[owner + PACKED]}, _first)
@@ -60,13 +69,16 @@ def pack_program(program: ExportedProgram, quantized: Mapping[str, QuantizedWeig
     return editor.build()
 
 
-def unpack_program(program: ExportedProgram) -> ExportedProgram:
+def unpack_program(program: ExportedProgram, *, keep_integers: bool = False) -> ExportedProgram:
     """The program with every packed weight stored as the plain parameter that the graph unpacked at each call.
 
     The opposite of `pack_program`: same names, shapes, dtypes and outputs as the program had over the dequantized
-    weights. Weights that `pack_program` did not pack stay as they are.
+    weights. Weights that `pack_program` did not pack stay as they are. Layers on integer kernels become float layers,
+    whose inputs are not rounded any more, unless `keep_integers` says to leave them.
     """
     editor = ProgramEditor(program)
+    if not keep_integers:
+        fold_integers(editor)
     suffixes = (PACKED, SCALE, ZERO_POINT, CODEBOOK)
     stored = {
         editor.placeholders[name]: value for name, value in editor.values.items() if name.endswith(suffixes)
@@ -136,6 +148,18 @@ def _tied(values: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _first(_: fx.Graph, added: dict[str, fx.Node]) -> fx.Node:
+    return next(iter(added.values()))
+
+
+def _on_integers(
+    integers: IntegerNodes,
+    name: str,
+    weight: QuantizedWeight,
+    old: fx.Node,
+    _: fx.Graph,
+    added: dict[str, fx.Node],
+) -> fx.Node:
+    integers.replace(weight, {key.removeprefix(name): node for key, node in added.items()}, old)
     return next(iter(added.values()))
 
 

@@ -4,6 +4,7 @@ A program that serves forks reads a line of JSON from stdin for each order and a
 side that asks.
 """
 
+import gc
 import json
 import select
 import subprocess
@@ -40,3 +41,37 @@ class ForkServer:
         if not select.select([stdout], [], [], self._longest_seconds)[0]:
             raise TimeoutError(f"no end of {what}")
         return json.loads(stdout.readline())
+
+
+def load_everything() -> None:
+    """What a run loads, and what the first one costs beyond the others, paid once by the process that forks.
+
+    On one thread: others do not survive a fork. No child looks for cycles among what it was born with.
+    """
+    import torch
+
+    import fleetpress.compression.training
+    import fleetpress.jobs.checkpoint.steps
+    import fleetpress.jobs.cli
+    import fleetpress.jobs.executors.inline
+    import fleetpress.jobs.live
+    import fleetpress.jobs.modules
+    import fleetpress.jobs.program_steps
+    import fleetpress.jobs.run
+    import fleetpress.jobs.tables
+    import fleetpress.storage.local
+    import fleetpress.storage.s3  # noqa: F401 - for all children
+    from fleetpress.jobs.report import template
+    from fleetpress.storage.programs import load_program, module_to_program, save_program
+    from fleetpress.storage.s3_client import new_client
+
+    template._environment().get_template("page.html")
+    torch.set_num_threads(1)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    program = load_program(save_program(module_to_program(net, [torch.zeros(2, 4)]), compress=False))
+    program.module()(torch.zeros(3, 4))
+    new_client(
+        endpoint="http://127.0.0.1:9", access_key="none", secret_key="none"
+    )  # nobody is asked anything
+    gc.collect()
+    gc.freeze()

@@ -44,7 +44,8 @@ RECURRENT_OPS = {
     aten.rnn_tanh.input: "RNN",
     aten.rnn_relu.input: "RNN",
 }
-KINDS = tuple(dict.fromkeys([*(op.kind for op in LAYER_OPS.values()), *RECURRENT_OPS.values()]))
+RECURRENT_KINDS = tuple(dict.fromkeys(RECURRENT_OPS.values()))
+KINDS = (*dict.fromkeys(op.kind for op in LAYER_OPS.values()), *RECURRENT_KINDS)
 
 
 def layers(program: ExportedProgram) -> tuple[Layer, ...]:
@@ -63,6 +64,24 @@ def layers(program: ExportedProgram) -> tuple[Layer, ...]:
         nodes = (*seen.nodes, node.name) if seen else layer.nodes
         found[(layer.kind, *layer.weights)] = Layer(**{**vars(layer), "nodes": nodes})
     return tuple(found.values())
+
+
+def matrices(layer: Layer) -> tuple[Layer, ...]:
+    """A layer whose rows are its units: a recurrent layer gives one for every weight matrix, named by it."""
+    if layer.kind not in RECURRENT_KINDS:
+        return (layer,)
+    biases = layer.biases or ("",) * len(layer.weights)
+    return tuple(
+        Layer(
+            name=weight,
+            kind=layer.kind,
+            weights=(weight,),
+            biases=(bias,) if bias else (),
+            axis=0,
+            nodes=layer.nodes,
+        )
+        for weight, bias in zip(layer.weights, biases, strict=True)
+    )
 
 
 def _layer_of(node: fx.Node, stored: dict[str, str]) -> Layer | None:

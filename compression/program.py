@@ -186,6 +186,14 @@ class ProgramEditor:
         node.target = target
         self.set_args(node, args, {})
 
+    def multiply(self, node: fx.Node, factor: float) -> None:
+        """Multiply what the node gives before anyone reads it."""
+        with self.graph.inserting_after(node):
+            product = self.graph.call_function(torch.ops.aten.mul.Tensor, (node, factor))
+        product.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)
+        self._dirty.add(product)
+
     def replace(
         self,
         name: str,

@@ -8,6 +8,8 @@ in the same batch: where weights move from batch to batch, each product is that 
 The gradient by a gate on a unit's output (a factor that is 1) is the sum of its products weight times gradient, bias
 included. Where a normalization follows, the gate stands behind it: its scale and shift give the sum (Molchanov et al.
 2019). In front of a batch normalization in train mode it would always be 0, as the normalization undoes every factor.
+
+Of a recurrent layer every row of its weight matrices is kept by the matrix's name, if that is asked for.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +22,7 @@ from torch.export import ExportedProgram
 from fleetpress.compression.affine_norms import norm_after
 from fleetpress.compression.device import CPU
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.layers import layers
+from fleetpress.compression.layers import RECURRENT_KINDS, layers, matrices
 from fleetpress.compression.program import aliases, tensors, trainable
 from fleetpress.compression.selection import Layer
 
@@ -162,16 +164,22 @@ class GradientCollector:
     """
 
     def __init__(
-        self, program: ExportedProgram, device: torch.device = CPU, *, products: bool = False
+        self,
+        program: ExportedProgram,
+        device: torch.device = CPU,
+        *,
+        products: bool = False,
+        recurrent: bool = False,
     ) -> None:
+        kinds = UNIT_KINDS + (RECURRENT_KINDS if recurrent else ())
         stored = tensors(program)
         self._owners = aliases(stored)
         self._parts: list[_Part] = []
         self._batches = 0
         learned, seen = set(trainable(program)), set[str]()
-        for layer in layers(program):
+        for layer in (part for whole in layers(program) for part in matrices(whole)):
             weight = self._owners.get(layer.weights[0], layer.weights[0])
-            if layer.kind in UNIT_KINDS and weight in learned and weight not in seen:
+            if layer.kind in kinds and weight in learned and weight not in seen:
                 seen.add(weight)
                 self._parts.append(
                     _part(

@@ -91,19 +91,22 @@ def train(
     seed: int,
     teacher: ExportedProgram | None = None,
     collect: bool = False,
+    masks: Mapping[str, Tensor] | None = None,
     products: bool = False,
+    recurrent: bool = False,
     collective: Collective = ALONE,
     progress: Progress | None = None,
     device: torch.device = CPU,
 ) -> TrainResult:
     """Train in train mode, on the `device`; the program itself stays as it is.
 
-    `teacher` gives the targets of a loss that needs none (`distillation`). Every rank of `collective` takes its slice
+    `teacher` gives the targets of a loss that needs none (`distillation`). Weights stay zero where `masks` (bool, by
+    state name) are False. Every rank of `collective` takes its slice
     of each global batch, so that summed gradients and batch statistics are those of one process (dropout draws differ).
     float16 and bfloat16 weights are trained in float32 and cast back. With `collect` the gradients of every batch are
-    counted before its step, with `products` those with the weights, too. Raises TrainingDivergedError for a loss or
-    weight that is not finite, DataMismatchError for arrays that do not fit, MethodError for options that do not go
-    together.
+    counted before its step, with `products` those with the weights, with `recurrent` those of recurrent layers, too.
+    Raises TrainingDivergedError for a loss or weight that is not finite, DataMismatchError for arrays that do not fit,
+    MethodError for options that do not go together.
     """
     run = _Run(
         program,
@@ -112,7 +115,9 @@ def train(
         loss=LOSSES[loss],
         teacher=teacher,
         collect=collect,
+        masks=masks or {},
         products=products,
+        recurrent=recurrent,
         collective=collective,
         device=device,
     )
@@ -168,7 +173,9 @@ class _Run:
         loss: Loss,
         teacher: ExportedProgram | None,
         collect: bool,
+        masks: Mapping[str, Tensor],
         products: bool,
+        recurrent: bool,
         collective: Collective,
         device: torch.device,
     ) -> None:
@@ -189,9 +196,12 @@ class _Run:
             raise MethodError(
                 "the program has no floating-point parameter: there is nothing to train; leave it out"
             )
+        self._masks = {name: mask.to(device) for name, mask in masks.items()}
         self._optimizer = OPTIMIZERS[options.optimizer](self._params.values(), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
-        self.collector = GradientCollector(program, device, products=products) if collect else None
+        self.collector = (
+            GradientCollector(program, device, products=products, recurrent=recurrent) if collect else None
+        )
 
     def step(self, batch: Arrays) -> tuple[float, int]:
         """One optimizer step on a global batch: its mean loss, and the number of samples (or labels) in that mean."""
@@ -215,6 +225,9 @@ class _Run:
         loss = float(reported)
         if math.isfinite(loss):
             self._optimizer.step()
+            with torch.no_grad():
+                for name, mask in self._masks.items():
+                    self._params[name].mul_(mask)
         return loss, total
 
     def _outputs(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -249,9 +262,12 @@ def collect(
     seed: int,
     first_batch: int = 0,
     products: bool = False,
+    recurrent: bool = False,
     device: torch.device = CPU,
 ) -> GradientStatistics:
-    """Gradient statistics at fixed weights, in eval mode and file order, on the `device`; with `products` if asked for.
+    """Gradient statistics at fixed weights, in eval mode and file order, on the `device`.
+
+    With `products` those of weights and gradients, with `recurrent` those of recurrent layers, too.
 
     A loss without targets (`distillation`) has no gradient at the original weights: the targets are then drawn from
     the program's own predictions, for each batch by (seed, its number), where `first_batch` is the number of the first
@@ -262,7 +278,7 @@ def collect(
     check_differentiable(program)
     runner = Runner(program, widen=True, device=device)
     fixed = _whole_batches(program, arrays, ALONE)
-    collector = GradientCollector(program, device, products=products)
+    collector = GradientCollector(program, device, products=products, recurrent=recurrent)
     params = _parameters(runner.module, program)
     wanted = {name: params[name] for name in collector.names}
     kind = meaning(program)

@@ -59,13 +59,14 @@ def _told(store: ObjectStore, name: str) -> dict[str, Any]:
 def load_artifact(uri: str) -> "nn.Module | dict[str, Tensor]":
     """A runnable module of a program (weights unpacked once, in eval mode), or the plain state dict of a checkpoint.
 
-    `uri` names the artifact, or the model's folder for its latest one. Raises StorageError.
+    Layers on integer kernels stay there. `uri` names the artifact, or the model's folder for its latest one. Raises
+    StorageError.
     """
     if read_manifest(uri)["kind"] == "program":
         from fleetpress.compression.modes import eval_module
         from fleetpress.compression.quantization.packed_program import unpack_program
 
-        return eval_module(unpack_program(_program(uri)))
+        return eval_module(unpack_program(_program(uri), keep_integers=True))
     from .checkpoint.decode import plain_tensors, whole
 
     checkpoint = _checkpoint(uri)

@@ -21,6 +21,7 @@ VERSIONS = {
     "sense": 1,
     "trial": 1,
     "fleet": 1,
+    "equalize": 1,
     "prune": 1,
     "finetune": 1,
     "quantize": 1,

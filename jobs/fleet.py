@@ -196,19 +196,25 @@ def _unfit(source: ModelSource, entry: ModelSpec, recipe: Recipe, allow_code: bo
 
 
 def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
-    from fleetpress.compression.sparsity import is_sparsifier
+    from fleetpress.compression.sparsity import SPARSIFIERS
 
     form = recipe.quantize and _program_form(recipe.quantize)
     if form:
         return (
-            f"{asks} quantizes by {form}, and checkpoints hold no codebooks; "
+            f"{asks} quantizes by {form}, which only programs hold: codebooks, and layers on integer kernels; "
             "take a scheme such as W4A16, or export the model to a program (.pt2)"
         )
     asked = [step for step in TRAINING_STEPS if getattr(recipe, step) is not None]
-    if recipe.prune is not None and not is_sparsifier(recipe.prune.method):
-        asked.append(f"prune by {recipe.prune.method}")
+    if recipe.prune is not None:
+        method = SPARSIFIERS.get(recipe.prune.method)
+        if method is None or method.needs_inputs:
+            asked.append(f"prune by {recipe.prune.method}")
+        elif recipe.prune.scope == "global":
+            asked.append("prune with scope global")
     if recipe.quantize is not None and recipe.quantize.layers:
         asked.append("quantize single layers otherwise (`layers`)")
+    if recipe.quantize is not None and recipe.quantize.equalize is not None:
+        asked.append(f"equalize by {recipe.quantize.equalize}")
     if not asked:
         return None
     return (
@@ -218,13 +224,6 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
 
 
 def _unfit_for_program(asks: str, recipe: Recipe) -> str | None:
-    from fleetpress.compression.sparsity import is_sparsifier
-
-    if recipe.prune is not None and is_sparsifier(recipe.prune.method):
-        return (
-            f"{asks} prunes by {recipe.prune.method}, which zeroes weights of checkpoints; a program loses whole "
-            "units instead: take gradient_stability, magnitude or random"
-        )
     form = recipe.quantize and _checkpoint_form(recipe.quantize)
     if form:
         return f"{asks} quantizes to {form}, a form of checkpoints; take a scheme such as W8A16 or W4A16 for a program"
@@ -239,13 +238,15 @@ def _checkpoint_form(step: QuantizeStep) -> str | None:
 
 
 def _program_form(step: QuantizeStep) -> str | None:
-    """What the step asks for that only programs hold: a codebook."""
+    """What the step asks for that only programs hold: a codebook, integer kernels."""
     from fleetpress.compression.scheme import CASTS, LEARNING_METHODS, SCHEMES
 
     if step.method in LEARNING_METHODS:
         return step.method
-    fixed = step.scheme and step.scheme not in CASTS and SCHEMES[step.scheme].type == "codebook"
-    return step.scheme if fixed else None
+    if step.scheme is None or step.scheme in CASTS:
+        return None
+    scheme = SCHEMES[step.scheme]
+    return step.scheme if scheme.type == "codebook" or scheme.activation_bits else None
 
 
 def _factory_digest(factory: str) -> str | None:

@@ -29,7 +29,7 @@ def manifest_of(payload: Mapping[str, Any], *, kind: str, form: str) -> dict[str
         "kind": kind,
         "format": form,
         "source": {"uri": model["uri"], "files": model["files"]},
-        "recipe": payload["recipe"],
+        "recipe": _asked(payload),
         "data": payload["data"],
         "seed": payload["seed"],
         "plan_digest": payload["plan_digest"],
@@ -41,8 +41,13 @@ def companions(payload: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[s
     """What lies beside every model: `metrics.json` (before, after, ratio, every layer) and `recipe.yaml`."""
     return {
         METRICS: canonical_json.dumps({"schema_version": SCHEMA_VERSION, **metrics}),
-        "recipe.yaml": recipe_yaml(Recipe.model_validate(payload["recipe"])).encode(),
+        "recipe.yaml": recipe_yaml(Recipe.model_validate(_asked(payload))).encode(),
     }
+
+
+def _asked(payload: Mapping[str, Any]) -> Any:
+    """The recipe that the spec asks for; what a search has made of it stands in the metrics."""
+    return payload.get("asked", payload["recipe"])
 
 
 def complete(

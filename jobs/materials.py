@@ -22,6 +22,7 @@ from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
 from fleetpress.compression.pruning.compensate import with_compensation
+from fleetpress.compression.quantization.packing import unpack
 from fleetpress.storage.data import read_shard
 from fleetpress.storage.errors import InvalidData, InvalidModelFile
 from fleetpress.storage.programs import load_program
@@ -118,21 +119,44 @@ def round_program(payload: Payload) -> ExportedProgram:
 
 
 def pruned_program(payload: Payload) -> ExportedProgram:
-    """The trained program without the deleted units, if the recipe prunes."""
+    """The trained program without the deleted units, or with weights zeroed, if the recipe prunes."""
     digest = payload["stages"].get("prune")
     return _pruned(payload, digest, round_program(payload)) if digest else round_program(payload)
 
 
 def _pruned(payload: Payload, digest: str, program: ExportedProgram) -> ExportedProgram:
-    """The program without what a prune task deleted, its corrections for that made before."""
+    """The program without what a prune task deleted, its corrections for that made before; or with what it zeroed."""
 
     def build() -> ExportedProgram:
         done = record(payload, digest)
+        if "zeroed" in done.result:
+            return _zeroed(payload, digest, program)
         removed = done.result.get("round_removed", done.result["removed"])
         corrected = stored_tensors(payload, digest) if done.outputs else {}
-        return delete(with_compensation(program, corrected) if corrected else program, removed)
+        program_then = with_compensation(program, corrected) if corrected else program
+        return delete(program_then, removed, done.result.get("structure", ()))
 
     return remembered(digest, build)
+
+
+def _zeroed(payload: Payload, digest: str, program: ExportedProgram) -> ExportedProgram:
+    state = tensors(program) | stored_tensors(payload, digest)  # a method may have moved what it kept
+    masks = keep_masks(payload)
+    values = {name: state[name].detach().masked_fill(~mask, 0) for name, mask in masks.items()}
+    return with_tensors(program, _with_tied(program, values))
+
+
+def keep_masks(payload: Payload) -> dict[str, Tensor]:
+    """Where the weights that the prune task zeroed are kept (True), by state name; of tied weights the first one's."""
+    digest = payload["stages"].get("prune")
+    names = record(payload, digest).result.get("zeroed", ()) if digest else ()
+    if not names:
+        return {}
+    stored, state = stored_tensors(payload, digest), tensors(trained_program(payload))
+    return {
+        name: unpack(stored[KEEP_MASK + name], 1, state[name].numel()).bool().view(state[name].shape)
+        for name in names
+    }
 
 
 def final_program(payload: Payload) -> ExportedProgram:
@@ -242,10 +266,14 @@ def _with_stored(payload: Payload, digest: str, program: ExportedProgram) -> Exp
         for name, value in stored_tensors(payload, digest).items()
         if not name.startswith(STATISTICS)
     }
-    for name, owner in aliases(tensors(program)).items():
-        if owner in values:
-            values[name] = values[owner]
-    return with_tensors(program, values)
+    return with_tensors(program, _with_tied(program, values))
 
 
+def _with_tied(program: ExportedProgram, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values, with those of tied names beside them."""
+    tied = aliases(tensors(program)).items()
+    return values | {name: values[owner] for name, owner in tied if owner in values}
+
+
+KEEP_MASK = "keep_mask/"  # prefix of bit-packed masks among a prune task's tensors
 STATISTICS = "statistics/"  # prefix of statistics among a training task's tensors

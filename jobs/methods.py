@@ -19,6 +19,7 @@ _PRUNE = {
     "mean_threshold": "instead of a sparsity: delete units whose gradient_mean is below this and",
     "std_threshold": "whose gradient_std is below this",
     "scope": "layer: the share of every layer; global: of all units together",
+    "structure": "kinds of units: channel, head, head_dim, recurrent, normalized; channel and head, if left out",
     "compensate": "none; bias: add the means of deleted units where they were read; least_squares: fit what reads them",
     "schedule": "one_shot; iterative: in rounds of pruning and fine-tuning, much at first and ever less",
     "rounds": "of an iterative schedule; the epochs of finetune are split over them",
@@ -28,6 +29,7 @@ _THRESHOLDS = ("mean_threshold", "std_threshold")
 _ZERO = {
     "pattern": "N:M, such as 2:4: of every M neighbours in a row the N largest stay",
     "sparsity": "share of every tensor's weights to zero, above 0 and below 1",
+    "scope": "layer: the share of every tensor; global: of all together, by one threshold (programs)",
     **_TARGETS,
 }
 _QUANTIZE = {
@@ -36,10 +38,14 @@ _QUANTIZE = {
     "symmetric": "true: a scale only; false: also a zero point",
     "group_size": "weights in a row that share a scale; null: one scale per output unit",
     "strategy": "tensor, channel or group: what shares a scale",
+    "equalize": "scales that move between layers before: none, activation_aware or cross_layer; programs only",
+    "bias_correction": "true: biases make good the mean error of each output; needs calibration data",
+    "layers": "single layers of a program by name, with a scheme, bits or method of their own",
     "format": "layout of integers in a checkpoint: pack-quantized, or int-quantized (8 bits only)",
     **_TARGETS,
 }
 _FORMATS = {
+    "W8A8": "8 bits, inputs too, on integer kernels, of programs",
     "FP8": "8-bit floats (e4m3)",
     "NF4": "16 quantiles of the normal distribution, of programs",
     "MXFP4": "4-bit floats (e2m1) that share exponents (e8m0), of programs",
@@ -80,6 +86,7 @@ def _brief(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _tables() -> Described:
     """Full entries. The tables lie behind torch, so they are imported here."""
+    from fleetpress.compression.equalization import EQUALIZERS
     from fleetpress.compression.losses import LOSSES
     from fleetpress.compression.metrics import METRICS
     from fleetpress.compression.pruning import PRUNERS
@@ -104,7 +111,8 @@ def _tables() -> Described:
                 "name": name,
                 "summary": method.summary,
                 "paper": method.paper,
-                "options": _options(PruneStep, _ZERO, without={"pattern", "sparsity"} - set(method.takes)),
+                "needs_inputs": method.needs_inputs,
+                "options": _options(PruneStep, _ZERO, without=_not_taken(method)),
             }
             for name, method in SPARSIFIERS.items()
         ],
@@ -117,6 +125,16 @@ def _tables() -> Described:
                 "options": _options(QuantizeStep, _QUANTIZE),
             }
             for name, method in QUANTIZERS.items()
+        ],
+        "equalization": [
+            {
+                "name": name,
+                "needs_inputs": method.needs_inputs,
+                "summary": method.summary,
+                "paper": method.paper,
+                "options": [],
+            }
+            for name, method in EQUALIZERS.items()
         ],
         "schemes": _schemes(),
         "losses": [
@@ -142,6 +160,11 @@ def _tables() -> Described:
             for name in OPTIMIZERS
         ],
     }
+
+
+def _not_taken(method: Any) -> set[str]:
+    """Keys that have no meaning for a method that zeroes weights."""
+    return {"pattern", "sparsity"} - set(method.takes) | (set() if method.compares_tensors else {"scope"})
 
 
 def _schemes() -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
@@ -12,6 +12,7 @@ from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
 from .fleet import Data, Fold, Model, absolute
 from .plan_builder import PlanBuilder, device_facts, shard_contents
+from .recipe import PruneStep
 from .spec_checks import needs_gradients, needs_products, observes
 from .tasks import Task
 
@@ -63,7 +64,8 @@ def plan_program(
     fold: Fold | None = None,
     fleet: str | None = None,
 ) -> ModelPlan:
-    """Tasks of a program or module: export?, train?, collect*, prune?, finetune?, calibrate*, quantize*, publish.
+    """Tasks of a program or module, in this order: export?, train?, collect*, prune?, finetune?, calibrate*, equalize?,
+    quantize*, publish.
 
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
     targets, from `collect` tasks otherwise. What a pruning step knows of the layers' inputs comes from `calibrate`
@@ -84,24 +86,35 @@ def plan_program(
             inputs=model.inputs,
             example=shard_contents(shown),
         )
-    products: dict[str, Any] = (
-        {"products": True} if model.recipe.prune is not None and needs_products(model.recipe.prune) else {}
-    )
+    more = _more_statistics(model.recipe.prune) if gradients else {}
     if "train" in recipe:
-        kept = {} if "collect" in recipe else products  # of statistics that the training keeps
+        kept = {} if "collect" in recipe else more  # of statistics that the training keeps
         builder.add("train", workers=workers, options=recipe["train"], **builder.training, **kept)
     final = artifact_digest(model, seed=seed, workers=workers, gpus=gpus, fleet=fleet)
     if "auto" in recipe:
         tasks = _search(builder, recipe["auto"], final, workers=workers)
         return ModelPlan(model=model, digest=final, tasks=tasks)
     builder.keep_to(fold)
+    _add_rounds(builder, gradients=gradients, workers=workers, more=more)
+    if inputs:
+        builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
+    if recipe.get("quantize", {}).get("equalize"):
+        builder.add("equalize", options=recipe["quantize"])
+    if "quantize" in recipe:
+        builder.add_groups("quantize", recipe["quantize"])
+    return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
+
+
+def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: dict[str, Any]) -> None:
+    """Tasks from collect to finetune, once or round by round; `more` is what is collected beside gradients."""
+    recipe, prune, seed = builder.shared["recipe"], builder.model.recipe.prune, builder.shared["seed"]
     rounds = recipe.get("prune", {}).get("rounds", 1)
     for index in range(rounds):
         if rounds > 1:
             builder.begin_round(index)
         if gradients and (index or "collect" in recipe or "train" not in recipe or builder.unlabelled):
-            builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **products)
-        if model.recipe.prune is not None and observes(model.recipe.prune):
+            builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **more)
+        if prune is not None and observes(prune):
             builder.add_chunks("calibrate", recipe["calibrate"], "observe", shards=builder.train_shards)
         if "prune" in recipe:
             builder.add("prune", options=recipe["prune"], seed=seed, **builder.round)
@@ -113,11 +126,6 @@ def plan_program(
             options = {**recipe["finetune"], "epochs": epochs_of(epochs, index, rounds)}
             builder.add("finetune", workers=workers, options=options, **tuning)
     builder.round = {}
-    if inputs:
-        builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
-    if "quantize" in recipe:
-        builder.add_groups("quantize", recipe["quantize"])
-    return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
 
 
 def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, workers: int) -> tuple[Task, ...]:
@@ -145,6 +153,19 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
         builder.stages["trial"] = before + builder.stages["trial"]
     builder.round = {}
     return builder.finish("publish", final, is_search=True, **search, **place)
+
+
+def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
+    """What is collected beside gradients: facts of their own, so that digests of all else stay as they were."""
+    if step is None:
+        return {}
+    wanted = {"products": needs_products(step), "recurrent": "recurrent" in step.structure}
+    return {name: True for name, needed in wanted.items() if needed}
+
+
+def without_end(plan: ModelPlan) -> ModelPlan:
+    """The plan up to its last task, which cannot be planned before the others are done."""
+    return replace(plan, tasks=plan.tasks[:-1])
 
 
 def plan_checkpoint(

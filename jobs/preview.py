@@ -19,8 +19,8 @@ from .fleet import Model, absolute, resolve
 from .ledger import Ledger
 from .published import find_published
 from .request_count import unchanged_requests
-from .run import digest_of, plan_model
-from .schemes import scheme_label
+from .run import digests_of, fleet_of, plan_model
+from .schemes import scheme_label, zeroing_label
 from .spec import Spec
 
 
@@ -88,13 +88,16 @@ def preview(spec: Spec, *, allow_code: bool = False) -> Preview:
     fleet = resolve(spec, allow_code=allow_code)
     problems = [_problem(problem.model, problem.reason, problem.unreachable) for problem in fleet.problems]
     store = open_store(absolute(spec.output))
-    digests = {model.name: digest_of(model, spec) for model in fleet.models}
+    digests = digests_of(fleet.models, spec)
+    together = fleet_of(fleet.models, spec)
     there = find_published(store, digests)
     done = Ledger(store).known() if len(there) < len(digests) else set()
     planned = []
     for model in fleet.models:
         try:
-            planned.append(_unchanged(model) if model.name in there else _planned(model, spec, done))
+            planned.append(
+                _unchanged(model) if model.name in there else _planned(model, spec, done, together)
+            )
         except (CompressionError, StorageError, FleetpressError) as error:
             problems.append(_problem(model.name, str(error), isinstance(error, UNUSABLE_STORE)))
     nothing_to_do = bool(digests) and len(there) == len(digests) and not problems
@@ -120,8 +123,8 @@ def _unchanged(model: Model) -> PlannedModel:
     return PlannedModel(**_shared(model), state="unchanged", tasks=0, read_bytes=0)
 
 
-def _planned(model: Model, spec: Spec, done: Set[str]) -> PlannedModel:
-    plan = plan_model(model, spec, run="plan")
+def _planned(model: Model, spec: Spec, done: Set[str], fleet: str | None) -> PlannedModel:
+    plan = plan_model(model, spec, run="plan", fleet=fleet)
     shared = _shared(model)
     shared |= {
         "state": "planned",
@@ -155,7 +158,7 @@ def _planned_checkpoint(
             {
                 "name": item.layer,
                 "kind": next(layer.kind for layer in choice.known if layer.name == item.layer),
-                "prune": _zeroing_label(dict(treatment.sparsity)),
+                "prune": zeroing_label(dict(treatment.sparsity)),
                 "quantize": scheme_label(treatment.scheme) if treatment.scheme else treatment.cast,
                 "skipped": choice.skipped.get(item.layer),
             }
@@ -167,12 +170,6 @@ def _planned_checkpoint(
         layers=tuple(rows),
         warnings=choice.warnings,
     )
-
-
-def _zeroing_label(options: Mapping[str, Any]) -> str | None:
-    if not options:
-        return None
-    return f"{options['pattern']} kept" if "pattern" in options else f"{options['sparsity']:.0%} zeroed"
 
 
 def _data_bytes(model: Model) -> int:

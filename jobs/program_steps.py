@@ -1,9 +1,10 @@
-"""The steps of a program: export, train, collect, prune, finetune, calibrate, quantize, publish."""
+"""The steps of a program: export, train, collect, prune, finetune, calibrate, equalize, quantize, publish."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import publishing
+from . import publishing, zeroing
+from .equalizing import equalize_program, equalized_calibration, equalized_program
 from .handover import Payload, store_bytes
 from .materials import (
     STATISTICS,
@@ -75,6 +76,8 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         teacher=source_program(payload) if loss == "distillation" else None,
         collect=kind == "train" and loss != "distillation",
         products=payload.get("products", False),
+        masks=zeroing.trained_masks(payload, program) if kind == "finetune" else None,
+        recurrent=payload.get("recurrent", False),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
     )
@@ -104,6 +107,7 @@ def collect(payload: Payload) -> StepResult:
             loss=loss_name(payload["data"], samples),
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
             products=payload.get("products", False),
+            recurrent=payload.get("recurrent", False),
             device=device,
         )
         statistics = found if statistics is None else statistics.merge(found)
@@ -148,7 +152,12 @@ def quantize(payload: Payload) -> StepResult:
     """Quantize one group of layers; codes, scales and zero points are stored."""
     from .quantizing import quantize_group
 
-    return quantize_group(payload, final_program(payload))
+    return quantize_group(payload, equalized_program(payload), equalized_calibration(payload))
+
+
+def equalize(payload: Payload) -> StepResult:
+    """Move scales between layers, for less error when they are quantized; the changed tensors are stored."""
+    return equalize_program(payload)
 
 
 def _mixed(*parts: int) -> int:
@@ -167,6 +176,7 @@ STEPS: dict[str, Callable[[Payload], StepResult]] = {
     "observe": observe,
     "prune": prune,
     "finetune": finetune,
+    "equalize": equalize,
     "quantize": quantize,
     "publish": publishing.publish,
 }

@@ -14,7 +14,9 @@ from fleetpress.compression.statistics import GradientStatistics, NeuronStatisti
 
 from .handover import Payload, record
 from .materials import STATISTICS, calibration, round_program, store_tensors, stored_tensors, trained_program
+from .recipe import zeroes_weights
 from .tasks import StepResult
+from .zeroing import zero_weights
 
 
 def prune_options(step: Mapping[str, Any]) -> PruneOptions:
@@ -24,8 +26,10 @@ def prune_options(step: Mapping[str, Any]) -> PruneOptions:
 
 def prune(payload: Payload) -> StepResult:
     """Score units and choose those to delete. Only their indices are recorded, beside them corrected tensors of the
-    layers that read them, if any: deleting is a pure function of both.
+    layers that read them, if any: deleting is a pure function of both. A method that zeroes weights records masks.
     """
+    if zeroes_weights(payload["recipe"]):
+        return zero_weights(payload)
     step, program = payload["options"], round_program(payload)
     options, whole = prune_options(step), None
     if "round" in payload:
@@ -39,13 +43,14 @@ def prune(payload: Payload) -> StepResult:
         "removed": {name: list(units) for name, units in result.removed.items()},
         "units": dict(result.units),
         "skipped": dict(result.skipped),
+        **({"structure": list(options.structure)} if options.structure else {}),
     }
     if "round" in payload:
         facts |= _in_the_original(payload, result.removed, facts)
     outputs = []
     how = step.get("compensate", "none")
     if how != "none":
-        found = compensate(program, result.removed, inputs, how)
+        found = compensate(program, result.removed, inputs, how, options.structure)
         facts |= {"compensated": dict(found.layers), "uncompensated": dict(found.skipped)}
         if found.values:
             outputs.append(store_tensors(payload, found.values))
@@ -54,7 +59,8 @@ def prune(payload: Payload) -> StepResult:
 
 def _units_in_the_beginning(payload: Payload, options: PruneOptions) -> dict[str, int]:
     program: ExportedProgram = trained_program(payload)
-    return {group.name: group.count for group in find_units(program, options.targets, options.ignore).groups}
+    units = find_units(program, options.targets, options.ignore, options.structure)
+    return {group.name: group.count for group in units.groups}
 
 
 def _in_the_original(

@@ -29,10 +29,13 @@ from fleetpress.storage.errors import ArtifactCorrupt
 from fleetpress.storage.programs import load_program, save_program
 from fleetpress.storage.store import open_store
 
+from . import zeroing
+from .biases import corrected_program, uncorrected
+from .equalizing import equalized_program
 from .handover import Payload, record
 from .latency import latency_ms
 from .manifest import companions, complete
-from .materials import arrays, final_program, source_program, trained_program
+from .materials import arrays, source_program, trained_program
 from .objective import is_fidelity, measured, metric_name
 from .quantizing import quantized_layers, quantized_weights
 from .tasks import StepResult
@@ -43,19 +46,25 @@ _LATENCY_SECONDS = 0.1  # spent on each of three measurements of a model
 
 def publish(payload: Payload) -> StepResult:
     """Assemble the compressed program, compare it with the original, and publish it unless it lost too much."""
-    final = eval_program(final_program(payload))
-    packed = pack_program(final, quantized_weights(payload))
+    packed = assembled(payload)
     data = save_program(packed)
     published = load_program(data)
     runner = Runner(published)
     _prove(packed, runner, payload)
-    metrics, verdict = _metrics(payload, Runner(unpack_program(published)), runner, len(data))
+    folded = Runner(unpack_program(published, keep_integers=True))
+    metrics, verdict = _metrics(payload, folded, runner, len(data))
     if verdict:
         return StepResult(result={"state": "rejected", "reason": verdict, "metrics": metrics})
     store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
     files = {MODEL_FILE: data, **companions(payload, metrics)}
     written = write_artifact(store, name, digest, files)  # reads back: what is stored are these bytes
     return complete(payload, metrics, kind="program", form="pt2", files=written)
+
+
+def assembled(payload: Payload) -> ExportedProgram:
+    """The compressed program that the stages of the payload make, weights packed."""
+    final = eval_program(corrected_program(payload, equalized_program(payload)))
+    return pack_program(final, quantized_weights(payload), zeroing.sparse_names(payload))
 
 
 def _metrics(
@@ -66,22 +75,28 @@ def _metrics(
     quality = _compare(
         payload, source, folded
     )  # before any number of timed calls: a program may keep a state
-    before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source)}
-    after: dict[str, Any] = {"bytes": size_bytes, **_cost(folded), "latency_packed_ms": _latency(published)}
+    before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source, source.program)}
+    plain = unpack_program(folded.program)  # without integer kernels: a parameter for every weight
+    after: dict[str, Any] = {
+        "bytes": size_bytes,
+        **_cost(folded, plain),
+        "latency_packed_ms": _latency(published),
+    }
     verdict = _over_budget(payload, after)
     if quality is not None:
         before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
         after |= {"metric": quality.metric, "value": _json(quality.after), "drop": quality.drop}
         verdict = verdict or quality.verdict
     warnings = [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]]
+    warnings += zeroing.warnings(payload)
     if quality is None:
         warnings.append("quality was not measured: the model has no eval data")
     metrics = {
         "before": before,
         "after": after,
         "compression_ratio": round(before["bytes"] / after["bytes"], 4),
-        "bits_per_weight": _bits_per_weight(payload, folded.program),
-        "layers": _layer_metrics(payload, folded.program),
+        "bits_per_weight": _bits_per_weight(payload, plain),
+        "layers": _layer_metrics(payload, plain),
         "warnings": warnings,
         **payload.get("told", {}),
     }
@@ -104,9 +119,8 @@ def _json(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _cost(runner: Runner) -> dict[str, Any]:
-    program = runner.program
-    return {"parameters": parameters(program), "macs": macs(program), "latency_ms": _latency(runner)}
+def _cost(runner: Runner, plain: ExportedProgram) -> dict[str, Any]:
+    return {"parameters": parameters(plain), "macs": macs(plain), "latency_ms": _latency(runner)}
 
 
 def _latency(runner: Runner) -> float:
@@ -186,37 +200,51 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
         else {"removed": {}, "units": {}, "skipped": {}}
     )
     weights, unquantized, _ = quantized_layers(payload)
+    without = uncorrected(payload)
+    sparsity = zeroing.layer_sparsity(payload)
     source, left = tensors(source_program(payload)), tensors(compressed)
+    stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(payload, weights)
     found = []
     for layer in layers(source_program(payload)):
         removed = pruned["removed"].get(layer.name, [])
         units = pruned["units"].get(layer.name)
         mine = [facts for facts in weights.values() if facts["layer"] == layer.name]
         reasons = []
-        if "prune" in stages and not removed and layer.name not in pruned["units"].keys() - pruned["skipped"]:
-            reasons.append(f"prune: {pruned['skipped'].get(layer.name) or _not_pruned(layer)}")
+        touched = {*pruned["units"], *sparsity} - pruned["skipped"].keys()
+        if "prune" in stages and not removed and layer.name not in touched:
+            what = _not_pruned(layer) if not sparsity else "not among the targets"
+            reasons.append(f"prune: {pruned['skipped'].get(layer.name) or what}")
         if reason := pruned.get("uncompensated", {}).get(layer.name):
             reasons.append(f"compensate: {reason}")
         if "quantize" in stages and not mine:
             reasons.append(f"quantize: {unquantized.get(layer.name, 'not among the targets')}")
+        reasons += [f"reads floats: {facts['reads_floats']}" for facts in mine[:1] if "reads_floats" in facts]
+        if layer.name in without:
+            reasons.append(f"bias_correction: {without[layer.name]}")
         found.append(
             {
                 "name": layer.name,
                 "kind": layer.kind,
-                "sparsity": round(len(removed) / units, 6) if units else 0.0,
+                "sparsity": round(len(removed) / units, 6) if units else sparsity.get(layer.name, 0.0),
                 "removed_units": removed,
                 "num_bits": mine[0]["scheme"]["num_bits"] if mine else None,
+                **({"activation_bits": bits} if (bits := _activation_bits(mine)) else {}),
                 "group_size": mine[0]["group_size"] if mine else None,
                 "method": mine[0]["method"] if mine else None,
                 "bytes_before": sum(source[name].nbytes for name in layer.weights),
                 "bytes_after": sum(facts["bytes_after"] for facts in mine)
                 if mine
-                else sum(left[name].nbytes for name in layer.weights),
+                else sum(stored[name] for name in layer.weights),
                 "sqnr_db": _least(facts["sqnr_db"] for facts in mine),
                 "skipped": "; ".join(reasons) or None,
             }
         )
     return found
+
+
+def _activation_bits(weights: list[dict[str, Any]]) -> int | None:
+    """Of a layer that runs on an integer kernel; None of all others."""
+    return weights[0]["scheme"].get("activation_bits") if weights else None
 
 
 def _not_pruned(layer: Layer) -> str:
@@ -230,9 +258,10 @@ def _bits_per_weight(payload: Payload, final: ExportedProgram) -> float:
     stored = {name: final.state_dict[name] for name in trainable(final)}
     tied = aliases(stored)
     state = sum(value.nbytes for name, value in stored.items() if name not in tied)
-    saved = sum(
-        facts["bytes_before"] - facts["bytes_after"] for facts in quantized_layers(payload)[0].values()
-    )
+    weights = quantized_layers(payload)[0]
+    saved = sum(facts["bytes_before"] - facts["bytes_after"] for facts in weights.values())
+    values = tensors(final)
+    saved += sum(values[name].nbytes - size for name, size in zeroing.float_bytes(payload, weights).items())
     return float(round(8 * (state - saved) / max(1, parameters(final)), 4))
 
 

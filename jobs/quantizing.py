@@ -2,22 +2,27 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, method_for, quantize_layer
+from fleetpress.compression.quantization.integer_layers import IntegerLayers
+from fleetpress.compression.quantization.sparse_weight import SparseWeight, sparse_form, zeros_kept
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.selection import Layer, select
 
+from .biases import CORRECTED, Biases
 from .handover import Payload, record
-from .materials import calibration, store_tensors, stored_tensors
+from .materials import store_tensors, stored_tensors
+from .recipe import zeroes_weights
 from .schemes import options_of, scheme_of
 from .tasks import StepResult
 
@@ -34,7 +39,7 @@ class Choice:
     unused_ignores: tuple[str, ...]
 
 
-def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
+def choose(program: ExportedProgram, options: Mapping[str, Any], *, step: str = "quantize") -> Choice:
     """The layers of a program that the step's `targets` and `ignore` choose; a tied weight only if all its users are.
 
     Raises TargetError when nothing is left, or a target matches nothing or no layer that can be quantized, or `layers`
@@ -69,7 +74,7 @@ def choose(program: ExportedProgram, options: Mapping[str, Any]) -> Choice:
     if not taken:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise TargetError(
-            f"quantize reaches no layer ({reasons or 'nothing is left after ignore'}); widen its targets"
+            f"{step} reaches no layer ({reasons or 'nothing is left after ignore'}); widen its targets"
         )
     return Choice(layers=tuple(taken), skipped=skipped, unused_ignores=selection.unused_ignores)
 
@@ -88,29 +93,58 @@ def group_of(
     return tuple(group)
 
 
-def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
-    """Quantize the layers of one group; store codes, scales, zero points, codebooks, and record how to read them."""
+def schemes_of(
+    program: ExportedProgram, chosen: Sequence[Layer], options: Mapping[str, Any]
+) -> tuple[dict[str, QuantScheme], dict[str, str]]:
+    """Each layer's scheme by its name, and why those that should run on integer kernels do not.
+
+    The latter keep their weights' bits and read floats.
+    """
+    schemes = {layer.name: scheme_of(options_of(options, layer.name)) for layer in chosen}
+    if not any(scheme.activation_bits for scheme in schemes.values()):
+        return schemes, {}
+    known = IntegerLayers(program)
+    reasons = {
+        layer.name: reason
+        for layer in chosen
+        if schemes[layer.name].activation_bits
+        for reason in [known.reason_against(layer)]
+        if reason
+    }
+    return schemes | {name: replace(schemes[name], activation_bits=None) for name in reasons}, reasons
+
+
+def quantize_group(
+    payload: Payload, program: ExportedProgram, observed: CalibrationStatistics | None
+) -> StepResult:
+    """Quantize the layers of one group; store codes, scales, zero points, codebooks, and record how to read them.
+
+    `observed` is what the layers of the `program` read, where the recipe asks for it.
+    """
     options = payload["options"]
     choice = choose(program, options)
     values = tensors(program)
-    observed = calibration(payload)
     statistics = {} if observed is None else observed.weights
     stored: dict[str, Tensor] = {}
     weights: dict[str, Any] = {}
+    biases = Biases(program) if options.get("bias_correction") else None
     done: set[str] = set()
     owners = aliases(values)
+    schemes, on_floats = schemes_of(program, choice.layers, options)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
         known = {
             name: statistics[owners.get(name, name)]
             for name in layer.weights
             if owners.get(name, name) in statistics
         }
-        own = options_of(options, layer.name)
-        scheme, method = scheme_of(own), QUANTIZERS[own["method"]]
-        for name, quantized in quantize_layer(layer, values, scheme, method, known).items():
+        scheme, method = schemes[layer.name], QUANTIZERS[options_of(options, layer.name)["method"]]
+        for name, rounded in quantize_layer(layer, values, scheme, method, known).items():
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
+            quantized = zeros_kept(rounded, values[name]) if zeroes_weights(payload["recipe"]) else rounded
+            if zeroes_weights(payload["recipe"]) and scheme.activation_bits is None:
+                quantized = sparse_form(quantized)
             stored |= _parts(name, quantized)
             used = method_for(method, known.get(name)).name
             weights[name] = {
@@ -118,12 +152,18 @@ def quantize_group(payload: Payload, program: ExportedProgram) -> StepResult:
                 "kind": layer.kind,
                 "method": used,
                 **description(quantized, values[name]),
+                **({"reads_floats": on_floats[layer.name]} if layer.name in on_floats else {}),
             }
+            if biases is not None:
+                biases.correct(layer, name, quantized, known.get(name))
     result = {
         "weights": weights,
         "skipped": dict(choice.skipped),
         "unused_ignores": list(choice.unused_ignores),
     }
+    if biases is not None:
+        stored |= {CORRECTED + name: value for name, value in biases.corrected.items()}
+        result["uncorrected"] = biases.uncorrected
     return StepResult(result=result, outputs=(store_tensors(payload, stored),))
 
 
@@ -134,7 +174,8 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
         parts = stored_tensors(payload, digest)
         for name, facts in record(payload, digest).result["weights"].items():
             dtype = facts.get("weight_dtype")
-            found[name] = QuantizedWeight(
+            form = SparseWeight if facts.get("sparse") else QuantizedWeight
+            found[name] = form(
                 codes=parts[f"{name}/codes"],
                 scale=parts[f"{name}/scale"],
                 zero_point=parts.get(f"{name}/zero_point"),
@@ -143,6 +184,8 @@ def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
                 axis=facts["axis"],
                 codebook=parts.get(f"{name}/codebook"),
                 weight_dtype=None if dtype is None else getattr(torch, dtype),
+                input_scale=facts.get("input_scale"),
+                input_zero_point=facts.get("input_zero_point"),
             )
     return found
 
@@ -172,10 +215,16 @@ def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
 def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:
     dtype = quantized.weight_dtype
     return {
+        **({"sparse": True} if isinstance(quantized, SparseWeight) else {}),
         "scheme": {
             key: value
             for key, value in vars(quantized.scheme).items()
-            if key != "codebook" or value is not None
+            if key not in ("codebook", "activation_bits") or value is not None
+        },
+        **{
+            key: getattr(quantized, key)
+            for key in ("input_scale", "input_zero_point")
+            if getattr(quantized, key) is not None
         },
         **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
         "shape": list(quantized.shape),

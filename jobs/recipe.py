@@ -1,5 +1,6 @@
 """What is done to a model: the steps of a recipe, in their fixed order, and their one canonical form."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -9,6 +10,7 @@ from fleetpress.compression.scheme import DEFAULT_METHOD
 from .spec_fields import (
     Count,
     Drop,
+    Equalizer,
     NotNegative,
     Optimizer,
     PatternNM,
@@ -19,6 +21,7 @@ from .spec_fields import (
     Scheme,
     Share,
     Size,
+    Structures,
     mistake,
 )
 from .spec_lines import write_yaml
@@ -55,7 +58,9 @@ class CollectStep(Strict):
 class PruneStep(Strict):
     """Units of a program to delete: a share (`sparsity`), or those whose gradients stay below both thresholds.
 
-    Or weights of a checkpoint to zero: a share of every tensor, or all but N of M neighbours (`pattern` N:M).
+    `structure` names the kinds of units, as `fleetpress methods` tells them; without it channels and whole heads.
+
+    Or weights to zero: a share of every tensor (or of all: scope global), or all but N of M neighbours (`pattern` N:M).
     `compensate` makes up for deleted units in the layers that read them. An `iterative` schedule reaches the sparsity
     in so many `rounds` of pruning and fine-tuning.
     """
@@ -66,6 +71,7 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
+    structure: Structures = ()
     compensate: Literal["none", "bias", "least_squares"] = "none"
     schedule: Literal["one_shot", "iterative"] = "one_shot"
     rounds: Annotated[int, Field(ge=2, le=100)] | None = None
@@ -91,6 +97,7 @@ class QuantizeStep(Strict):
     are also plain casts (BF16, FP16); `format` is the layout of integers there, pack-quantized if it is None. An
     explicit `group_size: null` is read as what it means, `strategy: channel`. `layers` gives single layers of a
     program, by name, options of their own.
+    `equalize: none` and `bias_correction: false` are the defaults, written out.
     """
 
     scheme: Scheme | None = None
@@ -99,6 +106,8 @@ class QuantizeStep(Strict):
     group_size: Count | None = None
     strategy: Literal["tensor", "channel", "group"] | None = None
     method: Quantizer = DEFAULT_METHOD
+    equalize: Equalizer | None = None
+    bias_correction: bool | None = None
     format: Literal["pack-quantized", "int-quantized"] | None = None
     layers: dict[str, LayerScheme] = {}
     targets: Patterns = ()
@@ -111,11 +120,20 @@ class QuantizeStep(Strict):
             return {**raw, "strategy": "channel"}
         return raw
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_is_nothing(cls, raw: Any) -> Any:
+        """One spelling of what is not asked for, so that it is one recipe with one digest."""
+        if not isinstance(raw, dict):
+            return raw
+        nothing = {"equalize": "none", "bias_correction": False}
+        return {key: value for key, value in raw.items() if key not in nothing or value != nothing[key]}
+
 
 class CalibrateStep(Strict):
-    """Statistics of what every layer reads, for methods of `quantize` that need them: on so many train samples.
+    """Statistics of what every layer reads, for methods of `prune` and `quantize` that need them: on so many samples.
 
-    They are taken evenly from all shards, after the fine-tuning.
+    They are taken evenly from all train shards, right before the step that needs them.
     """
 
     samples: Count = 512
@@ -186,6 +204,13 @@ class Recipe(Strict):
             }
             for step, options in steps.items()
         }
+
+
+def zeroes_weights(recipe: Mapping[str, Any]) -> bool:
+    """Whether a canonical recipe zeroes weights, rather than to delete units or nothing."""
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    return is_sparsifier(recipe.get("prune", {}).get("method", ""))
 
 
 def recipe_yaml(recipe: Recipe) -> str:

@@ -3,7 +3,7 @@
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 from fleetpress.storage.store import ObjectStore, open_store
 
+from .digests import digest
 from .errors import FleetpressError
 from .events import Event
 from .executors import ExecutorName, open_executor, open_metrics
@@ -23,10 +24,10 @@ from .journal import Journal
 from .leases import Leases
 from .ledger import Ledger
 from .past_runs import rows_of
-from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program
+from .plan import ModelPlan, artifact_digest, plan_checkpoint, plan_program, without_end
 from .progress import Listener
 from .published import find_published, unchanged
-from .results import FleetResult, ModelResult
+from .results import GOOD, FleetResult, ModelResult
 from .spec import Spec
 from .spec_checks import needs_gradients, needs_inputs
 from .steps import run_rank, run_step
@@ -80,6 +81,7 @@ class _Run:
         self._executor_name = executor
         self._address = address
         self._allow_code = allow_code
+        self._fleet: str | None = None  # names what models with a common budget share
 
     def drive(self) -> FleetResult:
         """The whole run."""
@@ -103,8 +105,11 @@ class _Run:
         plans = self._plans(fleet.models, rows_of(self.journal.look_back()))
         if not plans:
             return
-        work = Work(plans, Ledger(self.store), self._leases(heartbeat), self.journal, stop)
-        if work.is_over:
+        ledger, leases = Ledger(self.store), self._leases(heartbeat)
+        shares = self.spec.fleet is not None and any(plan.model.recipe.auto for plan in plans)
+        first = [without_end(plan) if shares and plan.model.recipe.auto else plan for plan in plans]
+        work = Work(first, ledger, leases, self.journal, stop)
+        if work.is_over and not shares:
             return
         executor = open_executor(
             self._executor_name,
@@ -122,8 +127,29 @@ class _Run:
         stop.arm()
         try:
             work.run(executor)
+            if shares and (rest := self._shared([plan for plan in plans if plan.model.recipe.auto], fleet)):
+                Work(rest, ledger, leases, self.journal, stop).run(executor)
         finally:
             executor.close()
+
+    def _shared(self, plans: Sequence[ModelPlan], fleet: Fleet) -> list[ModelPlan]:
+        """What is left to do of models that share a budget, once all of them were searched: to publish what is theirs.
+
+        One whose search failed has failed already, and is left out of the budget; one that is published is in it.
+        """
+        from .auto.budget import Budget, shared_plans
+
+        assert self.spec.fleet is not None
+        states = {name: model.state for name, model in self.journal.progress.models.items()}
+        others = (model for model in fleet.models if model.recipe.auto and states[model.name] in GOOD)
+        there = [plan for plan in map(self._plan, others) if isinstance(plan, ModelPlan)]
+        left = [plan for plan in plans if states[plan.model.name] != "failed"]
+        try:
+            return shared_plans(left, there, self.store, Budget(**self.spec.fleet.model_dump()))
+        except FleetpressError as error:
+            for plan in left:
+                self._fail(plan.model.name, str(error), unreachable=False)
+            return []
 
     def _begin(self, fleet: Fleet) -> None:
         self.journal.accept({model.name: model.recipe.validation.max_drop for model in fleet.models})
@@ -134,7 +160,8 @@ class _Run:
 
     def _plans(self, models: tuple[Model, ...], known: Mapping[str, ModelResult]) -> list[ModelPlan]:
         """The tasks of every model that is not published yet; those that cannot be planned fail here."""
-        digests = {model.name: digest_of(model, self.spec) for model in models}
+        digests = digests_of(models, self.spec)
+        self._fleet = fleet_of(models, self.spec)
         there = find_published(self.store, digests)
         ours = {name: digests[name] for name in digests if name in there}
         for name, found in unchanged(self.store, ours, self.run, known):
@@ -152,7 +179,7 @@ class _Run:
 
     def _plan(self, model: Model) -> ModelPlan | tuple[str, Exception]:
         try:
-            return plan_model(model, self.spec, self.run)
+            return plan_model(model, self.spec, self.run, fleet=self._fleet)
         except (StorageError, FleetpressError, CompressionError) as error:
             return model.name, error
 
@@ -176,14 +203,29 @@ def new_run_id(now: float) -> str:
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}{milliseconds:03}Z-{secrets.token_hex(3)}"
 
 
-def digest_of(model: Model, spec: Spec) -> str:
-    """Names the artifact that the spec makes of a model."""
+def digests_of(models: Sequence[Model], spec: Spec) -> dict[str, str]:
+    """Names of the artifacts that the spec makes of its models."""
+    fleet = fleet_of(models, spec)
+    return {model.name: _digest_of(model, spec, fleet) for model in models}
+
+
+def _digest_of(model: Model, spec: Spec, fleet: str | None = None) -> str:
     resources = spec.resources
-    return artifact_digest(model, seed=spec.seed, workers=resources.workers, gpus=resources.gpus_per_task)
+    return artifact_digest(
+        model, seed=spec.seed, workers=resources.workers, gpus=resources.gpus_per_task, fleet=fleet
+    )
 
 
-def plan_model(model: Model, spec: Spec, run: str) -> ModelPlan:
-    """The tasks of one model. Reads the headers of a checkpoint and nothing of a program."""
+def fleet_of(models: Sequence[Model], spec: Spec) -> str | None:
+    """Names what models with `auto` share: the budget, and who else is in it. None without a budget."""
+    if spec.fleet is None:
+        return None
+    together = sorted(_digest_of(model, spec) for model in models if model.recipe.auto is not None)
+    return digest("fleet", budget=spec.fleet.model_dump(mode="json"), models=together)
+
+
+def plan_model(model: Model, spec: Spec, run: str, *, fleet: str | None = None) -> ModelPlan:
+    """The tasks of one model. Reads the headers of a checkpoint and nothing of a program. `fleet` as of `fleet_of`."""
     shared: dict[str, Any] = {"output": absolute(spec.output), "run": run, "seed": spec.seed}
     memory = spec.resources.memory_per_task_bytes
     if model.source.kind == "checkpoint":
@@ -196,5 +238,6 @@ def plan_model(model: Model, spec: Spec, run: str) -> ModelPlan:
         gradients=prune is not None and needs_gradients(prune),
         inputs=quantize is not None and needs_inputs(quantize),
         gpus=spec.resources.gpus_per_task,
+        fleet=fleet,
         **shared,
     )

@@ -1,4 +1,4 @@
-"""The quantization scheme that a recipe means, and in words."""
+"""The quantization scheme that a recipe means, and it and zeroed weights in words."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,4 +38,12 @@ def scheme_label(scheme: QuantScheme) -> str:
         return f"{scheme.num_bits} bits {scheme.codebook}{group if scheme.has_scale else ''}"
     if scheme.type == "float":
         return f"{scheme.num_bits} bits float{group}"
-    return f"{scheme.num_bits} bits{'' if scheme.symmetric else ' asym'}{group}"
+    inputs = f", inputs {scheme.activation_bits} bits" if scheme.activation_bits else ""
+    return f"{scheme.num_bits} bits{'' if scheme.symmetric else ' asym'}{group}{inputs}"
+
+
+def zeroing_label(options: Mapping[str, Any]) -> str | None:
+    """What a `prune` step that zeroes weights does to a weight, in a few words; None for no options."""
+    if not options:
+        return None
+    return f"{options['pattern']} kept" if "pattern" in options else f"{options['sparsity']:.0%} zeroed"

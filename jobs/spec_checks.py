@@ -24,7 +24,7 @@ from .recipe import (
     TrainStep,
 )
 from .schemes import options_of, scheme_of
-from .spec_codebooks import check_codebook
+from .spec_codes import check_codebook, check_kernels, integer_scheme
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
 
@@ -100,17 +100,24 @@ def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
 def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
     from fleetpress.compression.sparsity import SPARSIFIERS
 
-    takes = SPARSIFIERS[step.method].takes
-    for name, example in _HOW_MUCH.items():
-        value = getattr(step, name)
-        if value is None and name in takes:
-            yield path, f"does not say how much; add {name}, such as {example}"
-        elif value is not None and name not in takes:
+    method = SPARSIFIERS[step.method]
+    takes = method.takes
+    given = [name for name in takes if getattr(step, name) is not None]
+    if not given:
+        what = " or ".join(f"{name}, such as {_HOW_MUCH[name]}" for name in takes)
+        yield path, f"does not say how much; add {what}"
+    elif len(given) > 1:
+        yield (*path, given[1]), f"excludes {given[0]}; keep one way to say how much to zero"
+    for name in _HOW_MUCH:
+        if getattr(step, name) is not None and name not in takes:
             yield (
                 (*path, name),
                 f"has no meaning for {step.method}, which takes {', '.join(takes)}; delete it",
             )
-    if step.scope == "global":
+    if step.structure:
+        what = f"has no meaning for {step.method}, which zeroes weights and deletes no units; delete it"
+        yield (*path, "structure"), what
+    if step.scope == "global" and not method.compares_tensors:
         what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
         yield (*path, "scope"), what
 
@@ -193,6 +200,8 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
             (*path, "symmetric"),
             f"{what}; take the scheme with{'' if scheme.symmetric else 'out'} _ASYM, or num_bits without scheme",
         )
+    if scheme is not None and scheme.activation_bits:
+        yield from check_kernels(path, step)
     bits = scheme.num_bits if scheme is not None else step.num_bits
     if step.format == "int-quantized" and bits not in (None, 8):
         what = f"int-quantized holds codes of 8 bits, not of {bits}"
@@ -200,15 +209,20 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
 
 
 def _check_layers(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
-    """Options of single layers: each must make a scheme of integer codes."""
+    """Options of single layers: each must make a scheme, with a method that makes its codes."""
     from fleetpress.compression.errors import MethodError
+
+    if not step.layers:
+        return
+    from fleetpress.compression.quantization import QUANTIZERS, check_method
 
     options = step.model_dump(exclude_none=True)
     for name in step.layers:
         try:
             if cast_of(options["layers"][name].get("scheme")):
                 raise MethodError("is a plain cast of checkpoints; take a scheme such as W8A16")
-            scheme_of(options_of(options, name))
+            own = options_of(options, name)
+            check_method(QUANTIZERS[own["method"]], scheme_of(own))
         except MethodError as error:
             yield (*path, "layers", name), str(error)
 
@@ -220,6 +234,9 @@ def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
     if step.method != DEFAULT_METHOD:
         yield (*path, "method"), f"{step.method} has no meaning for {step.scheme}, a plain cast; delete it"
+    for name in ("equalize", "bias_correction"):
+        if getattr(step, name):
+            yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
 
 
 def _check_float(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
@@ -289,7 +306,7 @@ def _check_model(
         ]
     quantize = _valid(QuantizeStep, steps.get("quantize"))
     if quantize and "calibrate" not in needing and needs_inputs(quantize):
-        needing = [*needing, f"quantize by {quantize.method}"]
+        needing = [*needing, f"quantize by {_looking(quantize)}"]
     if data is None and needing:
         remedy = (
             f"add one of: {', '.join(shards)}" if shards else "describe the files under `data` and name them"
@@ -324,26 +341,35 @@ def needs_products(step: PruneStep) -> bool:
 
 
 def observes(step: PruneStep) -> bool:
-    """Whether the step looks at what the layers read: to score units, or to make up for them."""
+    """Whether the step looks at what the layers read: to score units or weights, or to make up for them."""
     if step.compensate != "none":
         return True
-    from fleetpress.compression.sparsity import is_sparsifier
+    from fleetpress.compression.sparsity import SPARSIFIERS
 
-    if is_sparsifier(step.method):
-        return False
+    if step.method in SPARSIFIERS:
+        return SPARSIFIERS[step.method].needs_inputs
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_inputs
 
 
 def needs_inputs(step: QuantizeStep) -> bool:
-    """Whether a method of the step looks at what the layers read."""
+    """Whether the step looks at what the layers read: its methods, its scales between layers, or its biases do."""
+    if step.bias_correction or step.equalize == "activation_aware" or integer_scheme(step):
+        return True
     methods = {step.method, *(own.method for own in step.layers.values() if own.method)} - {DEFAULT_METHOD}
     if not methods:  # without loading torch
         return False
     from fleetpress.compression.quantization import QUANTIZERS
 
     return any(QUANTIZERS[method].needs_inputs for method in methods)
+
+
+def _looking(step: QuantizeStep) -> str:
+    """What of a step that needs inputs needs them."""
+    if step.equalize == "activation_aware":
+        return step.equalize
+    return "bias_correction" if step.bias_correction else integer_scheme(step) or step.method
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

@@ -202,10 +202,29 @@ def _pruners() -> Collection[str]:
     return PRUNERS
 
 
+def _structures() -> Collection[str]:
+    from fleetpress.compression.pruning import STRUCTURES
+
+    return STRUCTURES
+
+
+def _one_way(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds in their one order, each once."""
+    if {"head", "head_dim"} <= set(kinds):
+        raise mistake("head and head_dim take the same layers apart; keep one of them")
+    return tuple(kind for kind in _structures() if kind in kinds)
+
+
 def _quantizers() -> Collection[str]:
     from fleetpress.compression.quantization import QUANTIZERS
 
     return QUANTIZERS
+
+
+def _equalizers() -> Collection[str]:
+    from fleetpress.compression.equalization import EQUALIZERS
+
+    return EQUALIZERS
 
 
 def _optimizers() -> Collection[str]:
@@ -244,8 +263,14 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, lt=_MOST)]
 
 Pruner = Annotated[str, _known("pruning method", _sparsifiers, _pruners)]
+Structures = Annotated[
+    tuple[Annotated[str, _known("structure", _structures)], ...],
+    BeforeValidator(tuple_of),
+    AfterValidator(_one_way),
+]
 PatternNM = Annotated[str, AfterValidator(_pattern_n_m)]
 Quantizer = Annotated[str, _known("quantization method", _default_quantizer, _quantizers)]
+Equalizer = Annotated[str, _known("equalization method", _equalizers)]
 Scheme = Annotated[str, _known("scheme", _schemes)]
 Optimizer = Annotated[str, _known("optimizer", _optimizers)]
 Loss = Annotated[str, _known("loss", _losses)]

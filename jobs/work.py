@@ -95,6 +95,8 @@ class Work:
         if last is None:
             return
         name = plan.model.name
+        if "state" not in last.result:  # the plan ends with a search, what comes of it is decided elsewhere
+            return
         if last.result["state"] == "published" and not manifest_exists(self._ledger.store, name, plan.digest):
             del found[plan.tasks[-1].id]
         else:

@@ -41,9 +41,25 @@ _DECIDING = (
     *("RAY_ADDRESS", "RAY_AUTH_", "RAY_TMPDIR"),
 )
 _ENVIRONMENT = pytest.StashKey[dict[str, str]]()
-# `make test` runs files side by side. Those that name one of these words share a worker: it is made ready once, and
-# there are never two Ray clusters at work.
-_LANES = {"ray_cluster": "ray", "ray_hosts": "ray", "courses": "crashes", "shared_runner": "forks"}
+# `make test` runs files side by side. Those that name one of these words share a worker: what they need is made ready
+# once, and there are never two Ray clusters at work.
+_LANES = {
+    "ray_cluster": "ray",
+    "ray_hosts": "ray",
+    "courses": "crashes",
+    "shared_runner": "forks",
+    "architectures": "nets",
+    "architecture": "nets",  # each is exported once
+}
+# Short files end the session, so that no worker is left alone with a long one: first the lanes, then whole programs.
+_LONG = tuple(dict.fromkeys(_LANES.values()))
+_PROGRAMS = re.compile(r"tests/(end_to_end/|docs/|fuzz/|test_)")
+
+
+@cache
+def _lane(path: Path) -> str:
+    words = set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    return next((shared for word, shared in _LANES.items() if word in words), "")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -51,16 +67,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Whole files go to a worker, which makes ready what they share; one Ray cluster is enough for 2 CPUs."""
     from xdist.scheduler import LoadScopeScheduling
 
-    @cache
-    def lane(file: str) -> str:
-        words = set(re.findall(r"\w+", (config.rootpath / file).read_text(encoding="utf-8")))
-        return next((shared for word, shared in _LANES.items() if word in words), file)
-
     class Lanes(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return lane(nodeid.partition("::")[0])
+            file = nodeid.partition("::")[0]
+            return _lane(config.rootpath / file) or file
 
+    config.option.loadscopereorder = (
+        False  # many tests are not a long time; `pytest_collection_modifyitems` knows
+    )
     return Lanes(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which lanes and files begin."""
+
+    def rank(item: pytest.Item) -> int:
+        lane = _lane(item.path)
+        return _LONG.index(lane) if lane else len(_LONG) + (_PROGRAMS.match(item.nodeid) is None)
+
+    items.sort(key=rank)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from crash_store import Fault, Troubled
-from fork_server import ForkServer
+from fork_server import ForkServer, load_everything
 
 LAYOUT = {"SHARD_BYTES": 30_000, "TASK_BYTES": 4_000, "PART_BYTES": 600, "_SMALL_BYTES": 256}
 ONE_PUT_BYTES = 1_000  # larger shards go up in parts
@@ -105,39 +105,11 @@ def _outcome(code: int, folder: Path) -> Outcome:
 
 def _serve() -> None:
     """Fork for every order of a line on stdin; answer with the exit codes."""
-
-    import fleetpress.compression.training
-    import fleetpress.jobs.checkpoint.steps
-    import fleetpress.jobs.cli
-    import fleetpress.jobs.executors.inline
-    import fleetpress.jobs.live
-    import fleetpress.jobs.modules
-    import fleetpress.jobs.program_steps
-    import fleetpress.jobs.report
-    import fleetpress.jobs.run
-    import fleetpress.jobs.tables
-    import fleetpress.storage.local
-    import fleetpress.storage.s3  # noqa: F401 - loaded once, for all children
-
-    _warm_up()
+    load_everything()
     for line in sys.stdin:
         children = [_forked(order) for order in json.loads(line)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(codes), flush=True)
-
-
-def _warm_up() -> None:
-    """What the first run costs beyond the others, paid once; on one thread: others do not survive a fork."""
-    import torch
-
-    from fleetpress.jobs.report import template
-    from fleetpress.storage.programs import load_program, module_to_program, save_program
-
-    template._environment().get_template("page.html")
-    torch.set_num_threads(1)
-    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
-    program = load_program(save_program(module_to_program(net, [torch.zeros(2, 4)]), compress=False))
-    program.module()(torch.zeros(3, 4))
 
 
 def _forked(order: Mapping[str, Any]) -> int:

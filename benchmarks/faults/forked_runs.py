@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from fork_server import ForkServer
+from fork_server import ForkServer, load_everything
 
 READ_SECONDS = 1
 TASK_BYTES = 7 << 20
@@ -89,17 +89,7 @@ def shared_runner() -> Runner:
 
 def _serve() -> None:
     """Fork for every line of JSON on stdin; say the exit code of each."""
-    import torch._dynamo
-    import torch._export.serde.serialize
-    import torch._inductor.utils  # noqa: F401
-
-    import fleetpress.jobs.checkpoint.steps
-    import fleetpress.jobs.cli
-    import fleetpress.jobs.program_steps
-    import fleetpress.jobs.report
-    import fleetpress.jobs.run
-    import fleetpress.jobs.tables  # noqa: F401 - loaded once, for all children
-
+    load_everything()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

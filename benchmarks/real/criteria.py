@@ -33,7 +33,7 @@ from fleetpress.compression.statistics import NeuronStatistics
 from fleetpress.compression.training import collect, train
 
 TRAINED = "gradient_stability (train)"
-METHODS = ("gradient_stability", TRAINED, "taylor", "fisher", "wanda", "magnitude", "random")
+METHODS = ("gradient_stability", TRAINED, "taylor", "fisher", "wanda_structured", "magnitude", "random")
 SCOPES = ("layer", "global", "global, by the mean")
 _HALVINGS = 9  # of the sparsity: finer than one unit of the largest net here
 _CALIBRATION = 512  # samples
@@ -186,7 +186,7 @@ def run(net: criteria_nets.Net, seed: int, results: Results) -> None:
 
 
 def _wanted(net: criteria_nets.Net) -> Iterator[tuple[str, str, float]]:
-    for scope in SCOPES:
+    for scope in SCOPES if net.by_the_mean else SCOPES[:2]:
         for share in net.shares:
             for method in METHODS:
                 if not (scope == SCOPES[2] and method == "random"):

@@ -8,16 +8,26 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.calibration import InputStatistics
 from fleetpress.compression.errors import PruningError
+from fleetpress.compression.layers import matrices
 from fleetpress.compression.program import tensors
-from fleetpress.compression.pruning import fisher, gradient_stability, magnitude, random_, taylor, wanda
+from fleetpress.compression.pruning import (
+    fisher,
+    gradient_stability,
+    magnitude,
+    random_,
+    taylor,
+    wanda,
+)
 from fleetpress.compression.pruning.delete import delete
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.pruning.select import PruneOptions, check, choose
+from fleetpress.compression.pruning.structure import STRUCTURES
 from fleetpress.compression.pruning.units import UnitGroup, Units, find_units, output_axis
 from fleetpress.compression.statistics import NeuronStatistics
 
 __all__ = [
     "PRUNERS",
+    "STRUCTURES",
     "PruneOptions",
     "PruneResult",
     "PruningMethod",
@@ -34,7 +44,7 @@ PRUNERS: dict[str, PruningMethod] = {
     "random": random_.METHOD,
     "taylor": taylor.METHOD,
     "fisher": fisher.METHOD,
-    "wanda": wanda.METHOD,
+    "wanda_structured": wanda.METHOD,
 }
 
 
@@ -70,7 +80,7 @@ def prune(
     """
     check(options, tuple(PRUNERS))
     method = PRUNERS[options.method]
-    units = find_units(program, options.targets, options.ignore)
+    units = find_units(program, options.targets, options.ignore, options.structure)
     if not units.groups:
         reasons = "; ".join(f"{layer}: {reason}" for layer, reason in units.skipped.items())
         raise PruningError(f"no unit can be deleted: {reasons or 'the program has no Linear or Conv layer'}")
@@ -82,11 +92,11 @@ def prune(
         inputs=inputs or {},
     )
     gone = units.coupling.among(choose(units, method, options, context, whole))
+    reached = {part for group in units.groups for part in group.members}
     removed = {}
-    for name in (layer for layer in units.layers if any(layer in group.members for group in units.groups)):
-        axis = output_axis(units.coupling, units.layers[name])
-        assert axis is not None
-        if gone[axis].any():
+    for name, layer in units.owners.items():
+        axis = output_axis(units.coupling, layer)
+        if axis is not None and gone[axis].any() and any(part.name in reached for part in matrices(layer)):
             removed[name] = tuple(np.flatnonzero(gone[axis]).tolist())
     if not removed and whole is None:
         count = sum(group.count for group in units.groups)

@@ -22,6 +22,7 @@ from fleetpress.compression.program import ProgramEditor, aliases, tensors
 from fleetpress.compression.pruning.coupling import coupling
 from fleetpress.compression.pruning.delete import leaving
 from fleetpress.compression.pruning.labels import Labels, Mask
+from fleetpress.compression.pruning.structure import reading
 from fleetpress.compression.selection import Layer
 
 COMPENSATIONS = ("none", "bias", "least_squares")
@@ -47,8 +48,11 @@ def compensate(
     removed: Mapping[str, Sequence[int]],
     inputs: Mapping[str, InputStatistics],
     how: str,
+    structure: Sequence[str] = (),
 ) -> Compensation:
     """What the layers that read deleted units should hold instead; a function of its arguments alone.
+
+    `structure` is the one that the units were chosen with.
 
     `bias`: b' = b + W[:, gone] mean(x[gone]), in a new bias where there is none. `least_squares`: W'[:, kept] = W[:,
     kept] + W[:, gone] C[gone, kept] (C[kept, kept] + damping)^-1, which fits W x by W' x[kept]. C is the covariance of
@@ -57,7 +61,7 @@ def compensate(
     """
     if how not in COMPENSATIONS[1:]:
         raise MethodError(f"compensate {how!r} is unknown; it is {', '.join(COMPENSATIONS)}")
-    found = coupling(program)
+    found = coupling(program, reading(structure))
     gone = leaving(program, found, removed)
     stored = tensors(program)
     tied = aliases(stored)
@@ -71,20 +75,18 @@ def compensate(
             continue
         name = layer.weights[0]
         seen, mask = inputs.get(name), lost[name]
-        if len(layer.weights) > 1 or seen is None or mask is None:
-            skipped[layer.name] = f"what a {layer.kind} layer reads is not known"
-        elif name in shared or any(bias in shared for bias in layer.biases):
-            skipped[layer.name] = "its weight is tied to another layer's"
+        result: dict[str, Tensor] | str
+        if name in shared or any(bias in shared for bias in layer.biases):
+            result = "its weight is tied to another layer's"
+        elif len(layer.weights) > 1 or seen is None or mask is None:
+            result = f"what a {layer.kind} layer reads is not known"
         else:
-            if how == "bias" and not layer.biases and not _takes_bias(program, layer):
-                skipped[layer.name] = "its operator takes no bias"
-                continue
-            result = _corrected(layer, stored, seen, mask, how)
-            if isinstance(result, str):
-                skipped[layer.name] = result
-            else:
-                values |= result
-                done[layer.name] = how
+            result = _unfit(program, layer, how) or _corrected(layer, stored, seen, mask, how)
+        if isinstance(result, str):
+            skipped[layer.name] = result
+        else:
+            values |= result
+            done[layer.name] = how
     return Compensation(values=values, layers=done, skipped=skipped)
 
 
@@ -150,9 +152,14 @@ def _corrected(
     return result
 
 
-def _takes_bias(program: ExportedProgram, layer: Layer) -> bool:
-    nodes = [node for node in program.graph.nodes if node.name in layer.nodes]
-    return all("bias" in arguments(node) for node in nodes)
+def _unfit(program: ExportedProgram, layer: Layer, how: str) -> str | None:
+    """Why the operators that use the layer's weight cannot all be given the same new bias."""
+    found = [arguments(node) for node in program.graph.nodes if node.name in layer.nodes]
+    if any(told.get("bias") is not found[0].get("bias") for told in found):
+        return "its weight is used with several biases"
+    if how == "bias" and not layer.biases and "bias" not in found[0]:
+        return "its operator takes no bias"
+    return None
 
 
 def _regression(seen: InputStatistics, lost: Tensor, centred: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """Delete units from a program: rows, biases, normalization entries and every consumer's inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,20 +8,26 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import PruningError
 from fleetpress.compression.program import ProgramEditor, aliases
-from fleetpress.compression.pruning.coupling import coupling
+from fleetpress.compression.pruning.coupling import coupling, idle
 from fleetpress.compression.pruning.labels import Atoms, Coupling, Labels, Mask
 from fleetpress.compression.pruning.rewrite import Surgery, rewrite
+from fleetpress.compression.pruning.structure import reading
 from fleetpress.compression.pruning.units import output_axis, unit_layers
 
 
-def delete(program: ExportedProgram, removed: Mapping[str, Sequence[int]]) -> ExportedProgram:
+def delete(
+    program: ExportedProgram, removed: Mapping[str, Sequence[int]], structure: Iterable[str] = ()
+) -> ExportedProgram:
     """The program without the given output units (indices by layer) and without all that is coupled to them.
 
     The result computes what `program` computes with these units held at zero where others read them, and depends on
-    nothing but the two arguments. Layers that are coupled to the named ones need not be named; those that are must be
-    named in full. Raises PruningError for units that do not exist, must stay, or leave a layer empty.
+    nothing but the arguments; `structure` is the one that the units were chosen with. Units of the structure
+    `normalized` are not zero for the mean of a layer or group norm, which is that of what is left. Layers that are
+    coupled to the named ones need not be named; those that are must be named in full. Raises PruningError for units
+    that do not exist, must stay, or leave a layer empty.
     """
-    found = coupling(program)
+    asked = reading(structure)
+    found = coupling(program, asked)
     gone = leaving(program, found, removed)
     for axis in found.axes():
         if gone[axis].all():
@@ -29,6 +35,9 @@ def delete(program: ExportedProgram, removed: Mapping[str, Sequence[int]]) -> Ex
                 f"nothing would be left of {_where(found, axis)}; keep at least one of its units"
             )
     editor = ProgramEditor(program)
+    if asked.kinds:
+        for node in sorted(idle(editor.graph), reverse=True):
+            editor.graph.erase_node(node)
     _shrink_tensors(editor, found, gone)
     surgery = Surgery(found, gone, editor)
     for node in editor.graph.nodes:
@@ -38,7 +47,7 @@ def delete(program: ExportedProgram, removed: Mapping[str, Sequence[int]]) -> Ex
 
 def leaving(program: ExportedProgram, found: Coupling, removed: Mapping[str, Sequence[int]]) -> Mask:
     """For every atom of the program's coupling whether it leaves. Raises PruningError as `delete` does."""
-    known = unit_layers(program)
+    known = unit_layers(program, found.reading.kinds)
     axes: dict[str, Atoms] = {}
     chosen: list[Atoms] = [np.empty(0, np.int64)]
     for name, indices in removed.items():

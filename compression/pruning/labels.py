@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
+from fleetpress.compression.pruning.structure import Reading
+
 Atoms: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Axis: TypeAlias = Atoms | None  # one dim: an atom for every index, or None where nothing can be deleted
@@ -26,7 +28,8 @@ class Labelling:
     `turns` says for a node that splits a dim how many of its ways to do so were found useless in earlier readings.
     """
 
-    def __init__(self, turns: Mapping[str, int]) -> None:
+    def __init__(self, turns: Mapping[str, int], reading: Reading) -> None:
+        self.reading = reading
         self.values: dict[str, Value] = {}
         self.splits: list[Split] = []
         self._turns = turns
@@ -35,6 +38,7 @@ class Labelling:
         self._right: list[Atoms] = []
         self._pinned: list[Atoms] = []
         self._reasons: list[str] = []
+        self._marked: dict[str, list[Atoms]] = {}
 
     def fresh(self, size: int) -> Atoms:
         """New atoms for a dim of this size."""
@@ -51,6 +55,11 @@ class Labelling:
         if axis is not None:
             self._pinned.append(axis)
             self._reasons.append(f"{node.name}: {why}")
+
+    def mark(self, axis: Axis, kind: str) -> None:
+        """What is deleted along this dim are units of this structure."""
+        if axis is not None:
+            self._marked.setdefault(kind, []).append(axis)
 
     def unite(self, one: Axis, other: Axis, node: fx.Node) -> Axis:
         """The same index of both goes or stays; a dim that cannot shrink holds back the other one."""
@@ -90,11 +99,18 @@ class Labelling:
         first_pin = np.full(self._atoms, len(self._reasons), dtype=np.int64)
         for index, axis in enumerate(self._pinned):
             np.minimum.at(first_pin, roots[axis], index)
+        marked = {}
+        for kind, axes in self._marked.items():
+            mask = np.zeros(self._atoms, dtype=np.bool_)
+            mask[roots[np.concatenate(axes)]] = True
+            marked[kind] = mask[roots]
         return Coupling(
+            reading=self.reading,
             values=self.values,
             roots=roots,
             first_pin=first_pin[roots],
             reasons=tuple(self._reasons),
+            marked=marked,
             stored={},
         )
 
@@ -110,12 +126,17 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Coupling:
-    """What goes together in a program: `roots[atom]` names the atom's class, `stored` labels the stored tensors."""
+    """What goes together in a program: `roots[atom]` names the atom's class, `stored` labels the stored tensors.
 
+    `marked[structure][atom]` tells units that are more than channels.
+    """
+
+    reading: Reading
     values: Mapping[str, Value]
     roots: Atoms
     first_pin: Atoms
     reasons: tuple[str, ...]
+    marked: Mapping[str, Mask]
     stored: Mapping[str, Labels] = field(default_factory=dict)
 
     def classes(self, axis: Atoms) -> Atoms:
@@ -125,6 +146,14 @@ class Coupling:
     def free(self, axis: Atoms) -> Mask:
         """Which indices could be deleted."""
         return np.equal(self.first_pin[axis], len(self.reasons))
+
+    def kinds(self, axis: Atoms) -> list[str]:
+        """The structure that every index belongs to; what is marked twice is what is rarer of both."""
+        found = ["channel"] * len(axis)
+        for kind in ("head_dim", "head", "normalized", "recurrent"):
+            for place in np.flatnonzero(self.marked[kind][axis]) if kind in self.marked else ():
+                found[place] = kind
+        return found
 
     def among(self, classes: Atoms) -> Mask:
         """For every atom whether its class is one of these."""

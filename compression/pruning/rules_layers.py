@@ -1,4 +1,4 @@
-"""How labels pass through the operators that contract: linear, matmul, convolutions, attention, recurrent layers."""
+"""How labels pass through the operators that contract: linear, matmul, convolutions, attention."""
 
 from typing import Any
 
@@ -26,7 +26,21 @@ def matmul(flow: Labelling, node: fx.Node) -> Value:
     contract(flow, node, left[-1], right[max(len(right) - 2, 0)])
     rows, columns = left[-2:-1], right[-1:] if len(right) > 1 else ()
     batch = broadcast(flow, node, [(operands(node)[0], left[:-2]), (operands(node)[1], right[:-2])], drop=2)
+    if len(batch) > 0 and _computed(operands(node)[:2]):
+        _mark(flow, batch, (*left[-2:], *columns))
     return (*batch, *rows, *columns)
+
+
+def _computed(factors: Any) -> bool:
+    """Whether a product is one of an attention: neither factor is stored."""
+    return all(isinstance(item, fx.Node) and item.op != "placeholder" for item in factors)
+
+
+def _mark(flow: Labelling, heads: Labels, inside: Labels) -> None:
+    for axis in heads:
+        flow.mark(axis, "head")
+    for axis in inside:
+        flow.mark(axis, "head_dim")
 
 
 def addmm(flow: Labelling, node: fx.Node) -> Value:
@@ -116,16 +130,16 @@ def attention(flow: Labelling, node: fx.Node) -> Value:
     contract(flow, node, query[-1], key[-1])
     for axis in (query[-2], key[-2], value[-2]):
         flow.pin(axis, node, "weighs all positions against each other")
-    heads = {"key": key[:-2], "value": value[:-2]}
-    for name, axes in heads.items():
-        share = axes[-1] if axes else None
-        if args["enable_gqa"] and share is not None:
-            times = int(size_of(args["query"], -3)) // len(share)
-            heads[name] = (*axes[:-1], np.repeat(share, times))
-    parts = [(args["query"], query[:-2]), (args["query"], heads["key"]), (args["query"], heads["value"])]
-    if not args["enable_gqa"]:
-        parts = [(args["query"], query[:-2]), (args["key"], key[:-2]), (args["value"], value[:-2])]
+    parts = [(args["query"], query[:-2])]
+    for name, axes in {"key": key[:-2], "value": value[:-2]}.items():
+        # One head for all: deleting heads of the queries leaves it as it is.
+        single = flow.reading.kinds and len(axes) > 0 and is_single(args[name], -3)
+        if args["enable_gqa"] and not single:
+            parts.append((args["query"], _shared(axes, args["query"])))
+        else:
+            parts.append((args[name], axes))
     batch = broadcast(flow, node, parts, drop=2)
+    _mark(flow, batch, (query[-1], value[-1]))
     mask = args["attn_mask"]
     if isinstance(mask, fx.Node):
         for axis in flow.of(mask)[-2:]:
@@ -134,23 +148,11 @@ def attention(flow: Labelling, node: fx.Node) -> Value:
     return (*batch, None, value[-1])
 
 
-def recurrent(flow: Labelling, node: fx.Node) -> Value:
-    """The features that go in may be deleted; hidden units feed themselves and stay."""
-    x, states, params = operands(node)[:3]
-    features = flow.of(x)
-    directions = 2 if arguments(node)["bidirectional"] else 1
-    biases = bool(arguments(node)["has_biases"])
-    step = 4 if biases else 2
-    entries = [params[step * i] for i in range(directions)]
-    for entry in entries:
-        contract(flow, node, features[-1], flow.of(entry)[1])
-    for item in [*_items(states), *_items(params)]:
-        for dim, axis in enumerate(flow.of(item)):
-            if not (item in entries and dim == 1):
-                flow.pin(axis, node, "recurrent: its hidden units feed themselves")
-    for axis in features[:-1]:
-        flow.pin(axis, node, "recurrent: it runs along the sequence")
-    return [tuple(None for _ in value.shape) for value in node.meta["val"]]
+def _shared(axes: Labels, query: Any) -> Labels:
+    """A head of keys or values stands opposite several heads of the queries."""
+    if not axes or axes[-1] is None:
+        return axes
+    return (*axes[:-1], np.repeat(axes[-1], int(size_of(query, -3)) // len(axes[-1])))
 
 
 def _items(value: Any) -> list[Any]:
@@ -184,6 +186,13 @@ def einsum(flow: Labelling, node: fx.Node) -> Value:
         merged[letter] = axes[0]
         for axis in axes[1:]:
             merged[letter] = flow.unite(merged[letter], axis, node)
+    if len(factors) > 1 and _computed(factors):
+        heads = {letter for letter in result if all(letter in term for term in terms.split(","))}
+        _mark(
+            flow,
+            tuple(axis for letter, axis in merged.items() if letter in heads),
+            tuple(axis for letter, axis in merged.items() if letter not in heads),
+        )
     return tuple(merged.get(letter) for letter in result)
 
 
@@ -205,10 +214,6 @@ LAYER_RULES = {
     aten.conv_transpose2d.input: transposed_convolution,
     aten.conv_transpose3d.input: transposed_convolution,
     aten.scaled_dot_product_attention.default: attention,
-    aten.lstm.input: recurrent,
-    aten.gru.input: recurrent,
-    aten.rnn_tanh.input: recurrent,
-    aten.rnn_relu.input: recurrent,
     aten.embedding.default: embedding,
     aten.einsum.default: einsum,
 }

@@ -41,7 +41,7 @@ def elementwise(flow: Labelling, node: fx.Node) -> Value:
         for item in node.all_input_nodes
         if isinstance(item.meta.get("val"), torch.Tensor)
     ]
-    return _each(node, broadcast(flow, node, parts)) if parts else None
+    return each_result(node, broadcast(flow, node, parts)) if parts else None
 
 
 def per_channel(flow: Labelling, node: fx.Node) -> Value:
@@ -57,7 +57,7 @@ def per_channel(flow: Labelling, node: fx.Node) -> Value:
     for axis in (*x[:channel], *x[channel + 1 :]):
         flow.pin(axis, node, STATISTICS)
     labels = tuple(axis if dim == channel else None for dim, axis in enumerate(x))
-    return _each(node, labels)
+    return each_result(node, labels)
 
 
 def activation_per_channel(flow: Labelling, node: fx.Node) -> Value:
@@ -68,7 +68,7 @@ def activation_per_channel(flow: Labelling, node: fx.Node) -> Value:
     return x
 
 
-def _each(node: fx.Node, labels: Labels) -> Value:
+def each_result(node: fx.Node, labels: Labels) -> Value:
     """The same labels for every result of that shape; saved statistics and the like have none."""
     results = node.meta["val"]
     if isinstance(results, torch.Tensor):
@@ -77,50 +77,24 @@ def _each(node: fx.Node, labels: Labels) -> Value:
     return [labels if item.dim() == same else tuple(None for _ in item.shape) for item in results]
 
 
-def norm_over_last(flow: Labelling, node: fx.Node) -> Value:
-    """layer_norm, rms_norm: statistics over the last dims."""
-    args = arguments(node)
-    x = flow.of(args["input"])
-    split = len(x) - len(args["normalized_shape"])
-    for axis in x[split:]:
-        flow.pin(axis, node, STATISTICS)
-    for name in ("weight", "bias"):
-        for axis in flow.of(args.get(name)):
-            flow.pin(axis, node, STATISTICS)
-    return _each(node, x)
-
-
-def group_norm(flow: Labelling, node: fx.Node) -> Value:
-    """Statistics of every group are its own: groups may go, as a whole."""
-    args = arguments(node)
-    x = flow.of(args["input"])
-    groups = int(args["num_groups"])
-    channels = x[1]
-    for name in ("weight", "bias"):
-        if isinstance(args[name], fx.Node):
-            flow.unite(channels, flow.of(args[name])[0], node)
-    if channels is not None and groups == 1:
-        flow.pin(channels, node, STATISTICS)
-    elif channels is not None:
-        flow.unite_rows(channels.reshape(groups, -1))
-    for axis in (x[0], *x[2:]):
-        flow.pin(axis, node, STATISTICS)
-    return _each(node, (None, channels, *(None for _ in x[2:])))
-
-
 def along_dim(flow: Labelling, node: fx.Node) -> Value:
     """softmax, cumsum, sort, roll: what happens along the dim depends on all of it."""
     args = arguments(node)
     x = flow.of(operands(node)[0])
     given = args.get("dim", args.get("dims"))
-    for dim in _dims(given, len(x)):
+    for dim in reduced_dims(given, len(x)):
         flow.pin(x[dim], node, "mixes the units along their dim")
-    return _each(node, x)
+    return each_result(node, x)
 
 
 def reduction(flow: Labelling, node: fx.Node) -> Value:
     """mean, amax, norm: over units the result depends on their number or on each of them."""
     return _reduced(flow, node, exact=False)
+
+
+def mean(flow: Labelling, node: fx.Node) -> Value:
+    """A mean over units keeps its divisor, so that a deleted unit counts as zero; where that is asked for."""
+    return _reduced(flow, node, exact=flow.reading.normalized)
 
 
 def sum_(flow: Labelling, node: fx.Node) -> Value:
@@ -131,18 +105,21 @@ def sum_(flow: Labelling, node: fx.Node) -> Value:
 def _reduced(flow: Labelling, node: fx.Node, *, exact: bool) -> Value:
     args = arguments(node)
     x = flow.of(operands(node)[0])
-    dims = _dims(args.get("dim"), len(x))
-    if not exact:
-        for dim in dims:
+    dims = reduced_dims(args.get("dim"), len(x))
+    for dim in dims:
+        if not exact:
             flow.pin(x[dim], node, STATISTICS)
+        elif flow.reading.normalized:
+            flow.mark(x[dim], "normalized")
     if args.get("keepdim"):
         labels = tuple(None if dim in dims else axis for dim, axis in enumerate(x))
     else:
         labels = tuple(axis for dim, axis in enumerate(x) if dim not in dims)
-    return _each(node, labels)
+    return each_result(node, labels)
 
 
-def _dims(given: Any, rank: int) -> tuple[int, ...]:
+def reduced_dims(given: Any, rank: int) -> tuple[int, ...]:
+    """Dims that an operator works along, counted from the front; none given means all."""
     if given is None or given == []:
         return tuple(range(rank))
     dims = given if isinstance(given, (list, tuple)) else [given]
@@ -167,7 +144,7 @@ def spatial(count: int) -> Rule:
         for axis in x[len(x) - count :]:
             flow.pin(axis, node, "slides along it")
         labels = (*x[: len(x) - count], *(None for _ in range(count)))
-        return _each(node, labels)
+        return each_result(node, labels)
 
     return rule
 
@@ -228,15 +205,14 @@ POINTWISE_RULES: dict[Any, Rule] = {
     **_table(_ENTRY_BY_ENTRY, elementwise),
     **_table("batch_norm _native_batch_norm_legit_no_training instance_norm", per_channel),
     **_table("prelu _prelu_kernel", activation_per_channel),
-    **_table("layer_norm native_layer_norm rms_norm", norm_over_last),
-    **_table("group_norm", group_norm),
     **_table(
         "softmax _softmax log_softmax _log_softmax softmin cumsum cumprod sort argsort roll logcumsumexp",
         along_dim,
     ),
     **_table(
-        "mean amax amin max min argmax argmin var std var_mean std_mean prod logsumexp median norm", reduction
+        "amax amin max min argmax argmin var std var_mean std_mean prod logsumexp median norm", reduction
     ),
+    **_table("mean", mean),
     **_table("sum", sum_),
     **_table("glu", glu),
     **_table("max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d", spatial(1)),

@@ -1,117 +1,18 @@
-"""How labels pass through operators that rearrange dims: views, permutations, concatenations, parts."""
+"""How labels pass through operators that rearrange dims: permutations, concatenations, parts."""
 
-import math
 import operator
 from itertools import accumulate, pairwise
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
 from torch import fx
 
 from fleetpress.compression.arguments import arguments, is_single, operands, size_of
-from fleetpress.compression.pruning.labels import Atoms, Axis, Labelling, Labels, Rule, Value
+from fleetpress.compression.pruning.labels import Axis, Labelling, Labels, Rule, Value
+from fleetpress.compression.pruning.rules_views import reshape
 
 aten = torch.ops.aten
-
-
-def reshape(flow: Labelling, node: fx.Node) -> Value:
-    """Views are products of blocks; within a block that holds a labelled dim the labels are laid out and read back."""
-    source = operands(node)[0]
-    x = flow.of(source)
-    before, after = _sizes(source), _sizes(node)
-    result: list[Axis] = [None] * len(after)
-    if all(axis is None for axis in x):
-        return tuple(result)
-    blocks = _blocks(before, after)
-    if blocks is None:
-        for axis in x:
-            flow.pin(axis, node, "rearranges sizes that are not known")
-        return tuple(result)
-    for ins, outs in blocks:
-        labelled = sorted((dim for dim in ins if x[dim] is not None), key=lambda dim: (-before[dim], dim))
-        for dim in labelled[1:]:
-            flow.pin(x[dim], node, "merges two kinds of units")
-        if not labelled:
-            continue
-        carrier = labelled[0]
-        if len(ins) == len(outs) == 1:
-            result[outs[0]] = x[carrier]
-            continue
-        share = _unknown_share(source, ins, outs, before, after)
-        sizes_in, sizes_out = [before[dim] for dim in ins], [after[dim] for dim in outs]
-        if share is None or (share > 1 and carrier == ins[0]):
-            flow.pin(x[carrier], node, "merges units with a dim of unknown size")
-            continue
-        sizes_in[0], sizes_out[0] = sizes_in[0] // share, sizes_out[0] // share
-        axis = x[carrier]
-        assert axis is not None
-        behind = [1] * (len(ins) - ins.index(carrier) - 1)
-        block = np.broadcast_to(axis.reshape(-1, *behind), sizes_in).reshape(sizes_out)
-        chosen, labels = _carry(flow, node, block, first=share > 1, heads=carrier == len(x) - 1)
-        if chosen is not None:
-            result[outs[chosen]] = labels
-    return tuple(result)
-
-
-def _unknown_share(
-    source: Any, ins: list[int], outs: list[int], before: list[int], after: list[int]
-) -> int | None:
-    """The part of unknown size that the first dims of a block have in common: 1 without, None when it is elsewhere."""
-    unknown = [dim for dim in ins if not isinstance(size_of(source, dim), int)]
-    if not unknown:
-        return 1
-    one, other = before[ins[0]], after[outs[0]]
-    if unknown != ins[:1] or max(one, other) % min(one, other):
-        return None
-    return min(one, other)
-
-
-def _carry(
-    flow: Labelling, node: fx.Node, block: Atoms, *, first: bool, heads: bool
-) -> tuple[int | None, Axis]:
-    """Which dim of a block of labels carries the units, and its labels; not the `first` if that one is larger still."""
-    varies = [
-        i
-        for i in range(block.ndim)
-        if not np.array_equal(block, np.broadcast_to(block.take([0], i), block.shape))
-    ]
-    candidates = [i for i in varies if i > 0 or not first]
-    if not candidates:
-        flow.pin(block.reshape(-1), node, "spreads units over a dim that cannot shrink")
-        return None, None
-    if len(varies) == 1:
-        return varies[0], np.moveaxis(block, varies[0], 0).reshape(block.shape[varies[0]], -1)[:, 0]
-    # The last dim is split into heads, which come first; a channel dim into channels, of which there are most.
-    order = candidates if heads else sorted(candidates, key=lambda i: (-block.shape[i], i))
-    return flow.split(node, block, order)
-
-
-def _sizes(node: Any) -> list[int]:
-    """Sizes as numbers; a symbol becomes a large number of its own, so that equal products mean equal sizes."""
-    return [size if isinstance(size, int) else _stand_in(size.node.expr) for size in node.meta["val"].shape]
-
-
-def _stand_in(expression: Any) -> int:
-    numbers = {symbol: 2520 * (10**9 + crc32(str(symbol).encode())) for symbol in expression.free_symbols}
-    return int(expression.subs(numbers))
-
-
-def _blocks(before: list[int], after: list[int]) -> list[tuple[list[int], list[int]]] | None:
-    """Runs of dims with equal products on both sides; dims of size 1 belong to none."""
-    left = [(dim, size) for dim, size in enumerate(before) if size != 1]
-    right = [(dim, size) for dim, size in enumerate(after) if size != 1]
-    blocks = []
-    while left and right:
-        ins, outs = [left.pop(0)], [right.pop(0)]
-        while (one := math.prod(s for _, s in ins)) != (other := math.prod(s for _, s in outs)):
-            side, rest = (ins, left) if one < other else (outs, right)
-            if not rest:
-                return None
-            side.append(rest.pop(0))
-        blocks.append(([dim for dim, _ in ins], [dim for dim, _ in outs]))
-    return None if left or right else blocks
 
 
 def permute(flow: Labelling, node: fx.Node) -> Value:
@@ -209,6 +110,8 @@ def repeat_interleave(flow: Labelling, node: fx.Node) -> Value:
     labels = list(x)
     axis = labels[dim]
     labels[dim] = None if axis is None else np.repeat(axis, times)
+    if flow.reading.kinds and is_single(args["self"], dim):
+        labels[dim] = _made(flow, size_of(node, dim))
     return tuple(labels)
 
 

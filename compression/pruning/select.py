@@ -12,6 +12,7 @@ from torch import Tensor
 from fleetpress.compression.errors import MethodError, PruningError
 from fleetpress.compression.pruning.labels import Atoms, Mask
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
+from fleetpress.compression.pruning.structure import reading
 from fleetpress.compression.pruning.units import Units
 
 
@@ -21,7 +22,7 @@ class PruneOptions:
 
     `sparsity` is the share of the deletable units of every group of coupled layers (scope layer) or of the model (scope
     global). The thresholds are compared with gradient_mean and gradient_std; a unit below both goes. `targets` and
-    `ignore` choose layers.
+    `ignore` choose layers, `structure` the kinds of units (`STRUCTURES`); empty means channels and heads.
     """
 
     method: str = "gradient_stability"
@@ -31,6 +32,7 @@ class PruneOptions:
     scope: str = "layer"
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    structure: tuple[str, ...] = ()
 
 
 def check(options: PruneOptions, methods: Sequence[str]) -> None:
@@ -40,6 +42,7 @@ def check(options: PruneOptions, methods: Sequence[str]) -> None:
         raise MethodError(
             f"pruning method {options.method!r} is unknown; the methods are {', '.join(methods)}"
         )
+    reading(options.structure)
     if options.scope not in ("layer", "global"):
         raise MethodError(f"scope {options.scope!r} is unknown; it is layer or global")
     if (options.sparsity is None) == (thresholds == (None, None)):

@@ -22,8 +22,8 @@ def score(context: ScoreContext, group: UnitGroup) -> Tensor:
         inputs = context.inputs.get(tied.get(layer.weights[0], layer.weights[0]))
         if inputs is None:
             raise MethodError(
-                f"wanda needs statistics of what {name} reads ({layer.kind}); collect them (`calibrate`), and `ignore` "
-                "kinds that have none, such as transposed convolutions"
+                f"wanda_structured needs statistics of what {name} reads ({layer.kind}); collect them (`calibrate`), "
+                "and `ignore` kinds that have none, such as transposed convolutions"
             )
         rows = context.values[layer.weights[0]].detach().movedim(layer.axis, 0).flatten(1).double().abs()
         strengths = inputs.root_mean_square
@@ -33,7 +33,7 @@ def score(context: ScoreContext, group: UnitGroup) -> Tensor:
 
 
 METHOD = PruningMethod(
-    name="wanda",
+    name="wanda_structured",
     summary="deletes units whose weights times the strength of their inputs are small; needs no gradients",
     paper="Sun et al. 2023, A Simple and Effective Pruning Approach for Large Language Models (arXiv:2306.11695)",
     score=score,

@@ -32,6 +32,7 @@ __all__ = [
     "QUANTIZERS",
     "QuantizeMethod",
     "QuantizedWeight",
+    "check_method",
     "method_for",
     "quantize_layer",
     "quantize_weight",

@@ -94,6 +94,7 @@ class _Descent:
                 error = self._error[column]
                 # The lowest point of the parabola: the value now, moved by what the other columns pull.
                 target = (self._weight[column] - error).add_(pull[index], alpha=1 / curvature)
+                target.masked_fill_(self._weight[column] == 0, 0)  # a pruned weight stays away
                 self._grid.nearest(target, column, self._code, self._value)
                 moved = torch.sub(self._weight[column], self._value).sub_(error)
                 error.add_(moved)

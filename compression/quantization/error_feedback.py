@@ -36,7 +36,8 @@ def compensated(
 
     Columns are taken in the order of their mean squares, largest first (act-order), unless `ordered` is false. Scales
     stay where they are, so the codes need no order of groups. Columns whose inputs were always zero are rounded to the
-    nearest. A Gram matrix that is no positive definite one gets ten times the damping, as often as needed.
+    nearest; weights that are zero stay zero. A Gram matrix that is no positive definite one gets ten times the damping,
+    as often as needed.
     """
     grid = ColumnGrid(rows.shape[0], scale, zero_point, scheme)
     codes = torch.empty(rows.shape, dtype=torch.uint8)
@@ -96,6 +97,7 @@ def _rounded(weight: Tensor, feedback: Tensor, grid: ColumnGrid, columns: Tensor
             last = min(first + _STRIP, stop)
             for index in range(first, last):
                 target = block[index - start]
+                target.masked_fill_(weight[index] == 0, 0)  # a pruned weight stays away
                 grid.nearest(target, places[index], code, value)
                 codes[index] = code
                 torch.sub(weight[index], value, out=errors[index])

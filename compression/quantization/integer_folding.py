@@ -66,7 +66,7 @@ def _uses(codes: fx.Node, offset: fx.Node) -> Iterator[_Use]:
                 made_by.add(end)
                 if end.target is aten.addcmul.default:
                     bias = _bias(end.args[0], offset, made_by)
-                    _behind(end.args[2], made_by)
+                    _behind(_node(end.args[2]), made_by)
             made_by.update(node for node in _sizes(end))
             x, windows, padding = _input(product.args[1] if convolves else product.args[0], made_by)
             if convolves and not windows:
@@ -84,7 +84,9 @@ def _uses(codes: fx.Node, offset: fx.Node) -> Iterator[_Use]:
 
 def _input(start: Any, made_by: set[fx.Node]) -> tuple[fx.Node, list[tuple[int, int]], list[int]]:
     """The float tensor that an operand of a product was rounded from, and how its patches were gathered."""
-    node, windows, padding, rounded = start, [], [], False
+    windows: list[tuple[int, int]] = []
+    padding: list[int] = []
+    node, rounded = start, False
     while not rounded or node.target is aten.to.dtype:
         made_by.add(node)
         if node.target is aten.unfold.default:
@@ -98,6 +100,11 @@ def _input(start: Any, made_by: set[fx.Node]) -> tuple[fx.Node, list[tuple[int, 
                 return inner, windows, padding
         node = node.args[0]
     return node, windows, padding
+
+
+def _node(argument: Any) -> fx.Node:
+    assert isinstance(argument, fx.Node)
+    return argument
 
 
 def _bias(shift: Any, offset: fx.Node, made_by: set[fx.Node]) -> fx.Node | None:

@@ -4,13 +4,13 @@ A weight `name` becomes the buffers `name_packed` (the stream of its codes), `na
 `name_zero_point`, and `name_codebook` where codes are looked up in one; plain ATen operators in front of its first use
 derive it from them, bit for bit what `QuantizedWeight.dequantize` gives. So `torch.export.load(file).module()` runs the
 program without this package.
-A name tied to it becomes a second name of the packed buffer.
+A name tied to it becomes a second name of the packed buffer. Of a weight with many zeros `name_packed` holds the codes
+that are not zero and `name_mask` where they are; if it is not quantized, `name_values` and `name_mask` take its place.
 """
 
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
@@ -19,52 +19,58 @@ from fleetpress.compression.program import ProgramEditor, aliases
 from fleetpress.compression.quantization.integer_folding import fold_integers
 from fleetpress.compression.quantization.integer_nodes import IntegerNodes, integer_buffers
 from fleetpress.compression.quantization.packing import pack
-from fleetpress.compression.quantization.trits import pack_trits
+from fleetpress.compression.quantization.sparse_weight import SparseFloats, SparseWeight, sparse_floats
 from fleetpress.compression.quantization.unpack_nodes import (
     CODEBOOK,
+    MASK,
     PACKED,
     SCALE,
+    VALUES,
     ZERO_POINT,
     UnpackNodes,
     evaluate,
     find_unpacked,
     scale_shape,
 )
-from fleetpress.compression.quantization.weight import QuantizedWeight, packs_zero_points, predicted_bytes
+from fleetpress.compression.quantization.weight import (
+    QuantizedWeight,
+    pack_codes,
+    packs_zero_points,
+    predicted_bytes,
+)
 
 __all__ = ["pack_program", "predicted_bytes", "unpack_program"]
 
 
-def pack_program(program: ExportedProgram, quantized: Mapping[str, QuantizedWeight]) -> ExportedProgram:
-    """The program with the weights named in `quantized` stored packed.
+def pack_program(
+    program: ExportedProgram, quantized: Mapping[str, QuantizedWeight], sparse: Iterable[str] = ()
+) -> ExportedProgram:
+    """The program with the weights named in `quantized` stored packed, and others in `sparse` without their zeros.
 
     Its outputs are those of the program over the dequantized weights, bit for bit, except that layers whose weights say
     how their inputs are rounded compute on integer kernels. Tied weights are packed, stored and
     unpacked once: naming one of them packs all. Raises ProgramError for names or shapes that are not the program's.
     """
     editor = ProgramEditor(program)
-    for name, weight in quantized.items():
-        _check(name, weight, editor.values)
+    for name, given in quantized.items():
+        _check(name, given, editor.values)
     nodes, integers = UnpackNodes(editor.graph), IntegerNodes(editor.graph)
-    for owner, (first_use, others) in _owners(editor, quantized).items():
-        weight = (
-            quantized[owner]
-            if owner in quantized
-            else next(quantized[name] for name in others if name in quantized)
-        )
-        on_integers = weight.input_scale is not None
-        buffers = integer_buffers(owner, weight) if on_integers else _buffers(owner, weight)
+    stored = {**_sparse(editor, quantized, sparse), **quantized}
+    for owner, (first_use, others) in _owners(editor, stored).items():
+        weight = next(stored[name] for name in (owner, *others) if name in stored)
+        kernel = weight if isinstance(weight, QuantizedWeight) and weight.input_scale is not None else None
+        buffers = _buffers(owner, weight) if kernel is None else integer_buffers(owner, kernel)
+        stream = next(iter(buffers)).removeprefix(owner)
         taken = next((name for name in buffers if name in editor.values), None)
         if taken:
             raise ProgramError(f"{owner}: the program already stores a tensor {taken!r}; rename that one")
-        if on_integers:
-            editor.replace(
-                owner, buffers, partial(_on_integers, integers, owner, weight, editor.placeholders[owner])
-            )
+        if kernel is not None:
+            old = editor.placeholders[owner]
+            editor.replace(owner, buffers, partial(_on_integers, integers, owner, kernel, old))
             continue
         for name in others:
             editor.placeholders[name].replace_all_uses_with(editor.placeholders[owner])
-            editor.replace(name, {name + PACKED: buffers[owner + PACKED]}, _first)
+            editor.replace(name, {name + stream: buffers[owner + stream]}, _first)
         editor.replace(owner, buffers, partial(_unpacked, nodes, owner, weight, first_use))
     return editor.build()
 
@@ -79,17 +85,19 @@ def unpack_program(program: ExportedProgram, *, keep_integers: bool = False) -> 
     editor = ProgramEditor(program)
     if not keep_integers:
         fold_integers(editor)
-    suffixes = (PACKED, SCALE, ZERO_POINT, CODEBOOK)
+    suffixes = (PACKED, SCALE, ZERO_POINT, CODEBOOK, MASK, VALUES)
     stored = {
         editor.placeholders[name]: value for name, value in editor.values.items() if name.endswith(suffixes)
     }
-    streams = {name: value for name, value in editor.values.items() if name.endswith(PACKED)}
+    streams = {name: value for name, value in editor.values.items() if name.endswith((PACKED, VALUES))}
     tied = _tied(streams)
     made_by: set[fx.Node] = set()
     spent: list[str] = []
     for stream in streams:
-        name = stream.removesuffix(PACKED)
+        name = _weight_of(stream)
         part = editor.placeholders.get(name + SCALE, editor.placeholders.get(name + CODEBOOK))
+        if stream.endswith(VALUES):
+            part = editor.placeholders[stream]
         found = find_unpacked(part, stored) if part is not None else None
         if found is None or not any(editor.placeholders[stream] in node.all_input_nodes for node in found[1]):
             continue
@@ -98,7 +106,7 @@ def unpack_program(program: ExportedProgram, *, keep_integers: bool = False) -> 
         value = evaluate(nodes, stored)
         editor.fold(end, name, value, beside=stream)
         for other in tied[stream]:
-            editor.fold(editor.placeholders[other], other.removesuffix(PACKED), value, beside=other)
+            editor.fold(editor.placeholders[other], _weight_of(other), value, beside=other)
         spent += [name + suffix for suffix in suffixes if name + suffix in editor.values]
         spent += tied[stream]
     for node in reversed(list(editor.graph.nodes)):
@@ -166,19 +174,39 @@ def _on_integers(
 def _unpacked(
     nodes: UnpackNodes,
     name: str,
-    weight: QuantizedWeight,
+    weight: QuantizedWeight | SparseFloats,
     first_use: fx.Node,
     _: fx.Graph,
     added: dict[str, fx.Node],
 ) -> fx.Node:
-    return nodes.add(weight, {key.removeprefix(name): node for key, node in added.items()}, first_use)
+    buffers = {key.removeprefix(name): node for key, node in added.items()}
+    if isinstance(weight, SparseFloats):
+        return nodes.add_floats(weight, buffers, first_use)
+    return nodes.add(weight, buffers, first_use)
 
 
-def _buffers(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
+def _sparse(
+    editor: ProgramEditor, quantized: Mapping[str, QuantizedWeight], names: Iterable[str]
+) -> dict[str, QuantizedWeight | SparseFloats]:
+    """Those of the named weights that are smaller without their zeros; what is quantized has its form already."""
+    tied = _tied(editor.values)
+    free = [name for name in names if not {name, *tied[name]} & quantized.keys()]
+    found = {name: sparse_floats(editor.values[name]) for name in free}
+    return {name: weight for name, weight in found.items() if weight is not None}
+
+
+def _weight_of(stream: str) -> str:
+    return stream.removesuffix(PACKED if stream.endswith(PACKED) else VALUES)
+
+
+def _buffers(name: str, weight: QuantizedWeight | SparseFloats) -> dict[str, Tensor]:
+    if isinstance(weight, SparseFloats):
+        return {name + VALUES: weight.values, name + MASK: weight.mask}
     scheme, bits, shape = weight.scheme, weight.scheme.num_bits, scale_shape(weight)
-    ternary = scheme.codebook == "ternary"
-    packed = pack_trits(weight.codes) if ternary else pack(weight.codes.view(torch.uint8), bits)
-    buffers = {name + PACKED: packed}
+    if isinstance(weight, SparseWeight):
+        buffers = {name + PACKED: weight.packed, name + MASK: weight.mask}
+    else:
+        buffers = {name + PACKED: pack_codes(weight.codes, scheme)}
     if scheme.has_scale:
         buffers[name + SCALE] = weight.scale.reshape(shape)
     if weight.zero_point is not None:

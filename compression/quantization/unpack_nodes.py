@@ -1,13 +1,15 @@
 """The operators that turn a bit stream, scales and zero points back into a weight, and how they are found again."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fleetpress.compression.quantization import trits
+from fleetpress.compression.quantization import sparse_nodes, trits
 from fleetpress.compression.quantization.packing import packed_bytes
+from fleetpress.compression.quantization.sparse_weight import SparseFloats, SparseWeight
 from fleetpress.compression.quantization.values import compute_dtype
 from fleetpress.compression.quantization.weight import QuantizedWeight, moved_shape, packs_zero_points
 from fleetpress.compression.scheme import QuantScheme
@@ -16,6 +18,7 @@ aten = torch.ops.aten
 
 # Names of what is stored for a weight behind its own.
 PACKED, SCALE, ZERO_POINT, CODEBOOK = "_packed", "_scale", "_zero_point", "_codebook"
+MASK, VALUES = "_mask", "_values"  # of what is not zero
 
 # The last operator of every unpacked weight: it copies only what `movedim` left in another order.
 END = aten.contiguous.default
@@ -36,16 +39,23 @@ class UnpackNodes:
     def add(self, weight: QuantizedWeight, buffers: Mapping[str, fx.Node], first_use: fx.Node) -> fx.Node:
         """The node that holds the weight, computed in front of `first_use` from the placeholders of its `buffers`.
 
-        These are named by what they hold: `PACKED`, `SCALE`, `ZERO_POINT`, `CODEBOOK`.
+        These are named by what they hold: `PACKED`, `SCALE`, `ZERO_POINT`, `CODEBOOK`, `MASK`.
         """
         rows, columns = weight.codes.shape
         scheme, size = weight.scheme, weight.group_size
         padded = rows, columns
         with self._graph.inserting_before(first_use):
-            if scheme.type == "int":
-                value = self._codes(buffers[PACKED], rows * columns, scheme.num_bits)
+            is_int, bits = scheme.type == "int", None
+            count = int(weight.nonzero.sum()) if isinstance(weight, SparseWeight) else rows * columns
+            if is_int:
+                value = self._codes(buffers[PACKED], count, scheme.num_bits)
             else:
-                value = self._looked_up(weight, buffers)
+                value = self._looked_up(weight, buffers, count)
+            if isinstance(weight, SparseWeight):
+                bits = self._flat(self._codes(buffers[MASK], rows * columns, 1))
+                value = sparse_nodes.spread(
+                    self._call, bits, self._flat(value), scheme.middle if is_int else 0
+                )
             if size is not None and columns % size:
                 padded = rows, columns + -columns % size
                 value = self._call(aten.reshape.default, value, [rows, columns])
@@ -64,18 +74,31 @@ class UnpackNodes:
             if padded[1] != columns:
                 value = self._call(aten.reshape.default, value, list(padded))
                 value = self._call(aten.slice.Tensor, value, 1, 0, columns)
+            if bits is not None and ZERO_POINT in buffers:
+                value = self._call(aten.reshape.default, value, [rows, columns])
+                value = sparse_nodes.zeroed(self._call, bits, value, [rows, columns])
             value = self._call(aten.reshape.default, value, list(moved_shape(weight.shape, weight.axis)))
             if weight.axis:
                 value = self._call(aten.movedim.int, value, 0, weight.axis)
             return self._call(END, value)
 
-    def _looked_up(self, weight: QuantizedWeight, buffers: Mapping[str, fx.Node]) -> fx.Node:
-        """Codebook entries (numbers that FP8 codes are), in the dtype of the arithmetic, of any shape.
+    def add_floats(self, weight: SparseFloats, buffers: Mapping[str, fx.Node], first_use: fx.Node) -> fx.Node:
+        """As `add`, of a sparse weight that is not quantized: from `VALUES` and `MASK`."""
+        with self._graph.inserting_before(first_use):
+            bits = self._flat(self._codes(buffers[MASK], math.prod(weight.shape), 1))
+            value = sparse_nodes.spread(self._call, bits, buffers[VALUES], 0)
+            return self._call(END, self._call(aten.reshape.default, value, list(weight.shape)))
+
+    def _flat(self, value: fx.Node) -> fx.Node:
+        return self._call(aten.reshape.default, value, [-1])
+
+    def _looked_up(self, weight: QuantizedWeight, buffers: Mapping[str, fx.Node], count: int) -> fx.Node:
+        """So many codebook entries (numbers that FP8 codes are), in the dtype of the arithmetic, of any shape.
 
         A table tells what the codes in every possible byte mean, so that bytes are looked up and never taken apart.
         That is 2 to 15 times faster than shifting codes out (measured). Codes over two bytes have no such table.
         """
-        scheme, count, dtype = weight.scheme, weight.codes.numel(), compute_dtype(weight.dtype)
+        scheme, dtype = weight.scheme, compute_dtype(weight.dtype)
         packed = buffers[PACKED]
         if scheme.type == "codebook" and 8 % scheme.num_bits:
             codes = self._call(aten.reshape.default, self._codes(packed, count, scheme.num_bits), [-1])
@@ -233,7 +256,9 @@ def scale_shape(weight: QuantizedWeight) -> tuple[int, ...]:
 def find_unpacked(
     part: fx.Node, stored: Mapping[fx.Node, Tensor]
 ) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
-    """The node of the weight that a scale or codebook belongs to and the operators it is made by; None if it is none.
+    """The node of the weight that a scale, codebook or sparse values belong to, and the operators it is made by.
+
+    None if there is no such weight.
 
     `stored` holds the placeholders that unpacked weights may come from.
     """

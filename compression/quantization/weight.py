@@ -11,6 +11,7 @@ from torch import Tensor
 from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import MethodError
 from fleetpress.compression.quantization import affine, codebooks, float8, packing
+from fleetpress.compression.quantization.trits import pack_trits
 from fleetpress.compression.quantization.values import compute_dtype
 from fleetpress.compression.scheme import DEFAULT_METHOD, CodeType, QuantScheme, rows_and_columns
 
@@ -161,6 +162,13 @@ def predicted_bytes(shape: tuple[int, ...], axis: int, scheme: QuantScheme, dtyp
     return size + (
         packing.packed_bytes(groups, scheme.num_bits) if packs_zero_points(groups, scheme) else groups
     )
+
+
+def pack_codes(codes: Tensor, scheme: QuantScheme) -> Tensor:
+    """The stream that a program stores of codes, uint8 of `scheme.code_bytes(codes.numel())`."""
+    if scheme.codebook == "ternary":
+        return pack_trits(codes)
+    return packing.pack(codes.view(torch.uint8), scheme.num_bits)
 
 
 def packs_zero_points(groups: int, scheme: QuantScheme) -> bool:

@@ -1,4 +1,4 @@
-"""Sparsity: weights are zeroed where they are, and nothing is deleted. For checkpoints; needs no data.
+"""Sparsity: weights are zeroed where they are, and nothing is deleted. In programs; without data also in checkpoints.
 
 Importing this does not import torch: what a spec or a plan asks is told without it.
 """
@@ -6,8 +6,8 @@ Importing this does not import torch: what a spec or a plan asks is told without
 from collections.abc import Sequence
 
 from fleetpress.compression.errors import MethodError
-from fleetpress.compression.sparsity import magnitude_n_m, magnitude_unstructured
-from fleetpress.compression.sparsity.magnitude_n_m import parse as parse_pattern
+from fleetpress.compression.sparsity import magnitude_n_m, magnitude_unstructured, sparsegpt, wanda
+from fleetpress.compression.sparsity.amount import parse as parse_pattern
 from fleetpress.compression.sparsity.method import Options, SparsityMethod, Zeroing
 
 __all__ = [
@@ -25,6 +25,8 @@ __all__ = [
 SPARSIFIERS: dict[str, SparsityMethod] = {
     "magnitude_n_m": magnitude_n_m.METHOD,
     "magnitude_unstructured": magnitude_unstructured.METHOD,
+    "sparsegpt": sparsegpt.METHOD,
+    "wanda": wanda.METHOD,
 }
 
 
@@ -43,8 +45,11 @@ def reason_against(options: Options, dtype: str, shape: Sequence[int]) -> str | 
 
 
 def measuring_passes(options: Options, dtype: str) -> int:
-    """How many times a whole weight is measured before it is zeroed."""
-    return _checked(options).passes(options, dtype)
+    """How many times a whole weight is measured before it is zeroed. Raises MethodError if that needs data."""
+    passes = _checked(options).passes
+    if passes is None:
+        raise _needs_inputs(options)
+    return passes(options, dtype)
 
 
 def zeroed(options: Options, shape: Sequence[int]) -> int:
@@ -55,9 +60,19 @@ def zeroed(options: Options, shape: Sequence[int]) -> int:
 def start(options: Options, dtype: str, shape: Sequence[int]) -> Zeroing:
     """Begin with a weight whose blocks of rows will come one after the other.
 
-    Raises MethodError for a weight that there is a reason against, too.
+    Raises MethodError for a weight that there is a reason against, too, and for a method that needs data.
     """
-    return _checked(options).start(options, dtype, shape)
+    begin = _checked(options).start
+    if begin is None:
+        raise _needs_inputs(options)
+    return begin(options, dtype, shape)
+
+
+def _needs_inputs(options: Options) -> MethodError:
+    return MethodError(
+        f"{options['method']} looks at what layers read, on a program with data; without data take magnitude_n_m or "
+        "magnitude_unstructured"
+    )
 
 
 def _checked(options: Options) -> SparsityMethod:

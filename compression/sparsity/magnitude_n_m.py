@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fleetpress.compression.errors import MethodError
+from fleetpress.compression.sparsity.amount import parse, reason_against_pattern
 from fleetpress.compression.sparsity.magnitudes import (
     MAGNITUDE_BITS,
     TILE_ELEMENTS,
@@ -21,17 +21,6 @@ from fleetpress.compression.sparsity.method import Options, SparsityMethod, Zero
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PATTERN = re.compile(r"([1-9]\d?):([1-9]\d?)")
-_MOST = 32  # neighbours; hardware knows 4, and the work per weight grows with it
-
-
-def parse(pattern: str) -> tuple[int, int]:
-    """N and M of a pattern such as `2:4`. Raises MethodError unless 1 <= N < M <= 32."""
-    match = _PATTERN.fullmatch(pattern)
-    if match is None or not int(match[1]) < int(match[2]) <= _MOST:
-        raise MethodError(f"{pattern!r} is no pattern N:M with 1 <= N < M <= {_MOST}, such as 2:4")
-    return int(match[1]), int(match[2])
-
 
 def _check(options: Options) -> None:
     if options.get("pattern") is None or options.get("sparsity") is not None:
@@ -40,10 +29,7 @@ def _check(options: Options) -> None:
 
 
 def _reason_against(options: Options, dtype: str, shape: Sequence[int]) -> str | None:
-    _, group = parse(options["pattern"])
-    if shape[-1] % group:
-        return f"rows of {shape[-1]} do not divide into groups of {group} (pattern {options['pattern']})"
-    return reason_against_dtype(dtype)
+    return reason_against_pattern(options, shape) or reason_against_dtype(dtype)
 
 
 def _zeroed(options: Options, shape: Sequence[int]) -> int:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from fleetpress.compression.errors import MethodError
+from fleetpress.compression.sparsity.amount import share_of
 from fleetpress.compression.sparsity.magnitudes import (
     MAGNITUDE_BITS,
     integers,
@@ -44,8 +44,7 @@ def _passes(options: Options, dtype: str) -> int:
 
 
 def _zeroed(options: Options, shape: Sequence[int]) -> int:
-    # The share as it was written: 0.29 of 100 are 29, although the product of the floats is below that.
-    return math.floor(Fraction(repr(float(options["sparsity"]))) * math.prod(shape))
+    return share_of(options["sparsity"], math.prod(shape))
 
 
 def _start(options: Options, dtype: str, shape: Sequence[int]) -> Zeroing:
@@ -123,4 +122,5 @@ METHOD = SparsityMethod(
     passes=_passes,
     zeroed=_zeroed,
     start=_start,
+    compares_tensors=True,
 )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fleetpress.compression.calibration import InputStatistics
+
 Options = Mapping[str, Any]  # of a recipe's `prune` step: `pattern` or `sparsity`
 
 
@@ -32,14 +34,27 @@ class Zeroing(Protocol):
         ...
 
 
+class ZeroRows(Protocol):
+    """`rows` [output units, entries] with those that go zeroed, as a new tensor; `inputs` are what they multiply."""
+
+    def __call__(self, rows: Tensor, options: Options, inputs: InputStatistics) -> Tensor:
+        """The rows of one weight, or of one group of a convolution. Raises MethodError if numbers do not allow it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SparsityMethod:
     """`check` raises MethodError for options that it cannot work with; the others expect options that passed.
 
-    `reason_against(options, dtype, shape)` says why a weight must be left alone, None if it need not. `passes(options,
-    dtype)` is how often all of it is measured before it is zeroed, `zeroed(options, shape)` how many of its entries are
-    chosen: those are zero afterwards, and any others that were. `start(options, dtype, shape)` begins with a weight.
-    Dtypes are safetensors' names; the last dimension of a shape is a row.
+    `reason_against(options, dtype, shape)` says why a weight must be left alone, None if it need not. `zeroed(options,
+    shape)` is how many of its entries are chosen (at least, if the method needs data): those are zero afterwards, and
+    any others that were. `takes` names its options: of two, a recipe gives one. Dtypes are safetensors' names; the last
+    dimension of a shape is a row.
+
+    A method that needs no data has `start(options, dtype, shape)`, which begins with a weight, and `passes(options,
+    dtype)`, how often all of it is measured before it is zeroed; `compares_tensors` says that its measure means the
+    same in every tensor, so that scope global may rank all of them together. One that looks at what layers read has
+    `zero_rows` instead, for programs; `moves_weights` says that it changes weights that it keeps, too.
     """
 
     name: str
@@ -48,6 +63,14 @@ class SparsityMethod:
     takes: tuple[str, ...]
     check: Callable[[Options], None]
     reason_against: Callable[[Options, str, Sequence[int]], str | None]
-    passes: Callable[[Options, str], int]
     zeroed: Callable[[Options, Sequence[int]], int]
-    start: Callable[[Options, str, Sequence[int]], Zeroing]
+    passes: Callable[[Options, str], int] | None = None
+    start: Callable[[Options, str, Sequence[int]], Zeroing] | None = None
+    compares_tensors: bool = False
+    zero_rows: ZeroRows | None = None
+    moves_weights: bool = False
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether it looks at what layers read: on a program with data only."""
+        return self.zero_rows is not None

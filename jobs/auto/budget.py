@@ -1,15 +1,19 @@
 """One budget for a whole fleet, shared by the solver that shares bits among the layers of a model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleetpress.compression.allocation import Option, allocate
 from fleetpress.compression.errors import MethodError
 from fleetpress.compression.metrics import allowed_drop
+from fleetpress.storage.store import ObjectStore
 
 from ..errors import ModelError
 from ..figures import sized
-from .search import Goal, Measured, front, is_good
+from ..ledger import Ledger
+from ..plan import ModelPlan
+from ..threads import side_by_side
+from .search import Goal, Measured, front, is_good, measured_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +87,31 @@ def _drop(trial: Measured, unit: float | str | None) -> float:
 def _mean(limit: float | str | None) -> float:
     assert limit is not None
     return allowed_drop(1.0, limit)
+
+
+def shared_plans(
+    left: Sequence[ModelPlan], there: Sequence[ModelPlan], store: ObjectStore, budget: Budget
+) -> list[ModelPlan]:
+    """The plans that are `left`, each told which trial its model is to become; `there` are published ones, whose trials
+    count, too. Raises ModelError as `share`.
+    """
+    plans = [*there, *left]
+    found = side_by_side(lambda plan: _candidates(plan, Ledger(store)), plans)
+    chosen = share(budget, {plan.model.name: its for plan, its in zip(plans, found, strict=True)})
+    return [_told(plan, chosen.get(plan.model.name)) for plan in left]
+
+
+def _candidates(plan: ModelPlan, ledger: Ledger) -> Candidates:
+    trials = []
+    for task in plan.tasks:
+        if task.kind == "trial" and (record := ledger.read(task.digest)) is not None:
+            trials += measured_in(task.digest, record.result)
+    return Candidates(trials=trials, max_drop=plan.model.recipe.validation.max_drop)
+
+
+def _told(plan: ModelPlan, trial: Measured | None) -> ModelPlan:
+    """A model without a good trial takes its own ladder: what it becomes may still pass."""
+    if trial is None:
+        return plan
+    *tasks, last = plan.tasks
+    return replace(plan, tasks=(*tasks, replace(last, payload={**last.payload, "allotted": trial.digest})))

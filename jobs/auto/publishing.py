@@ -29,16 +29,25 @@ def publish(payload: Payload) -> StepResult:
     goal = goal_of(payload, trials[0].before, macs(trained_program(payload)))
     backed_off: list[dict[str, Any]] = []
     answer: StepResult | None = None
-    for rung in ladder(trials, goal):
+    for rung in _rungs(payload, trials, goal):
         made = built(payload, rung.recipe)
         told = _told(trials, rung, goal, backed_off)
-        own = {name: payload[name] for name in ("digest", "plan_digest", "recipe")}
-        answer = publish_candidate({**made, **own, "told": {"search": told}})
+        own = {name: payload[name] for name in ("digest", "plan_digest")}
+        answer = publish_candidate({**made, **own, "asked": payload["recipe"], "told": {"search": told}})
         if answer.result["state"] == "published":
             return answer
         backed_off.append({"recipe": rung.recipe, "why": answer.result["reason"]})
     assert answer is not None
     return answer
+
+
+def _rungs(payload: Payload, trials: list[Measured], goal: Goal) -> list[Measured]:
+    """The ladder; with a share of a fleet's budget it begins there, and goes on with what lost less."""
+    rungs = ladder(trials, goal)
+    own = next((trial for trial in trials if trial.digest == payload.get("allotted")), None)
+    if own is None:
+        return rungs
+    return [own, *(trial for trial in rungs if trial.digest != own.digest and trial.drop < own.drop)]
 
 
 def _told(

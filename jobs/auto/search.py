@@ -53,6 +53,14 @@ class Measured:
         return self.drop + self.standard_error
 
 
+def measured_in(digest: str, result: Mapping[str, Any]) -> list[Measured]:
+    """What the record of a trial tells: one measurement, or none if there was nothing to try."""
+    if "skipped" in result:
+        return []
+    names = ("family", "x", "recipe", "before", "after", "drop", "standard_error", "costs")
+    return [Measured(digest=digest, **{name: result[name] for name in names})]
+
+
 def is_good(trial: Measured, goal: Goal) -> bool:
     """Whether a trial keeps what the goal asks for: the drop's bound in its limit, or its cost in its budget."""
     if not math.isfinite(trial.drop):

@@ -12,23 +12,22 @@ from fleetpress.compression.confidence import difference, sample_sums, value_of
 from fleetpress.compression.cost import macs
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.metrics import Sums, allowed_drop
-from fleetpress.compression.modes import eval_program
-from fleetpress.compression.program import bind, with_tensors
+from fleetpress.compression.program import bind
 from fleetpress.compression.quantization import QUANTIZERS
-from fleetpress.compression.quantization.packed_program import pack_program
+from fleetpress.compression.quantization.packed_program import unpack_program
 from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.programs import save_program
 
 from ..fleet import Fold
 from ..handover import Payload, record
 from ..latency import latency_ms
-from ..materials import arrays, final_program, remembered, trained_program
+from ..materials import arrays, remembered, trained_program
 from ..objective import is_fidelity, measured, metric_name
-from ..quantizing import quantized_weights
+from ..publishing import assembled
 from ..tasks import StepResult
 from .candidates import Searched
 from .chain import built
-from .search import Goal, Measured, propose
+from .search import Goal, Measured, measured_in, propose
 from .sensing import table_of
 
 MOST_SAMPLES = 6144  # of all folds together that a candidate is measured on
@@ -53,13 +52,12 @@ def trial(payload: Payload) -> StepResult:
     for index in range(folds):
         fold = Fold(index=index, of=options["folds"])
         made = built(payload, recipe, Fold(index=index, of=options["folds"], is_left_out=True))
-        program = eval_program(final_program(made))
-        weights = quantized_weights(made)
-        compressed = with_tensors(program, {name: weight.dequantize() for name, weight in weights.items()})
+        packed = assembled(made)
+        compressed = unpack_program(packed)
         before += base.sums(fold)
         after += base.sums_of(compressed, fold)
         if not costs:
-            costs = {"bytes": len(save_program(pack_program(program, weights))), "macs": macs(program)}
+            costs = {"bytes": len(save_program(packed)), "macs": macs(compressed)}
             if goal.cost == "latency_ms":
                 costs["latency_ms"] = _latency(compressed)
     found = difference(base.metric, before, after, seed=payload["seed"])
@@ -83,14 +81,8 @@ def searched_by(options: Mapping[str, Any]) -> Searched:
 
 def trials_of(payload: Payload) -> list[Measured]:
     """What earlier trials measured, in their order."""
-    found = []
-    for digest in payload["stages"]["trial"]:
-        result = record(payload, digest).result
-        if "skipped" in result:
-            continue
-        names = ("family", "x", "recipe", "before", "after", "drop", "standard_error", "costs")
-        found.append(Measured(digest=digest, **{name: result[name] for name in names}))
-    return found
+    digests = payload["stages"]["trial"]
+    return [trial for digest in digests for trial in measured_in(digest, record(payload, digest).result)]
 
 
 def goal_of(payload: Payload, before: float, base_macs: int) -> Goal:

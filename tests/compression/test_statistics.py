@@ -55,12 +55,17 @@ def gradients(batches: int, *, seed: int = 0, scale: float = 1.0, offset: float 
     ]
 
 
-def collected(batches: list[Gradients]) -> GradientStatistics:
-    """What a collector makes of them."""
-    collector = GradientCollector(program())
-    for batch in batches:
-        collector.update(batch)
+def collected(batches: list[Gradients], *, products: bool = False) -> GradientStatistics:
+    """What a collector makes of them; with products, at weights that move from batch to batch."""
+    collector = GradientCollector(program(), products=products)
+    for number, batch in enumerate(batches):
+        collector.update(batch, weights(number))
     return collector.statistics()
+
+
+def weights(number: int) -> Gradients:
+    """The program's weights at the batch of that number."""
+    return {name: value.detach() * (1 + 0.1 * number) for name, value in program().state_dict.items()}
 
 
 def units(layer: str, weight: Tensor) -> Tensor:
@@ -119,6 +124,49 @@ def test_statistics_are_those_of_the_definition(scene: str) -> None:
         "columns": 64,
         "head": 6,
     }
+
+
+@pytest.mark.parametrize("scene", ["random", "one_batch", "cancelling", "nearly_constant"])
+def test_products_are_those_of_the_weights_of_each_batch(scene: str) -> None:
+    batches = SCENES[scene]
+    for layer, got in collected(batches, products=True).neurons().items():
+        terms = []
+        for number, batch in enumerate(batches):
+            values, weight = weights(number), "columns" if layer == "columns" else f"{layer}.weight"
+            products = units(layer, batch[weight].double() * values[weight])
+            if f"{layer}.bias" in batch:
+                bias = batch[f"{layer}.bias"].double() * values[f"{layer}.bias"]
+                products = torch.cat([products, bias[:, None]], 1)
+            # `up` alone stands in front of a normalization: its gate lies behind that.
+            parts = ("norm.weight", "norm.bias") if layer == "up" else ()
+            behind = [batch[name].double() * values[name] for name in parts]
+            gate = torch.stack(behind).sum(0) if behind else products.sum(1)
+            terms.append((gate.square(), products.square().sum(1)))
+        gate_square, product_square = (torch.stack(part).mean(0) for part in zip(*terms, strict=True))
+        assert got.gate_square is not None
+        assert got.product_square is not None
+        # Products are added up in the gradients' own float32.
+        torch.testing.assert_close(
+            got.gate_square, gate_square, rtol=1e-5, atol=1e-10 * float(product_square.max())
+        )
+        torch.testing.assert_close(got.product_square, product_square, rtol=1e-5, atol=0)
+
+
+def test_products_merge_and_come_back_from_tensors_too() -> None:
+    batches = gradients(5)
+    whole = collected(batches, products=True)
+    parts = [GradientCollector(program(), products=True) for _ in range(2)]
+    for number, batch in enumerate(batches):
+        parts[number % 2].update(batch, weights(number))
+    merged = parts[1].statistics().merge(parts[0].statistics())
+    back = GradientStatistics.from_tensors(merged.to_tensors())
+    for layer, got in back.neurons().items():
+        wanted = whole.neurons()[layer]
+        torch.testing.assert_close(got.gate_square, wanted.gate_square, rtol=1e-12, atol=0)
+        torch.testing.assert_close(got.product_square, wanted.product_square, rtol=1e-12, atol=0)
+    close(back, collected(batches))
+    with pytest.raises(DataMismatchError, match="different programs"):
+        merged.merge(collected(batches))
 
 
 def close(left: GradientStatistics, right: GradientStatistics) -> None:

@@ -36,15 +36,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, y = x[order], y[order]
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    net = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for _ in range(60):
-        loss = nn.functional.cross_entropy(net(x[:1200]), y[:1200])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    program = torch.export.export(net.eval(), (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, place / "net.pt2")
+    for name, width in (("net", 96), ("other", 48)):
+        net = nn.Sequential(
+            nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 10)
+        )
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(60):
+            loss = nn.functional.cross_entropy(net(x[:1200]), y[:1200])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        program = torch.export.export(net.eval(), (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, place / f"{name}.pt2")
     np.savez(place / "train.npz", inputs=x[:1200].numpy(), targets=y[:1200].numpy())
     np.savez(place / "eval.npz", inputs=x[1200:].numpy(), targets=y[1200:].numpy())
     return place
@@ -97,3 +100,17 @@ def test_fewer_operations_are_had_by_deleting_units(folder: Path) -> None:
     assert [(model.state, model.reason) for model in result.models] == [("published", None)]
     metrics = _metrics(folder, result)
     assert metrics["after"]["macs"] <= 0.5 * metrics["before"]["macs"]
+
+
+def test_a_fleet_shares_one_budget(folder: Path) -> None:
+    """What is published of both nets fits into it; a second run has nothing left to do."""
+    text = _SPEC.format(
+        folder=folder, auto="{goal: smallest, max_drop: 10%, trials: 8, epochs: 0, folds: 2}", more=""
+    )
+    second = f"  - {{name: other, source: {folder}/other.pt2, data: digits, recipe: best}}\n"
+    text = text.replace("models: [", "models:\n  - ").replace("recipe: best}]\n", f"recipe: best}}\n{second}")
+    spec = parse_spec(text.replace("/output", "/shared") + "fleet: {total_bytes: 26000}\n", "spec.yaml")
+    result = run_fleet(spec, executor="inline")
+    assert [(model.state, model.reason) for model in result.models] == [("published", None)] * 2
+    assert 18_000 < sum(float((model.after or {})["bytes"]) for model in result.models) <= 26_000
+    assert [model.state for model in run_fleet(spec, executor="inline").models] == ["unchanged"] * 2

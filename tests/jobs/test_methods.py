@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from fleetpress.compression.equalization import EQUALIZERS
 from fleetpress.compression.losses import LOSSES
 from fleetpress.compression.metrics import METRICS
 from fleetpress.compression.pruning import PRUNERS
@@ -20,11 +21,13 @@ TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
     "sparsity": SPARSIFIERS,
     "quantization": QUANTIZERS,
+    "equalization": EQUALIZERS,
     "schemes": {**SCHEMES, **CASTS},
     "losses": LOSSES,
     "metrics": METRICS,
     "optimizers": OPTIMIZERS,
 }
+OF_UNITS = ("compensate", "schedule", "rounds")  # options that only the deletion of units has
 
 
 def test_every_name_of_every_table() -> None:
@@ -46,13 +49,18 @@ def test_each_can_be_asked_for(name: str) -> None:
     ("name", "step", "besides"),
     [
         ("gradient_stability", PruneStep, {"method", "pattern"}),
-        ("magnitude_n_m", PruneStep, {"method", "sparsity", "mean_threshold", "std_threshold", "scope"}),
+        (
+            "magnitude_n_m",
+            PruneStep,
+            {"method", "sparsity", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS},
+        ),
         (
             "magnitude_unstructured",
             PruneStep,
-            {"method", "pattern", "mean_threshold", "std_threshold", "scope"},
+            {"method", "pattern", "mean_threshold", "std_threshold", "structure", *OF_UNITS},
         ),
-        ("round_to_nearest", QuantizeStep, {"method"}),
+        ("wanda", PruneStep, {"method", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS}),
+        ("round_to_nearest", QuantizeStep, {"method", "layers"}),
         ("sgd", TrainStep, {"optimizer"}),
     ],
 )

@@ -79,10 +79,12 @@ def test_digests_do_not_know_places_runs_and_outputs() -> None:
     [
         (model(etag="other"), []),
         (model({**RECIPE, "prune": {"method": "gradient_stability", "sparsity": 0.4}}), ["train"]),
+        (model({**RECIPE, "prune": {"sparsity": 0.5, "structure": "head"}}), ["train"]),
+        (model({**RECIPE, "prune": {"sparsity": 0.5, "structure": "recurrent"}}), []),
         (model({**RECIPE, "quantize": {"scheme": "W8A16"}}), ["train", "prune", "finetune"]),
         (model({**RECIPE, "validate": {"max_drop": 0.5}}), ["train", "prune", "finetune", "quantize"]),
     ],
-    ids=["source", "sparsity", "scheme", "max_drop"],
+    ids=["source", "sparsity", "structure", "hidden-units", "scheme", "max_drop"],
 )
 def test_a_change_is_a_change_from_its_step_on(changed: Model, same: list[str]) -> None:
     before, after = planned(model()).tasks, planned(changed).tasks
@@ -144,3 +146,80 @@ def test_a_gpu_is_part_of_what_it_computes_and_its_share_is_not() -> None:
     assert digests(planned(untrained, gradients=False)) == digests(
         planned(untrained, gradients=False, gpus=1.0)
     )
+
+
+ROUNDS = {
+    **RECIPE,
+    "prune": {"method": "wanda_structured", "sparsity": 0.5, "schedule": "iterative", "rounds": 3},
+    "finetune": {"epochs": 4},
+    "calibrate": {"samples": 8},
+}
+
+
+def test_rounds_repeat_the_steps_from_statistics_to_tuning() -> None:
+    tasks = planned(model(ROUNDS), gradients=False).tasks
+    assert [task.id.removeprefix("net/") for task in tasks] == [
+        "train",
+        *("observe[0]", "prune[0]", "finetune[0]"),
+        *("observe[1]", "prune[1]", "finetune[1]"),
+        *("observe[2]", "prune[2]", "finetune[2]"),
+        *("quantize", "publish"),
+    ]
+    assert [task.needs for task in tasks] == [(), *((task.id,) for task in tasks[:-1])]
+    assert len(set(digests(planned(model(ROUNDS), gradients=False)))) == len(tasks)
+    tuning = [task for task in tasks if task.kind == "finetune"]
+    assert [task.payload["options"]["epochs"] for task in tuning] == [1, 1, 2]
+    assert [task.payload["seed"] for task in tuning] == [0, 1, 2]
+    by_id = {task.id: task for task in tasks}
+    done = [
+        [by_id[f"net/prune[{index}]"].digest, by_id[f"net/finetune[{index}]"].digest] for index in range(2)
+    ]
+    stages = by_id["net/prune[2]"].payload["stages"]
+    assert stages["rounds"] == done
+    assert stages["observe"] == [by_id["net/observe[2]"].digest]
+    assert "prune" not in stages
+    assert by_id["net/publish"].payload["stages"]["rounds"] == done
+
+
+def test_gradients_are_collected_anew_in_every_round_but_the_first_after_training() -> None:
+    recipe = {**ROUNDS, "prune": {**ROUNDS["prune"], "method": "taylor"}}
+    tasks = planned(model(recipe)).tasks
+    collecting = [task for task in tasks if task.kind == "collect"]
+    assert [task.id for task in collecting] == ["net/collect[1]", "net/collect[2]"]
+    assert all(task.payload["products"] for task in tasks if task.kind in ("train", "collect"))
+    several = planned(model({**recipe, "collect": {}, "train": {}}, loss=None), workers=1)
+    assert next(task.id for task in several.tasks if task.kind == "collect") == "net/collect[0]"
+
+
+def test_a_change_of_sparsity_keeps_what_was_observed() -> None:
+    other = {**ROUNDS, "prune": {**ROUNDS["prune"], "sparsity": 0.6}}
+    before, after = (planned(model(recipe), gradients=False).tasks for recipe in (ROUNDS, other))
+    same = [old.id for old, new in zip(before, after, strict=True) if old.digest == new.digest]
+    assert same == ["net/train", "net/observe[0]"]
+
+
+def test_chunks_of_a_round_are_numbered_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "CHUNK_BYTES", 200)
+    tasks = planned(model(ROUNDS), gradients=False).tasks
+    labels = [task.id.removeprefix("net/") for task in tasks if task.kind == "calibrate"]
+    assert labels == [f"observe[{round_}.{chunk}]" for round_ in range(3) for chunk in range(2)]
+
+
+def test_newer_options_at_their_defaults_leave_digests_alone() -> None:
+    spelled = {**RECIPE, "prune": {**RECIPE["prune"], "compensate": "none", "schedule": "one_shot"}}
+    assert digests(planned(model(spelled))) == digests(planned(model()))
+    assert set(model(spelled).recipe.canonical()["prune"]) == {"method", "sparsity", "scope"}
+
+
+def test_compensation_observes_before_pruning_and_quantization_calibrates_afterwards() -> None:
+    prune = {"method": "magnitude", "sparsity": 0.5, "compensate": "least_squares"}
+    recipe = {"prune": prune, "calibrate": {}, "quantize": {"scheme": "W4A16"}}
+    tasks = planned(model(recipe), gradients=False, inputs=True).tasks
+    assert [task.id.removeprefix("net/") for task in tasks] == [
+        "observe",
+        "prune",
+        "calibrate",
+        "quantize",
+        "publish",
+    ]
+    assert tasks[0].digest != tasks[2].digest

@@ -189,6 +189,16 @@ def test_two_spellings_have_one_canonical_form() -> None:
     assert recipe("{train: {}, validate: {max_drop: '1.0 %'}}").canonical()["validate"] == {"max_drop": "1%"}
 
 
+def test_structures_are_a_key_only_where_they_are_given() -> None:
+    assert (
+        "structure" not in recipe("{prune: {sparsity: 0.5, structure: []}, train: {}}").canonical()["prune"]
+    )
+    one = recipe("{prune: {sparsity: 0.5, structure: Head}, train: {}}").canonical()["prune"]
+    assert one["structure"] == ["head"]
+    two = recipe("{prune: {sparsity: 0.5, structure: [normalized, head, normalized]}, train: {}}")
+    assert two.canonical()["prune"]["structure"] == ["head", "normalized"]
+
+
 def some(**options: st.SearchStrategy[object]) -> st.SearchStrategy[dict[str, object]]:
     return st.fixed_dictionaries({}, optional=options)
 
@@ -215,7 +225,11 @@ raw_recipes = st.fixed_dictionaries(
         "collect": some(batch_size=st.integers(1, 512)),
         "prune": st.fixed_dictionaries(
             {"method": st.sampled_from(sorted(PRUNERS)), "sparsity": share},
-            optional={"scope": st.sampled_from(["layer", "global"]), "targets": patterns},
+            optional={
+                "scope": st.sampled_from(["layer", "global"]),
+                "targets": patterns,
+                "structure": st.sampled_from(["head", ["recurrent", "channel"]]),
+            },
         )
         | st.fixed_dictionaries(
             {"method": st.just("magnitude_n_m"), "pattern": st.sampled_from(["2:4", "1:32"])},

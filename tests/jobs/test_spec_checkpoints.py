@@ -104,6 +104,10 @@ def test_they_are_read_without_torch(steps: str) -> None:
             "prune.scope: global has no meaning for magnitude_n_m, which looks at every tensor alone; delete it",
         ),
         (
+            "prune: {method: magnitude_n_m, pattern: 2:4, structure: head}",
+            "prune.structure: has no meaning for magnitude_n_m, which zeroes weights and deletes no units; delete it",
+        ),
+        (
             "prune: {method: magnitude_unstructured, pattern: 2:4}",
             "prune: does not say how much; add sparsity, such as 0.5",
         ),

@@ -1,12 +1,14 @@
 """What every pruning method promises; a method that is added to the table is looked at here without an edit."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fleetpress.compression.errors import MethodError
+from fleetpress.compression.observing import calibrate
 from fleetpress.compression.program import tensors
 from fleetpress.compression.pruning import PRUNERS, PruneOptions, delete, find_units, prune
 from fleetpress.compression.pruning.method import ScoreContext
@@ -39,8 +41,13 @@ STATISTICS = {
         variance=torch.linspace(1.0, 0.2, units, dtype=torch.float64) ** 2,
         entries=entries,
         batches=4,
+        gate_square=torch.linspace(0.3, 0.1, units, dtype=torch.float64),
+        product_square=torch.linspace(0.2, 0.4, units, dtype=torch.float64),
     )
     for name, units, entries in (("left", 12, 9), ("right", 12, 8), ("middle", 10, 13), ("out", 3, 11))
+}
+OBSERVED = {
+    name: item.inputs for name, item in calibrate(PROGRAM, {"inputs": INPUTS}, len(INPUTS)).weights.items()
 }
 
 
@@ -52,7 +59,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 def chosen(method: str, **options: object) -> dict[str, tuple[int, ...]]:
     wanted = PruneOptions(method=method, **{"sparsity": 0.4, **options})  # type: ignore[arg-type]
-    return dict(prune(PROGRAM, wanted, STATISTICS, seed=3).removed)
+    return dict(prune(PROGRAM, wanted, STATISTICS, seed=3, inputs=OBSERVED).removed)
 
 
 def test_it_is_described(method: str) -> None:
@@ -64,7 +71,9 @@ def test_it_is_described(method: str) -> None:
 
 def test_scores_are_finite_numbers_one_per_unit_and_the_same_each_time(method: str) -> None:
     units = find_units(PROGRAM)
-    context = ScoreContext(values=tensors(PROGRAM), layers=units.layers, statistics=STATISTICS, seed=3)
+    context = ScoreContext(
+        values=tensors(PROGRAM), layers=units.layers, statistics=STATISTICS, seed=3, inputs=OBSERVED
+    )
     for group in units.groups:
         scores = PRUNERS[method].score(context, group)
         assert scores.dtype == torch.float64
@@ -101,9 +110,25 @@ def test_it_says_whether_it_needs_gradients(method: str) -> None:
     wanted = PruneOptions(method=method, sparsity=0.4)
     if PRUNERS[method].needs_gradients:
         with pytest.raises(MethodError, match="needs the gradient statistics"):
-            prune(PROGRAM, wanted)
+            prune(PROGRAM, wanted, inputs=OBSERVED)
     else:
-        assert prune(PROGRAM, wanted, seed=3).removed == chosen(method), "gradients change nothing"
+        found = prune(PROGRAM, wanted, seed=3, inputs=OBSERVED)
+        assert found.removed == chosen(method), "gradients change nothing"
+
+
+def test_it_says_whether_it_needs_products_and_inputs(method: str) -> None:
+    wanted = PruneOptions(method=method, sparsity=0.4)
+    without = {
+        name: replace(item, gate_square=None, product_square=None) for name, item in STATISTICS.items()
+    }
+    if PRUNERS[method].needs_products:
+        with pytest.raises(MethodError, match="lack products"):
+            prune(PROGRAM, wanted, without, inputs=OBSERVED)
+    elif PRUNERS[method].needs_inputs:
+        with pytest.raises(MethodError, match="needs statistics of what left reads"):
+            prune(PROGRAM, wanted, STATISTICS)
+    else:
+        assert prune(PROGRAM, wanted, without, seed=3).removed == chosen(method), "neither changes anything"
 
 
 def test_weights_are_only_looked_at(method: str) -> None:

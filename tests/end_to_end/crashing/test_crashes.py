@@ -35,17 +35,17 @@ class Selection:
 
 # Of each kind a few operations in each mode, never the same.
 CHOSEN = [
-    Selection(kind="checkpoint", store="folder", mode="fails before", every=2),
-    Selection(kind="checkpoint", store="folder", mode="killed after", first=2, every=3),
-    Selection(kind="shards", store="folder", mode="fails after", first=5, every=14),
-    Selection(kind="shards", store="folder", mode="gone", first=7, every=14),
-    Selection(kind="shards", store="folder", mode="killed before", first=2, every=9),
+    Selection(kind="checkpoint", store="folder", mode="fails before", every=4),
+    Selection(kind="checkpoint", store="folder", mode="killed after", first=2, every=5),
+    Selection(kind="shards", store="folder", mode="fails after", first=5, every=19),
+    Selection(kind="shards", store="folder", mode="gone", first=7, every=23),
+    Selection(kind="shards", store="folder", mode="killed before", first=2, every=13),
     Selection(kind="shards", store="s3", mode="gone", first=4, every=61),
     Selection(kind="shards", store="s3", mode="killed after", first=9, every=41),
-    Selection(kind="program", store="folder", mode="gone", first=3, every=17),
-    Selection(kind="program", store="folder", mode="killed after", first=6, every=13),
-    Selection(kind="module", store="folder", mode="fails after", first=11, every=29),
-    Selection(kind="module", store="folder", mode="killed before", first=8, every=23),
+    Selection(kind="program", store="folder", mode="gone", first=3, every=23),
+    Selection(kind="program", store="folder", mode="killed after", first=6, every=17),
+    Selection(kind="module", store="folder", mode="fails after", first=11, every=37),
+    Selection(kind="module", store="folder", mode="killed before", first=8, every=37),
 ]
 
 

@@ -1,5 +1,6 @@
 """Data-parallel training through Ray Train: sums are right on every rank, and failures are classified."""
 
+import json
 import os
 import sys
 import time
@@ -26,9 +27,11 @@ def step(task: Task) -> StepResult:
 
 
 def rank(task: Task, collective: "Collective") -> StepResult | None:
-    """Sums of what each rank holds; `raise_on` and `die_on` name a rank that does not live to see them."""
-    if task.payload.get("raise_on") == collective.rank:
-        raise TrainingDivergedError("loss is NaN")
+    """Sums of what each rank holds; `die_on` names a rank that does not live to see them.
+
+    Rank `raise_on` raises what it found: the sums are the same on every rank, and one group of workers, which takes
+    long to start, shows both.
+    """
     if task.payload.get("die_on") == collective.rank:
         time.sleep(1)
         os._exit(1)
@@ -43,20 +46,19 @@ def rank(task: Task, collective: "Collective") -> StepResult | None:
     gradients = [torch.zeros(()) for _ in range(collective.size)]
     gradients[collective.rank] = gradient.clone()
     collective.sum_(gradients)
-    if collective.rank != 0:
-        return None
-    return StepResult(
-        result={
-            "size": collective.size,
-            "whole": whole.tolist(),
-            "column": column.tolist(),
-            "double": double.item(),
-            "summed": summed.item(),
-            "gradients": [one.item() for one in gradients],
-            "folder": os.getcwd(),
-            "threads": torch.get_num_threads(),
-        }
-    )
+    found = {
+        "size": collective.size,
+        "whole": whole.tolist(),
+        "column": column.tolist(),
+        "double": double.item(),
+        "summed": summed.item(),
+        "gradients": [one.item() for one in gradients],
+        "folder": os.getcwd(),
+        "threads": torch.get_num_threads(),
+    }
+    if task.payload.get("raise_on") == collective.rank:
+        raise TrainingDivergedError(json.dumps(found))
+    return StepResult(result=found) if collective.rank == 0 else None
 
 
 @pytest.fixture
@@ -72,11 +74,15 @@ def run(executor: Executor, workers: int, kind: str = "train", **payload: object
     return end
 
 
-def test_two_workers_sum_exactly_and_their_gradients_flow(executor: Executor) -> None:
-    end = run(executor, 2)
-    assert isinstance(end, TaskRecord), end
+def test_two_workers_sum_exactly_and_the_rank_that_raises_ends_the_group_with_its_own_error(
+    executor: Executor,
+) -> None:
+    """What rank 0 returns comes back from a whole training: end_to_end/test_training_workers.py."""
+    end = run(executor, 2, raise_on=1)
+    assert isinstance(end, Failure), end
+    assert end.error_class == "input"
     # loss of rank r = (1 + r) * (w * 1 + w * 2)^2 with w = 2, so d(sum of losses)/d(summed) = 2 * 6 * 3 = 36.
-    assert end.result == {
+    assert json.loads(end.reason) == {
         "size": 2,
         "whole": [[3.0, 3.0, 3.0]] * 2,
         "column": [2.0, 2.0, 2.0],
@@ -86,12 +92,6 @@ def test_two_workers_sum_exactly_and_their_gradients_flow(executor: Executor) ->
         "folder": os.getcwd(),
         "threads": 1,
     }
-
-
-def test_a_rank_that_raises_ends_the_group_with_its_own_error(executor: Executor) -> None:
-    end = run(executor, 2, raise_on=1)
-    assert isinstance(end, Failure)
-    assert (end.error_class, end.reason) == ("input", "loss is NaN")
 
 
 def test_a_rank_that_dies_is_transient_and_holds_no_cpu(executor: Executor) -> None:

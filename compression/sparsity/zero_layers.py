@@ -1,0 +1,179 @@
+"""Zero weights of a program's layers: each by what its inputs say, by its magnitude, or all by one threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from fleetpress.compression.calibration import WeightStatistics
+from fleetpress.compression.errors import MethodError, PruningError
+from fleetpress.compression.program import aliases
+from fleetpress.compression.quantization.weight import from_rows, to_rows
+from fleetpress.compression.selection import Layer
+from fleetpress.compression.sparsity import SPARSIFIERS, measuring_passes, reason_against, start, zeroed
+from fleetpress.compression.sparsity.method import Options, Zeroing
+
+_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroedWeight:
+    """A weight after zeroing: `values` in its shape and dtype, its layer, and the method that chose the zeros.
+
+    That is another than was asked for where a method needs inputs and the layer's could not be observed.
+    """
+
+    layer: str
+    kind: str
+    method: str
+    values: Tensor
+
+    @property
+    def kept(self) -> Tensor:
+        """Bool: what is not zero."""
+        return self.values != 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroedLayers:
+    """Weights by state name (of tied ones the first), and why others of the chosen layers are as they were."""
+
+    weights: Mapping[str, ZeroedWeight]
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """A weight on its way in: rows of output units, and what its inputs were."""
+
+    name: str
+    layer: Layer
+    rows: Tensor
+    shape: tuple[int, ...]
+    statistics: WeightStatistics | None
+
+
+def zero_layers(
+    layers: Sequence[Layer],
+    values: Mapping[str, Tensor],
+    options: Options,
+    statistics: Mapping[str, WeightStatistics] | None = None,
+) -> ZeroedLayers:
+    """The weights of `layers` (not their biases) with zeros, from the tensors in `values`, by state name.
+
+    `options` are those of a recipe's `prune` step: `method`, `sparsity` or `pattern`, `scope`. A row is a unit's
+    entries in memory order, a convolution's channels first. `statistics` are by state name, too; where they lack a
+    weight (recurrent layers, embeddings, transposed convolutions), magnitudes decide. Raises MethodError for options
+    that do not fit the method, and PruningError when nothing can be zeroed.
+    """
+    found, skipped = _chosen(layers, values, options, statistics or {})
+    if options.get("scope") == "global":
+        made = _ranked_together(found, options)
+    else:
+        made = {item.name: _zeroed_alone(item, options) for item in found}
+    if all(weight.kept.all() for weight in made.values()):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise PruningError(
+            f"no weight can be zeroed: {reasons}"
+            if not found
+            else f"sparsity {options.get('sparsity')} is too small to zero any weight; raise it"
+        )
+    return ZeroedLayers(weights=made, skipped=skipped)
+
+
+def least_zeros(
+    layers: Sequence[Layer], values: Mapping[str, Tensor], options: Options
+) -> tuple[dict[str, int], dict[str, str]]:
+    """How many zeros each weight of `layers` will have at least, by state name, and reasons against others, by layer.
+
+    Told from shapes and dtypes alone. In which tensors the zeros of scope global lie depends on the weights: 0 each.
+    """
+    found, skipped = _chosen(layers, values, options, {})
+    together = options.get("scope") == "global"
+    return {item.name: 0 if together else zeroed(options, item.rows.shape) for item in found}, skipped
+
+
+def _chosen(
+    layers: Sequence[Layer],
+    values: Mapping[str, Tensor],
+    options: Options,
+    statistics: Mapping[str, WeightStatistics],
+) -> tuple[list[_Chosen], dict[str, str]]:
+    owners = aliases(values)
+    found: dict[str, _Chosen] = {}
+    skipped: dict[str, str] = {}
+    for layer in layers:
+        for name in layer.weights:
+            owner, weight = owners.get(name, name), values[name].detach()
+            rows = to_rows(weight, layer.axis)
+            reason = reason_against(options, _NAMES.get(weight.dtype, str(weight.dtype)), rows.shape)
+            if reason is not None:
+                skipped.setdefault(layer.name, reason if len(layer.weights) == 1 else f"{name}: {reason}")
+            elif weight.numel():
+                item = _Chosen(
+                    name=owner,
+                    layer=layer,
+                    rows=rows,
+                    shape=tuple(weight.shape),
+                    statistics=statistics.get(owner),
+                )
+                found.setdefault(owner, item)
+    return list(found.values()), skipped
+
+
+def _zeroed_alone(item: _Chosen, options: Options) -> ZeroedWeight:
+    own = dict(options)
+    method = SPARSIFIERS[options["method"]]
+    if method.needs_inputs and item.statistics is None:
+        own["method"] = "magnitude_n_m" if options.get("pattern") is not None else "magnitude_unstructured"
+    if method.zero_rows is not None and item.statistics is not None:
+        inputs = item.statistics.inputs
+        parts = item.rows.chunk(inputs.groups)
+        try:
+            rows = torch.cat(
+                [method.zero_rows(part, own, inputs.group(index)) for index, part in enumerate(parts)]
+            )
+        except MethodError as error:
+            raise MethodError(f"{item.name}: {error}") from None
+    else:
+        rows = item.rows.clone().contiguous()
+        _pass_over(start(own, _NAMES[rows.dtype], rows.shape), own, [rows])
+    return _result(item, own["method"], rows)
+
+
+def _ranked_together(found: Sequence[_Chosen], options: Options) -> dict[str, ZeroedWeight]:
+    """One threshold for all weights: they pass as blocks of one long tensor, in the widest of their dtypes."""
+    method = SPARSIFIERS[options["method"]]
+    if not method.compares_tensors:
+        raise MethodError(
+            f"scope global has no meaning for {method.name}: its measure is one within a tensor"
+        )
+    if not found:
+        return {}
+    widest = reduce(torch.promote_types, (item.rows.dtype for item in found))
+    blocks = [item.rows.to(widest).clone().contiguous() for item in found]
+    state = start(options, _NAMES[widest], (sum(block.numel() for block in blocks),))
+    _pass_over(state, options, blocks)
+    return {
+        item.name: _result(item, method.name, block.to(item.rows.dtype))
+        for item, block in zip(found, blocks, strict=True)
+    }
+
+
+def _pass_over(state: Zeroing, options: Options, blocks: Sequence[Tensor]) -> None:
+    """Zero in place, as a checkpoint's tensor is zeroed block by block."""
+    for _ in range(measuring_passes(options, _NAMES[blocks[0].dtype])):
+        for block in blocks:
+            state.measure(block)
+        state.end_pass()
+    for block in blocks:
+        state.apply(block)
+
+
+def _result(item: _Chosen, method: str, rows: Tensor) -> ZeroedWeight:
+    values = from_rows(rows, item.shape, item.layer.axis)
+    return ZeroedWeight(layer=item.layer.name, kind=item.layer.kind, method=method, values=values)

@@ -234,16 +234,6 @@ MISTAKES = [
         "scope: layers",
         "17: recipes.small.prune.scope: should be layer or global, not 'layers'; did you mean `layer`?",
     ),
-    (
-        "scope: layer",
-        "structure: heads",
-        "17: recipes.small.prune.structure: unknown structure `heads`; did you mean `head`?",
-    ),
-    (
-        "scope: layer",
-        "structure: [head, head_dim]",
-        "17: recipes.small.prune.structure: head and head_dim take the same layers apart; keep one of them",
-    ),
     # quantize
     (
         "quantize: {scheme: W4A16}",

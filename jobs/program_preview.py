@@ -41,6 +41,9 @@ def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
                 predicted_bytes(tuple(values[n].shape), axis, scheme, values[n].dtype)
                 for n, axis in weights.items()
             )
+    if recipe.get("format") == "archive":
+        size = None
+        warnings += ("format archive codes weights by their entropy, so the bytes out are not known yet",)
     rows = tuple(
         {
             "name": name,

@@ -41,7 +41,9 @@ _MOST_HEAD_BYTES = 16 << 20
 _MOST_SIGNS = 2_000_000
 _MOST_PARTS = 16
 _ALWAYS_ALLOWED_BYTES = 64 << 20
-_MAX_RATIO = 1000  # of decoded bytes to those of the file: codes and floats of weights that are 99 % zero are 430
+_MAX_RATIO = (
+    1000  # of decoded bytes to those of the file: codes and floats of weights that are 99 % zero are 430
+)
 _REMEDY = "publish the model again"
 
 # Layouts by safetensors' names; only floats are told apart from whole numbers of as many bytes.

@@ -53,6 +53,7 @@ _QUANTIZE = {
     **_TARGETS,
 }
 _FORMATS = {
+    "W8A8": "8 bits, inputs too, on integer kernels, of programs",
     "FP8": "8-bit floats (e4m3)",
     "NF4": "16 quantiles of the normal distribution, of programs",
     "MXFP4": "4-bit floats (e2m1) that share exponents (e8m0), of programs",

@@ -25,10 +25,10 @@ from .recipe import (
     TrainStep,
 )
 from .schemes import options_of, scheme_of
-from .spec_codebooks import check_codebook
+from .spec_codes import check_codebook, check_kernels, integer_scheme
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
-from .training_checks import check_aware, check_gradual, check_training
+from .training_checks import check_finetune, check_gradual, check_training
 
 DATA_KEYS = {"train", "eval", "loss", "metric"}  # with an unknown key, a missing one may just be misspelled
 _HOW_MUCH = {"pattern": "2:4", "sparsity": "0.5", "mean_threshold": "1e-4", "std_threshold": "1e-3"}
@@ -61,8 +61,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if train := _valid(TrainStep, steps.get("train")):
         yield from _of_step((*path, "train"), check_training(train))
     if finetune := _valid(FinetuneStep, steps.get("finetune")):
-        yield from _of_step((*path, "finetune"), check_training(finetune))
-        yield from _of_step((*path, "finetune"), check_aware(finetune, quantize, "quantize" in steps))
+        yield from _of_step((*path, "finetune"), check_finetune(finetune, quantize, "quantize" in steps))
     if auto := _valid(AutoStep, steps.get("auto")):
         yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
@@ -213,6 +212,8 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
             (*path, "symmetric"),
             f"{what}; take the scheme with{'' if scheme.symmetric else 'out'} _ASYM, or num_bits without scheme",
         )
+    if scheme is not None and scheme.activation_bits:
+        yield from check_kernels(path, step)
     bits = scheme.num_bits if scheme is not None else step.num_bits
     if step.format == "int-quantized" and bits not in (None, 8):
         what = f"int-quantized holds codes of 8 bits, not of {bits}"
@@ -220,15 +221,20 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
 
 
 def _check_layers(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
-    """Options of single layers: each must make a scheme of integer codes."""
+    """Options of single layers: each must make a scheme, with a method that makes its codes."""
     from fleetpress.compression.errors import MethodError
+
+    if not step.layers:
+        return
+    from fleetpress.compression.quantization import QUANTIZERS, check_method
 
     options = step.model_dump(exclude_none=True)
     for name in step.layers:
         try:
             if cast_of(options["layers"][name].get("scheme")):
                 raise MethodError("is a plain cast of checkpoints; take a scheme such as W8A16")
-            scheme_of(options_of(options, name))
+            own = options_of(options, name)
+            check_method(QUANTIZERS[own["method"]], scheme_of(own))
         except MethodError as error:
             yield (*path, "layers", name), str(error)
 
@@ -361,7 +367,7 @@ def observes(step: PruneStep) -> bool:
 
 def needs_inputs(step: QuantizeStep) -> bool:
     """Whether the step looks at what the layers read: its methods, its scales between layers, or its biases do."""
-    if step.bias_correction or step.equalize == "activation_aware":
+    if step.bias_correction or step.equalize == "activation_aware" or integer_scheme(step):
         return True
     methods = {step.method, *(own.method for own in step.layers.values() if own.method)} - {DEFAULT_METHOD}
     if not methods:  # without loading torch
@@ -375,7 +381,7 @@ def _looking(step: QuantizeStep) -> str:
     """What of a step that needs inputs needs them."""
     if step.equalize == "activation_aware":
         return step.equalize
-    return "bias_correction" if step.bias_correction else step.method
+    return "bias_correction" if step.bias_correction else integer_scheme(step) or step.method
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

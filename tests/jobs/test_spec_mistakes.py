@@ -183,7 +183,7 @@ MISTAKES = [
     (
         "    quantize: {scheme: W4A16, ignore: [lm_head]}",
         "    validate: {}",
-        "21: recipes.w4: changes nothing; add at least one of train, prune, finetune, quantize",
+        "21: recipes.w4: changes nothing; add at least one of train, auto, prune, finetune, quantize",
     ),
     # prune
     (

@@ -1,8 +1,15 @@
-"""What a spec may not ask of codebooks: options that they do not have, methods that make other codes."""
+"""What a spec may not ask of codebooks and integer kernels: options that they do not have, methods of other codes."""
 
 from collections.abc import Iterator
 
-from fleetpress.compression.scheme import LEARNING_METHODS, MX_GROUP_SIZE, QuantScheme
+from fleetpress.compression.scheme import (
+    CASTS,
+    DEFAULT_METHOD,
+    LEARNING_METHODS,
+    MX_GROUP_SIZE,
+    SCHEMES,
+    QuantScheme,
+)
 
 from .recipe import QuantizeStep
 from .spec_lines import Path
@@ -16,7 +23,7 @@ def check_codebook(path: Path, step: QuantizeStep, scheme: QuantScheme | None) -
             f"{step.scheme} has codes of its own, and {step.method} learns a codebook; give num_bits instead"
         )
         yield (*path, "scheme"), what
-    elif scheme is not None:
+    elif scheme is not None and step.method != DEFAULT_METHOD:  # without loading torch
         from fleetpress.compression.quantization import QUANTIZERS
 
         if "codebook" not in QUANTIZERS[step.method].types:
@@ -38,3 +45,22 @@ def check_codebook(path: Path, step: QuantizeStep, scheme: QuantScheme | None) -
             (*path, "format"),
             f"{step.format} is a layout of checkpoints, which hold no codebooks; delete it",
         )
+
+
+def check_kernels(path: Path, step: QuantizeStep) -> Iterator[tuple[Path, str]]:
+    """The mistakes in a step whose scheme runs on integer kernels."""
+    for name, value in (("group_size", step.group_size), ("strategy", step.strategy)):
+        if value not in (None, "channel"):
+            yield (
+                (*path, name),
+                f"{step.scheme} has one scale per channel, as integer kernels take it; delete it",
+            )
+
+
+def integer_scheme(step: QuantizeStep) -> str | None:
+    """The first scheme of the step, or of one of its layers, that runs on integer kernels."""
+    schemes = [step.scheme, *(own.scheme for own in step.layers.values())]
+    return next(
+        (one for one in schemes if one is not None and one not in CASTS and SCHEMES[one].activation_bits),
+        None,
+    )

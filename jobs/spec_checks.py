@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from fleetpress.compression.scheme import DEFAULT_METHOD, LEARNING_METHODS, cast_of
 
+from .pruning_checks import check_deletion_options
 from .recipe import (
     BUDGETS,
     CHANGING_STEPS,
@@ -67,7 +68,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
-        yield from _check_deletion_options((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
+        yield from check_deletion_options((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize:
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
 
@@ -150,32 +151,6 @@ def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
     elif len(given) == 1:
         (other,) = thresholds.keys() - given
         yield (*path, given[0]), f"needs {other} beside it; a unit goes when both are small"
-
-
-def _check_deletion_options(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
-    from fleetpress.compression.sparsity import is_sparsifier
-
-    if is_sparsifier(step.method):
-        for name in ("normalize", "compensate", "schedule", "rounds"):
-            default = PruneStep.model_fields[name].default
-            if getattr(step, name) not in (default, "gradual"):
-                yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
-        return
-    if step.normalize != "none" and step.scope == "layer":
-        what = f"{step.normalize} has no meaning for scope layer, which compares no layers; delete it"
-        yield (*path, "normalize"), what
-    if step.schedule != "iterative":
-        if step.rounds is not None:
-            yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"
-    elif step.rounds is None:
-        yield (*path, "schedule"), "iterative does not say in how many rounds; add rounds, such as 3"
-    elif step.sparsity is None:
-        yield (*path, "schedule"), "iterative grows a share from round to round; give sparsity"
-    elif finetune is None:
-        yield (*path, "schedule"), "iterative tunes after every round; add the step finetune"
-    elif finetune.epochs < step.rounds:
-        what = f"{step.rounds} need as many epochs of finetune at least, and it has {finetune.epochs}"
-        yield (*path, "rounds"), f"{what}; take fewer rounds or more epochs"
 
 
 def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:

@@ -140,6 +140,7 @@ def quantize_group(
     done: set[str] = set()
     owners = aliases(values)
     trained = trained_scales(payload)
+    trained |= {name: trained[owner] for name, owner in owners.items() if owner in trained}
     zeroes = zeroes_weights(payload["recipe"])
     schemes, on_floats = schemes_of(program, choice.layers, options)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
@@ -190,7 +191,14 @@ def _quantized(
     """By the method, or with the scales that were trained with the weights: those give the codes training saw."""
     if any(name in trained for name in layer.weights):
         return {
-            name: quantize_weight(name, values[name], layer.axis, scheme, with_scales(trained[name]))
+            name: quantize_weight(
+                name,
+                values[name],
+                layer.axis,
+                scheme,
+                with_scales(trained[name]),
+                statistics=statistics.get(name),
+            )
             for name in layer.weights
         }
     return quantize_layer(layer, values, scheme, method, statistics)

@@ -28,7 +28,7 @@ from .schemes import options_of, scheme_of
 from .spec_codes import check_codebook, check_kernels, integer_scheme
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
-from .training_checks import check_aware, check_gradual, check_training
+from .training_checks import check_finetune, check_gradual, check_training
 
 DATA_KEYS = {"train", "eval", "loss", "metric"}  # with an unknown key, a missing one may just be misspelled
 _HOW_MUCH = {"pattern": "2:4", "sparsity": "0.5", "mean_threshold": "1e-4", "std_threshold": "1e-3"}
@@ -61,8 +61,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if train := _valid(TrainStep, steps.get("train")):
         yield from _of_step((*path, "train"), check_training(train))
     if finetune := _valid(FinetuneStep, steps.get("finetune")):
-        yield from _of_step((*path, "finetune"), check_training(finetune))
-        yield from _of_step((*path, "finetune"), check_aware(finetune, quantize, "quantize" in steps))
+        yield from _of_step((*path, "finetune"), check_finetune(finetune, quantize, "quantize" in steps))
     if auto := _valid(AutoStep, steps.get("auto")):
         yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):

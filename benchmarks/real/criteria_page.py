@@ -138,9 +138,10 @@ def _summary(measured: Mapping[str, Rows]) -> str:
 
 
 def _mended(measured: Mapping[str, Rows]) -> str:
-    """What compensation does, at the smallest share where it was measured, mean over the criteria but random."""
+    """What compensation does with the first seed, where all criteria were measured: mean over all but random."""
     body = []
-    for net, rows in measured.items():
+    for net, every in measured.items():
+        rows = {key: row for key, row in every.items() if key.startswith("0|")}
         for share in _shares(rows, "layer"):
             columns = []
             for what in ("before", "bias", "least_squares", "after", "least_squares, after"):
@@ -151,7 +152,7 @@ def _mended(measured: Mapping[str, Rows]) -> str:
                 ]
                 columns.append(_shown(means))
             random = _shown(_values(rows, "random", "layer", share, "least_squares"))
-            if columns[1] != "-":
+            if random != "-":
                 body.append([net, f"{100 * share:.0f} %", *columns, random])
     head = ["net", "MACs", "pruned", "`bias`", "`least_squares`", "tuned", "`least_squares`, tuned"]
     return _table([*head, "random units, `least_squares`"], body)
@@ -178,7 +179,7 @@ def _by_the_mean(measured: Mapping[str, Rows]) -> str:
 def _drawing(net: str, rows: Rows) -> str:
     """Two panels, pruned and tuned, over the share of MACs that is left; bars reach from the least to the most."""
     wide = _LEFT + 2 * _PANEL[0] + _GAP + 12
-    high = _TOP + _PANEL[1] + _BOTTOM + 44
+    high = _TOP + _PANEL[1] + _BOTTOM + 62
     shares = _shares(rows, "layer")
     points = {
         (stage, method): [
@@ -187,15 +188,16 @@ def _drawing(net: str, rows: Rows) -> str:
         for stage in ("before", "after")
         for method in COLOURS
     }
-    every = [value for line in points.values() for _, values in line for value in values] + _base(rows)
-    low, top = min(every), max(every)
-    low, top = low - 0.04 * (top - low), top + 0.04 * (top - low)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12">',
         f'<rect width="{wide}" height="{high}" fill="white"/>',
     ]
     for index, (stage, title) in enumerate((("before", "pruned"), ("after", "pruned and fine-tuned"))):
         left = _LEFT + index * (_PANEL[0] + _GAP)
+        drawn = [points[stage, method] for method in COLOURS]
+        every = [value for line in drawn for _, values in line for value in values] + _base(rows)
+        low, top = min(every), max(every)
+        low, top = low - 0.04 * (top - low), top + 0.04 * (top - low)
         parts += _panel(left, f"{net}: {title}", shares, (low, top), statistics.fmean(_base(rows)))
         lines = {method: points[stage, method] for method in COLOURS if points[stage, method]}
         for place, (method, line) in enumerate(lines.items()):
@@ -203,7 +205,7 @@ def _drawing(net: str, rows: Rows) -> str:
             parts += _line(line, COLOURS[method], left + shift, shares, (low, top))
     named = [method for method in COLOURS if points["before", method]]
     for place, method in enumerate(named):
-        x, y = _LEFT + (place % 4) * 178, _TOP + _PANEL[1] + _BOTTOM + 12 + 18 * (place // 4)
+        x, y = _LEFT + (place % 3) * 250, _TOP + _PANEL[1] + _BOTTOM + 12 + 18 * (place // 3)
         name = method if " " not in method else "gradient_stability, while training"
         parts.append(f'<circle cx="{x}" cy="{y - 4}" r="4" fill="{COLOURS[method]}"/>')
         parts.append(f'<text x="{x + 9}" y="{y}">{escape(name)}</text>')

@@ -1,5 +1,7 @@
 """What a program is worth on data: one metric, in eval mode, exact whatever the batch size."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -25,7 +27,7 @@ from fleetpress.compression.smoke import smoke_inputs
 __all__ = ["Runner", "evaluate", "smoke_inputs"]
 
 
-def run(module: fx.GraphModule, program: ExportedProgram, values: Arrays) -> Tensor:
+def run(module: Callable[..., object], program: ExportedProgram, values: Arrays) -> Tensor:
     """The first output of the program's `module` for arrays named like its inputs, in its dtypes.
 
     Raises DataMismatchError where the arrays have the right shapes and the program still cannot work with them.

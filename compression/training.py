@@ -1,13 +1,14 @@
 """Train a program, collect its gradient statistics: the same for any number of data-parallel ranks."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.func import functional_call
 
 from fleetpress.compression.batches import (
     TARGETS,
@@ -23,63 +24,37 @@ from fleetpress.compression.batches import (
 )
 from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm
 from fleetpress.compression.device import CPU, batch_on, deterministic, random_devices, to_device
+from fleetpress.compression.distilling import distance
 from fleetpress.compression.errors import DataMismatchError, MethodError, TrainingDivergedError
 from fleetpress.compression.evaluation import Runner, is_about_memory, run
+from fleetpress.compression.gradual import GradualOptions, Zeros
 from fleetpress.compression.losses import LOSSES, Loss, sampled_loss
 from fleetpress.compression.modes import fixed_batch, state_of, training_module
+from fleetpress.compression.optimizers import OPTIMIZERS, SCHEDULES, TrainOptions
 from fleetpress.compression.outputs import meaning
 from fleetpress.compression.program import aliases, tensors, trainable
+from fleetpress.compression.quantization.aware import AwareWeight, QuantizedForward, TrainedScales
 from fleetpress.compression.statistics import GradientCollector, GradientStatistics
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "TrainOptions", "TrainResult", "collect", "train"]
 
 Progress = Callable[[int, int, float], None]
 """Batches done, batches in all, loss of the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """`batch_size` counts the samples of a global batch; `lr` None is the optimizer's own default."""
-
-    epochs: int = 1
-    batch_size: int = 64
-    optimizer: str = "adamw"
-    lr: float | None = None
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """`values`: trained tensors and buffers by state name. `losses`: mean of each epoch. `batch_size`: the one used,
-    which is the program's own where it was exported with one that it cannot do without.
+    which is the program's own where it was exported with one that it cannot do without. `masks` (True = kept) and
+    `scales` by state name: where weights are zero, and what weights that were trained for their codes quantize with.
     """
 
     values: dict[str, Tensor]
     statistics: GradientStatistics | None
     losses: list[float]
     batch_size: int
-
-
-def _adamw(params: Iterable[Tensor], options: TrainOptions) -> Optimizer:
-    return AdamW(params, lr=_or(options.lr, 1e-3), weight_decay=options.weight_decay)
-
-
-def _adam(params: Iterable[Tensor], options: TrainOptions) -> Optimizer:
-    return Adam(params, lr=_or(options.lr, 1e-3), weight_decay=options.weight_decay)
-
-
-def _sgd(params: Iterable[Tensor], options: TrainOptions) -> Optimizer:
-    return SGD(params, lr=_or(options.lr, 1e-2), weight_decay=options.weight_decay, momentum=options.momentum)
-
-
-def _or(lr: float | None, default: float) -> float:
-    return default if lr is None else lr
-
-
-OPTIMIZERS: Mapping[str, Callable[[Iterable[Tensor], TrainOptions], Optimizer]] = {
-    "adamw": _adamw,
-    "adam": _adam,
-    "sgd": _sgd,
-}
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, TrainedScales] = field(default_factory=dict)
 
 
 def train(
@@ -94,15 +69,19 @@ def train(
     masks: Mapping[str, Tensor] | None = None,
     products: bool = False,
     recurrent: bool = False,
+    gradual: GradualOptions | None = None,
+    quantized: Mapping[str, AwareWeight] | None = None,
     collective: Collective = ALONE,
     progress: Progress | None = None,
     device: torch.device = CPU,
 ) -> TrainResult:
     """Train in train mode, on the `device`; the program itself stays as it is.
 
-    `teacher` gives the targets of a loss that needs none (`distillation`). Weights stay zero where `masks` (bool, by
-    state name) are False. Every rank of `collective` takes its slice
-    of each global batch, so that summed gradients and batch statistics are those of one process (dropout draws differ).
+    `teacher` gives the targets of a loss that needs none (`distillation`), and the outputs that `distill` keeps near.
+    Weights stay zero where `masks` (bool, by state name) are False, and become zero as `gradual` says; those named in
+    `quantized` are trained for their codes, and come out as what their codes mean. Every rank of `collective` takes
+    its slice of each global batch, so that summed gradients and batch statistics are those of one process (dropout
+    draws differ).
     float16 and bfloat16 weights are trained in float32 and cast back. With `collect` the gradients of every batch are
     counted before its step, with `products` those with the weights, with `recurrent` those of recurrent layers, too.
     Raises TrainingDivergedError for a loss or weight that is not finite, DataMismatchError for arrays that do not fit,
@@ -118,6 +97,8 @@ def train(
         masks=masks or {},
         products=products,
         recurrent=recurrent,
+        gradual=gradual,
+        quantized=quantized or {},
         collective=collective,
         device=device,
     )
@@ -136,8 +117,10 @@ def train(
                 if progress is not None:
                     progress(done, run.batches * options.epochs, value)
             losses.append(total / weights if weights else math.nan)
-    values = state_of(run.module, program)
     given = tensors(program)
+    coded, scales = run.forward.result({name: value.dtype for name, value in given.items()})
+    values = state_of(run.module, program) | coded
+    values |= {name: values[owner] for name, owner in aliases(given).items() if owner in coded}
     # Masks may hold infinities from the start; only what became infinite tells of a divergence.
     broken = [
         name for name, value in values.items() if not value.isfinite().all() and given[name].isfinite().all()
@@ -151,6 +134,8 @@ def train(
         statistics=run.collector.statistics() if run.collector else None,
         losses=losses,
         batch_size=run.batch_size,
+        masks={name: mask.cpu() for name, mask in run.zeros.masks.items()},
+        scales=scales,
     )
 
 
@@ -176,6 +161,8 @@ class _Run:
         masks: Mapping[str, Tensor],
         products: bool,
         recurrent: bool,
+        gradual: GradualOptions | None,
+        quantized: Mapping[str, AwareWeight],
         collective: Collective,
         device: torch.device,
     ) -> None:
@@ -187,7 +174,8 @@ class _Run:
         self.batches = _batches(count(arrays), self.batch_size, self.smallest)
         self._program, self._loss, self._collective = program, loss, collective
         self._device = device
-        self._teacher = _teacher(loss, teacher, collect, device)
+        self._options = options
+        self._teacher = _teacher(loss, teacher, collect, options.distill, device)
         self.module = training_module(program)
         self._norms = _synchronize(self.module, collective) if collective.size > 1 else []
         to_device(self.module, device)
@@ -196,9 +184,13 @@ class _Run:
             raise MethodError(
                 "the program has no floating-point parameter: there is nothing to train; leave it out"
             )
-        self._masks = {name: mask.to(device) for name, mask in masks.items()}
-        self._optimizer = OPTIMIZERS[options.optimizer](self._params.values(), options)
+        steps = self.batches * options.epochs
+        self.zeros = Zeros(self._params, masks, gradual, steps)
+        self.forward = QuantizedForward(self._params, quantized)
+        self._leaves = [*self._params.values(), *self.forward.logarithms.values()]
+        self._optimizer = OPTIMIZERS[options.optimizer](_groups(self._params, self.forward), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
+        self._schedule = SCHEDULES[options.schedule](self._optimizer, steps)
         self.collector = (
             GradientCollector(program, device, products=products, recurrent=recurrent) if collect else None
         )
@@ -211,28 +203,37 @@ class _Run:
         total = self._loss.weight(batch[TARGETS]) if self._loss.needs_targets else count(batch)
         inputs = batch_on(self._device, cast(self._program, mine, widen=True))
         outputs = self._outputs(inputs)
-        targets = inputs[TARGETS] if self._teacher is None else self._teacher_outputs(mine)
+        given = self._teacher_outputs(mine) if self._teacher is not None else None
+        targets = inputs[TARGETS] if self._loss.needs_targets else given
+        assert targets is not None
         check_rows(outputs, targets)
         own = 0 if empty else self._loss.weight(targets)
         value = self._loss.compute(outputs, targets) * (own / max(total, 1))
-        gradients = _gradients(value, list(self._params.values()))
+        if self._loss.needs_targets and given is not None:
+            apart = distance(self._loss.name, outputs, given, targets, self._options.distill_temperature)
+            share = self._options.distill
+            value = (1 - share) * value + share * apart * (0 if empty else count(mine) / count(batch))
+        found = _gradients(value, self._leaves)
         reported = value.detach().clone()
-        self._collective.sum_([*gradients, reported])
+        self._collective.sum_([*found, reported])
+        gradients = dict(zip(self._params, found, strict=False))
         if self.collector is not None:
-            self.collector.update(dict(zip(self._params, gradients, strict=True)), self._params)
-        for parameter, gradient in zip(self._params.values(), gradients, strict=True):
-            parameter.grad = gradient
-        loss = float(reported)
-        if math.isfinite(loss):
+            self.collector.update(gradients, self._params)
+        for leaf, gradient in zip(self._leaves, found, strict=True):
+            leaf.grad = gradient
+        result = float(reported)
+        if math.isfinite(result):
             self._optimizer.step()
-            with torch.no_grad():
-                for name, mask in self._masks.items():
-                    self._params[name].mul_(mask)
-        return loss, total
+            self._schedule.step()
+            self.zeros.after_step()
+        return result, total
 
     def _outputs(self, inputs: Mapping[str, Tensor]) -> Tensor:
         arrays = {name: value for name, value in inputs.items() if name != TARGETS}
-        return run(self.module, self._program, arrays)
+        values = self.forward.values()
+        if not values:
+            return run(self.module, self._program, arrays)
+        return run(partial(functional_call, self.module, values), self._program, arrays)
 
     def _teacher_outputs(self, batch: Arrays) -> Tensor:
         assert self._teacher is not None
@@ -329,10 +330,16 @@ def _batches(samples: int, size: int, smallest: int) -> int:
 
 
 def _teacher(
-    loss: Loss, teacher: ExportedProgram | None, collect: bool, device: torch.device
+    loss: Loss, teacher: ExportedProgram | None, collect: bool, distill: float, device: torch.device
 ) -> Runner | None:
     if loss.needs_targets:
-        return None
+        if distill and teacher is None:
+            raise MethodError(
+                "distill compares with a teacher's outputs; give the teacher, or leave distill out"
+            )
+        return Runner(teacher, widen=True, device=device) if distill and teacher is not None else None
+    if distill:
+        raise MethodError(f"distill has no meaning for the loss {loss.name}, which is distillation alone")
     if teacher is None:
         raise MethodError(
             f"the loss {loss.name} compares with the original model; give it as the teacher, or use targets"
@@ -343,6 +350,14 @@ def _teacher(
             "collect them at fixed weights (`collect`)"
         )
     return Runner(teacher, widen=True, device=device)
+
+
+def _groups(params: Mapping[str, Tensor], forward: QuantizedForward) -> list[dict[str, object]]:
+    """Weights as one group, trained scales as another: pulling a scale towards 1 would be no weight decay."""
+    groups: list[dict[str, object]] = [{"params": list(params.values())}]
+    if forward.logarithms:
+        groups.append({"params": list(forward.logarithms.values()), "weight_decay": 0.0})
+    return groups
 
 
 def _parameters(module: fx.GraphModule, program: ExportedProgram) -> dict[str, Tensor]:

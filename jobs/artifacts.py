@@ -1,11 +1,12 @@
 """Published artifacts from outside: list them, load them, prove them, give plain weights back."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fleetpress.storage.artifact import LATEST, MANIFEST, METRICS, read_manifest, resolve, verify_files
-from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound, StorageError
+from fleetpress.storage.errors import ArtifactCorrupt, InvalidModelFile, ObjectNotFound, StorageError
 from fleetpress.storage.sources import CONFIG, INDEX
 from fleetpress.storage.store import ObjectStore, open_store, read_json
 
@@ -62,11 +63,11 @@ def load_artifact(uri: str) -> "nn.Module | dict[str, Tensor]":
     Layers on integer kernels stay there. `uri` names the artifact, or the model's folder for its latest one. Raises
     StorageError.
     """
-    if read_manifest(uri)["kind"] == "program":
+    manifest = read_manifest(uri)
+    if manifest["kind"] == "program":
         from fleetpress.compression.modes import eval_module
-        from fleetpress.compression.quantization.packed_program import unpack_program
 
-        return eval_module(unpack_program(_program(uri), keep_integers=True))
+        return eval_module(_plain_program(uri, manifest, keep_integers=True))
     from .checkpoint.decode import plain_tensors, whole
 
     checkpoint = _checkpoint(uri)
@@ -82,12 +83,13 @@ def verify(uri: str, *, deep: bool = False) -> list[str]:
     if problems:
         return problems
     try:
-        if read_manifest(uri)["kind"] == "program":
+        manifest = read_manifest(uri)
+        if manifest["kind"] == "program":
             if deep:
                 raise UsageError(
                     f"{uri} is a program; only checkpoints can be compared weight by weight with a source"
                 )
-            _run_once(_program(uri))
+            _run_once(_program(uri, manifest))
         elif deep:
             from .checkpoint.proof import compare
 
@@ -104,11 +106,11 @@ def verify(uri: str, *, deep: bool = False) -> list[str]:
 def dequantize(uri: str, destination: str) -> list[str]:
     """Write the artifact with plain weights to `destination`; the names of the files written."""
     target = open_store(destination)
-    if read_manifest(uri)["kind"] == "program":
-        from fleetpress.compression.quantization.packed_program import unpack_program
+    manifest = read_manifest(uri)
+    if manifest["kind"] == "program":
         from fleetpress.storage.programs import save_program
 
-        target.put(MODEL, save_program(unpack_program(_program(uri))))
+        target.put(MODEL, save_program(_plain_program(uri, manifest)))
         return [MODEL]
     return _dequantize_checkpoint(uri, destination)
 
@@ -139,10 +141,32 @@ def _checkpoint(uri: str) -> "Checkpoint":
     return open_checkpoint(resolve(uri))
 
 
-def _program(uri: str) -> "ExportedProgram":
+def _program(uri: str, manifest: Mapping[str, object]) -> "ExportedProgram":
+    """The published program as it is: of a `.pt2` with packed weights."""
+    store = open_store(resolve(uri))
+    if manifest.get("format") == "archive":
+        from fleetpress.storage.coded_model import MODEL_FILE
+
+        from .coded_programs import decoded_program
+
+        try:
+            return decoded_program(store.get(MODEL_FILE))
+        except (ArtifactCorrupt, InvalidModelFile) as error:
+            raise type(error)(f"{store.uri}/{MODEL_FILE}: {error}") from None
     from fleetpress.storage.programs import load_program
 
-    return load_program(open_store(resolve(uri)).get(MODEL))
+    return load_program(store.get(MODEL))
+
+
+def _plain_program(
+    uri: str, manifest: Mapping[str, object], *, keep_integers: bool = False
+) -> "ExportedProgram":
+    program = _program(uri, manifest)
+    if manifest.get("format") == "archive":
+        return program
+    from fleetpress.compression.quantization.packed_program import unpack_program
+
+    return unpack_program(program, keep_integers=keep_integers)
 
 
 def _run_once(program: "ExportedProgram") -> None:

@@ -204,6 +204,11 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
             f"{asks} quantizes by {form}, which only programs hold: codebooks, and layers on integer kernels; "
             "take a scheme such as W4A16, or export the model to a program (.pt2)"
         )
+    if recipe.format == "archive":
+        return (
+            f"{asks} has format archive, which holds programs; delete it: a checkpoint keeps its own layout "
+            "(`quantize: {format: ...}` chooses among those)"
+        )
     asked = [step for step in TRAINING_STEPS if getattr(recipe, step) is not None]
     if recipe.prune is not None:
         method = SPARSIFIERS.get(recipe.prune.method)

@@ -264,7 +264,7 @@ def _with_stored(payload: Payload, digest: str, program: ExportedProgram) -> Exp
     values = {
         name: value
         for name, value in stored_tensors(payload, digest).items()
-        if not name.startswith(STATISTICS)
+        if not name.startswith((STATISTICS, SCALES, ZERO_POINTS))
     }
     return with_tensors(program, _with_tied(program, values))
 
@@ -276,4 +276,6 @@ def _with_tied(program: ExportedProgram, values: dict[str, Tensor]) -> dict[str,
 
 
 KEEP_MASK = "keep_mask/"  # prefix of bit-packed masks among a prune task's tensors
-STATISTICS = "statistics/"  # prefix of statistics among a training task's tensors
+STATISTICS = "statistics/"  # prefixes of what is no weight among a training task's tensors
+SCALES = "scales/"
+ZERO_POINTS = "zero_points/"

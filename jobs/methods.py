@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from .errors import UsageError
-from .recipe import PruneStep, QuantizeStep, Strict, TrainStep
+from .recipe import FinetuneStep, PruneStep, QuantizeStep, Strict
 from .spec_fields import nearest
+from .training_checks import GRADUAL_METHODS
 
 Described = dict[str, list[dict[str, Any]]]
 
@@ -24,6 +25,12 @@ _PRUNE = {
     "schedule": "one_shot; iterative: in rounds of pruning and fine-tuning, much at first and ever less",
     "rounds": "of an iterative schedule; the epochs of finetune are split over them",
     **_TARGETS,
+}
+_GRADUAL = {
+    "scope": "layer: the share of every tensor; global: of all weights together (schedule gradual)",
+    "schedule": "one_shot: zero before finetune; gradual: zeros grow during finetune (programs)",
+    "ramp": "share of the steps of finetune over which zeros grow, with schedule gradual (default 0.5)",
+    "interval": "steps of finetune from one growth to the next, with schedule gradual (default 32)",
 }
 _THRESHOLDS = ("mean_threshold", "std_threshold")
 _ZERO = {
@@ -58,6 +65,10 @@ _TRAIN = {
     "lr": "learning rate",
     "weight_decay": "as torch.optim means it",
     "momentum": "as torch.optim means it",
+    "schedule": "learning rate over the steps: constant, cosine (falls to 0), one_cycle (rises, then falls)",
+    "distill": "share of the loss that is distance to the model before pruning; in train: to the source",
+    "distill_temperature": "what softens scores of classes before they are compared, with distill (default 2.0)",
+    "quantization_aware": "in finetune: true trains weights for the codes that quantize makes of them",
 }
 
 
@@ -112,7 +123,11 @@ def _tables() -> Described:
                 "summary": method.summary,
                 "paper": method.paper,
                 "needs_inputs": method.needs_inputs,
-                "options": _options(PruneStep, _ZERO, without=_not_taken(method)),
+                "options": _options(
+                    PruneStep,
+                    _ZERO | (_GRADUAL if name in GRADUAL_METHODS else {}),
+                    without=_not_taken(method),
+                ),
             }
             for name, method in SPARSIFIERS.items()
         ],
@@ -155,7 +170,7 @@ def _tables() -> Described:
             {
                 "name": name,
                 "summary": f"torch.optim's, in the steps train and finetune: `optimizer: {name}`",
-                "options": _options(TrainStep, _TRAIN, without=() if name == "sgd" else ("momentum",)),
+                "options": _options(FinetuneStep, _TRAIN, without=() if name == "sgd" else ("momentum",)),
             }
             for name in OPTIMIZERS
         ],

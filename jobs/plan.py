@@ -12,7 +12,7 @@ from .checkpoint.tasks import checkpoint_tasks
 from .digests import contents, digest
 from .fleet import Data, Fold, Model, absolute
 from .plan_builder import PlanBuilder, device_facts, shard_contents
-from .recipe import PruneStep
+from .recipe import PruneStep, is_gradual, later_steps
 from .spec_checks import needs_gradients, needs_products, observes
 from .tasks import Task
 
@@ -116,10 +116,11 @@ def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: di
             builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **more)
         if prune is not None and observes(prune):
             builder.add_chunks("calibrate", recipe["calibrate"], "observe", shards=builder.train_shards)
-        if "prune" in recipe:
+        if "prune" in recipe and not is_gradual(recipe):
             builder.add("prune", options=recipe["prune"], seed=seed, **builder.round)
         if "finetune" in recipe:
-            tuning: dict[str, Any] = dict(builder.training)
+            is_last = index == rounds - 1
+            tuning: dict[str, Any] = {**builder.training, **(later_steps(recipe) if is_last else {})}
             epochs = recipe["finetune"]["epochs"]
             if rounds > 1:
                 tuning["seed"] += index  # so that no round sees the samples in the order of another

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import publishing, zeroing
+from . import publishing
 from .equalizing import equalize_program, equalized_calibration, equalized_program
 from .handover import Payload, store_bytes
 from .materials import (
@@ -16,10 +16,13 @@ from .materials import (
     source_bytes,
     source_program,
     store_tensors,
+    trained_program,
 )
 from .objective import loss_name
 from .pruning_steps import prune
 from .tasks import GPU, StepResult
+from .trained_scales import scale_tensors
+from .tuning import constraints
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -67,27 +70,37 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
     program = source_program(payload) if kind == "train" else pruned_program(payload)
     samples = arrays(payload["data"]["train"])
     loss = loss_name(payload["data"], samples)
+    options = {key: value for key, value in payload["options"].items() if key != "quantization_aware"}
     result = train_program(
         program,
         samples,
-        TrainOptions(**payload["options"]),
+        TrainOptions(**options),
         loss=loss,
         seed=payload["seed"],
-        teacher=source_program(payload) if loss == "distillation" else None,
+        teacher=_teacher(payload, kind, loss),
         collect=kind == "train" and loss != "distillation",
         products=payload.get("products", False),
-        masks=zeroing.trained_masks(payload, program) if kind == "finetune" else None,
+        **(constraints(payload, program) if kind == "finetune" else {}),
         recurrent=payload.get("recurrent", False),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
     )
     if collective.rank != 0:
         return None
-    stored = dict(result.values)
+    stored = dict(result.values) | scale_tensors(result.scales)
     if result.statistics is not None:
         stored |= {STATISTICS + name: value for name, value in result.statistics.to_tensors().items()}
     output = store_tensors(payload, stored)
     return StepResult(result={"losses": list(result.losses), "loss": loss}, outputs=(output,))
+
+
+def _teacher(payload: Payload, kind: str, loss: str) -> "ExportedProgram | None":
+    """The original for the loss that knows no targets; for `distill` the model as it was before pruning."""
+    if loss == "distillation":
+        return source_program(payload)
+    if not payload["options"].get("distill"):
+        return None
+    return source_program(payload) if kind == "train" else trained_program(payload)
 
 
 def collect(payload: Payload) -> StepResult:

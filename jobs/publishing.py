@@ -4,12 +4,10 @@ The numbers of `after` are those of the bytes that are published: they are loade
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.confidence import Difference, difference, sample_sums, value_of
@@ -18,70 +16,49 @@ from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.layers import layers
 from fleetpress.compression.metrics import METRICS, Sums, allowed_drop, within
-from fleetpress.compression.modes import eval_program
 from fleetpress.compression.program import aliases, bind, tensors, trainable
 from fleetpress.compression.pruning.units import PRUNABLE_KINDS
-from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
 from fleetpress.compression.selection import Layer
 from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.artifact import write_artifact
-from fleetpress.storage.errors import ArtifactCorrupt
-from fleetpress.storage.programs import load_program, save_program
 from fleetpress.storage.store import open_store
 
 from . import zeroing
-from .biases import corrected_program, uncorrected
-from .equalizing import equalized_program
+from .assembling import Candidate, assembled
+from .biases import uncorrected
 from .handover import Payload, record
 from .latency import latency_ms
 from .manifest import companions, complete
 from .materials import arrays, source_program, trained_program
 from .objective import is_fidelity, measured, metric_name
-from .quantizing import quantized_layers, quantized_weights
+from .quantizing import quantized_layers
 from .tasks import StepResult
 
-MODEL_FILE = "model.pt2"
 _LATENCY_SECONDS = 0.1  # spent on each of three measurements of a model
 
 
 def publish(payload: Payload) -> StepResult:
     """Assemble the compressed program, compare it with the original, and publish it unless it lost too much."""
-    packed = assembled(payload)
-    data = save_program(packed)
-    published = load_program(data)
-    runner = Runner(published)
-    _prove(packed, runner, payload)
-    folded = Runner(unpack_program(published, keep_integers=True))
-    metrics, verdict = _metrics(payload, folded, runner, len(data))
+    candidate = assembled(payload)
+    metrics, verdict = _metrics(payload, candidate)
     if verdict:
         return StepResult(result={"state": "rejected", "reason": verdict, "metrics": metrics})
     store, name, digest = open_store(payload["output"]), payload["model"]["name"], payload["digest"]
-    files = {MODEL_FILE: data, **companions(payload, metrics)}
+    files = {candidate.file: candidate.data, **companions(payload, metrics)}
     written = write_artifact(store, name, digest, files)  # reads back: what is stored are these bytes
-    return complete(payload, metrics, kind="program", form="pt2", files=written)
+    return complete(payload, metrics, kind="program", form=candidate.form, files=written)
 
 
-def assembled(payload: Payload) -> ExportedProgram:
-    """The compressed program that the stages of the payload make, weights packed."""
-    final = eval_program(corrected_program(payload, equalized_program(payload)))
-    return pack_program(final, quantized_weights(payload), zeroing.sparse_names(payload))
-
-
-def _metrics(
-    payload: Payload, folded: Runner, published: Runner, size_bytes: int
-) -> tuple[dict[str, Any], str | None]:
+def _metrics(payload: Payload, candidate: Candidate) -> tuple[dict[str, Any], str | None]:
     """Everything measured, and the reason to reject the model, if there is one."""
-    source = Runner(source_program(payload))
+    source, folded = Runner(source_program(payload)), Runner(candidate.folded)
     quality = _compare(
         payload, source, folded
     )  # before any number of timed calls: a program may keep a state
     before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source, source.program)}
-    plain = unpack_program(folded.program)  # without integer kernels: a parameter for every weight
-    after: dict[str, Any] = {
-        "bytes": size_bytes,
-        **_cost(folded, plain),
-        "latency_packed_ms": _latency(published),
-    }
+    after: dict[str, Any] = {"bytes": len(candidate.data), **_cost(folded, candidate.plain)}
+    if candidate.loaded is not candidate.plain:
+        after["latency_packed_ms"] = _latency(Runner(candidate.loaded))
     verdict = _over_budget(payload, after)
     if quality is not None:
         before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
@@ -95,8 +72,8 @@ def _metrics(
         "before": before,
         "after": after,
         "compression_ratio": round(before["bytes"] / after["bytes"], 4),
-        "bits_per_weight": _bits_per_weight(payload, plain),
-        "layers": _layer_metrics(payload, plain),
+        "bits_per_weight": _bits_per_weight(payload, candidate),
+        "layers": _layer_metrics(payload, candidate),
         "warnings": warnings,
         **payload.get("told", {}),
     }
@@ -191,7 +168,7 @@ def _verdict(payload: Payload, name: str, found: Difference) -> str | None:
     return None
 
 
-def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[str, Any]]:
+def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any]]:
     """One entry per layer of the original, with what was done to it and why something was not."""
     stages = payload["stages"]
     pruned = (
@@ -202,7 +179,7 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
     weights, unquantized, _ = quantized_layers(payload)
     without = uncorrected(payload)
     sparsity = zeroing.layer_sparsity(payload)
-    source, left = tensors(source_program(payload)), tensors(compressed)
+    source, left = tensors(source_program(payload)), tensors(candidate.plain)
     stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(payload, weights)
     found = []
     for layer in layers(source_program(payload)):
@@ -232,9 +209,7 @@ def _layer_metrics(payload: Payload, compressed: ExportedProgram) -> list[dict[s
                 "group_size": mine[0]["group_size"] if mine else None,
                 "method": mine[0]["method"] if mine else None,
                 "bytes_before": sum(source[name].nbytes for name in layer.weights),
-                "bytes_after": sum(facts["bytes_after"] for facts in mine)
-                if mine
-                else sum(stored[name] for name in layer.weights),
+                "bytes_after": _layer_bytes(layer, mine, stored, candidate.weight_bytes),
                 "sqnr_db": _least(facts["sqnr_db"] for facts in mine),
                 "skipped": "; ".join(reasons) or None,
             }
@@ -253,44 +228,38 @@ def _not_pruned(layer: Layer) -> str:
     return f"units of a {layer.kind} layer cannot be deleted"
 
 
-def _bits_per_weight(payload: Payload, final: ExportedProgram) -> float:
+def _layer_bytes(
+    layer: Layer,
+    quantized: Sequence[Mapping[str, Any]],
+    stored: Mapping[str, int],
+    coded: Mapping[str, int] | None,
+) -> int:
+    """Bytes of a layer's weights in the file; in a `.pt2` before it is packed as a whole."""
+    if coded is not None:
+        return sum(coded[name] for name in layer.weights)
+    if quantized:
+        return sum(facts["bytes_after"] for facts in quantized)
+    return sum(stored[name] for name in layer.weights)
+
+
+def _bits_per_weight(payload: Payload, candidate: Candidate) -> float:
     """Stored bits of all parameters, scales and zero points counted, over their number."""
+    final, coded = candidate.plain, candidate.weight_bytes
     stored = {name: final.state_dict[name] for name in trainable(final)}
     tied = aliases(stored)
-    state = sum(value.nbytes for name, value in stored.items() if name not in tied)
-    weights = quantized_layers(payload)[0]
-    saved = sum(facts["bytes_before"] - facts["bytes_after"] for facts in weights.values())
-    values = tensors(final)
-    saved += sum(values[name].nbytes - size for name, size in zeroing.float_bytes(payload, weights).items())
-    return float(round(8 * (state - saved) / max(1, parameters(final)), 4))
+    state = sum(
+        value.nbytes if coded is None else coded[name] for name, value in stored.items() if name not in tied
+    )
+    if coded is None:
+        weights = quantized_layers(payload)[0]
+        state -= sum(facts["bytes_before"] - facts["bytes_after"] for facts in weights.values())
+        values = tensors(final)
+        state -= sum(
+            values[name].nbytes - size for name, size in zeroing.float_bytes(payload, weights).items()
+        )
+    return float(round(8 * state / max(1, parameters(final)), 4))
 
 
 def _least(values: Iterable[float | None]) -> float | None:
     """The smallest of what is known: a weight without quantization noise has no ratio to it."""
     return min((value for value in values if value is not None), default=None)
-
-
-def _prove(expected: ExportedProgram, published: Runner, payload: Payload) -> None:
-    """Run the published bytes and the program in memory on one batch; they must agree to the last bit."""
-    inputs = smoke_inputs(published.program)
-    mine, theirs = _outputs(Runner(expected), inputs), _outputs(published, inputs)
-    if len(mine) != len(theirs) or not all(_same(a, b) for a, b in zip(mine, theirs, strict=True)):
-        raise ArtifactCorrupt(
-            f"{payload['model']['name']}: the published program computes something else than the one in memory; "
-            "nothing was published"
-        )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal to the last bit; NaN is equal to NaN: made-up inputs may well lead there."""
-    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
-
-
-def _outputs(runner: Runner, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    own = {name: value.clone() for name, value in inputs.items()}  # some programs write into them
-    args, kwargs = bind(runner.program, own)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)  # the same draws for a program that draws
-        result = runner.module(*args, **kwargs)
-    leaves, _ = torch.utils._pytree.tree_flatten(result)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]

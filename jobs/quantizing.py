@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fleetpress.compression.calibration import CalibrationStatistics
+from fleetpress.compression.calibration import CalibrationStatistics, WeightStatistics
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.layers import KINDS, layers
 from fleetpress.compression.program import aliases, tensors
-from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, method_for, quantize_layer
+from fleetpress.compression.quantization import (
+    QUANTIZERS,
+    QuantizedWeight,
+    QuantizeMethod,
+    method_for,
+    quantize_layer,
+    quantize_weight,
+)
+from fleetpress.compression.quantization.aware import TrainedScales, with_scales
 from fleetpress.compression.quantization.integer_layers import IntegerLayers
 from fleetpress.compression.quantization.sparse_weight import SparseWeight, sparse_form, zeros_kept
 from fleetpress.compression.scheme import QuantScheme
@@ -25,9 +33,13 @@ from .materials import store_tensors, stored_tensors
 from .recipe import zeroes_weights
 from .schemes import options_of, scheme_of
 from .tasks import StepResult
+from .trained_scales import trained_scales
 
 # Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
 DEFAULT_KINDS = tuple(kind for kind in KINDS if kind != "Embedding")
+
+_MOSTLY_NONE = ("codebook", "activation_bits")  # of a scheme: recorded where they say something
+_INPUTS = ("input_scale", "input_zero_point")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +143,7 @@ def quantize_group(
     done: set[str] = set()
     owners = aliases(values)
     schemes, on_floats = schemes_of(program, choice.layers, options)
+    trained = trained_scales(payload)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
         known = {
             name: statistics[owners.get(name, name)]
@@ -138,15 +151,15 @@ def quantize_group(
             if owners.get(name, name) in statistics
         }
         scheme, method = schemes[layer.name], QUANTIZERS[options_of(options, layer.name)["method"]]
-        for name, rounded in quantize_layer(layer, values, scheme, method, known).items():
+        for name, rounded in _quantized(layer, values, scheme, method, known, trained=trained).items():
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
             quantized = zeros_kept(rounded, values[name]) if zeroes_weights(payload["recipe"]) else rounded
             if zeroes_weights(payload["recipe"]) and scheme.activation_bits is None:
                 quantized = sparse_form(quantized)
-            stored |= _parts(name, quantized)
-            used = method_for(method, known.get(name)).name
+            stored |= {f"{name}/{part}": value for part, value in parts_of(quantized).items()}
+            used = "trained" if name in trained else method_for(method, known.get(name)).name
             weights[name] = {
                 "layer": layer.name,
                 "kind": layer.kind,
@@ -167,27 +180,73 @@ def quantize_group(
     return StepResult(result=result, outputs=(store_tensors(payload, stored),))
 
 
+def _quantized(
+    layer: Layer,
+    values: Mapping[str, Tensor],
+    scheme: QuantScheme,
+    method: QuantizeMethod,
+    statistics: Mapping[str, WeightStatistics],
+    *,
+    trained: Mapping[str, TrainedScales],
+) -> dict[str, QuantizedWeight]:
+    """By the method, or with the scales that were trained with the weights: those give the codes training saw."""
+    if any(name in trained for name in layer.weights):
+        return {
+            name: quantize_weight(
+                name,
+                values[name],
+                layer.axis,
+                scheme,
+                with_scales(trained[name]),
+                statistics=statistics.get(name),
+            )
+            for name in layer.weights
+        }
+    return quantize_layer(layer, values, scheme, method, statistics)
+
+
 def quantized_weights(payload: Payload) -> dict[str, QuantizedWeight]:
     """Every quantized weight of the model, from the records of its quantize tasks."""
     found: dict[str, QuantizedWeight] = {}
     for digest in payload["stages"].get("quantize", ()):
         parts = stored_tensors(payload, digest)
         for name, facts in record(payload, digest).result["weights"].items():
-            dtype = facts.get("weight_dtype")
-            form = SparseWeight if facts.get("sparse") else QuantizedWeight
-            found[name] = form(
-                codes=parts[f"{name}/codes"],
-                scale=parts[f"{name}/scale"],
-                zero_point=parts.get(f"{name}/zero_point"),
-                scheme=QuantScheme(**facts["scheme"]),
-                shape=tuple(facts["shape"]),
-                axis=facts["axis"],
-                codebook=parts.get(f"{name}/codebook"),
-                weight_dtype=None if dtype is None else getattr(torch, dtype),
-                input_scale=facts.get("input_scale"),
-                input_zero_point=facts.get("input_zero_point"),
-            )
+            own = {
+                part.removeprefix(f"{name}/"): value
+                for part, value in parts.items()
+                if part.startswith(f"{name}/")
+            }
+            found[name] = weight_of(own, facts)
     return found
+
+
+def weight_of(parts: Mapping[str, Tensor], facts: Mapping[str, Any]) -> QuantizedWeight:
+    """A quantized weight from its tensors (`parts_of`) and what is recorded of it: scheme, shape, axis."""
+    dtype = facts.get("weight_dtype")
+    form = SparseWeight if facts.get("sparse") else QuantizedWeight
+    return form(
+        codes=parts["codes"],
+        scale=parts["scale"],
+        zero_point=parts.get("zero_point"),
+        scheme=QuantScheme(**facts["scheme"]),
+        shape=tuple(facts["shape"]),
+        axis=facts["axis"],
+        codebook=parts.get("codebook"),
+        weight_dtype=None if dtype is None else getattr(torch, dtype),
+        input_scale=facts.get("input_scale"),
+        input_zero_point=facts.get("input_zero_point"),
+    )
+
+
+def parts_of(quantized: QuantizedWeight) -> dict[str, Tensor]:
+    """The tensors that a quantized weight is stored as."""
+    parts = {
+        "codes": quantized.codes,
+        "scale": quantized.scale,
+        "zero_point": quantized.zero_point,
+        "codebook": quantized.codebook,
+    }
+    return {name: value for name, value in parts.items() if value is not None}
 
 
 def quantized_layers(payload: Payload) -> tuple[dict[str, Any], dict[str, str], list[str]]:
@@ -203,30 +262,22 @@ def quantized_layers(payload: Payload) -> tuple[dict[str, Any], dict[str, str], 
     return weights, skipped, unused
 
 
-def _parts(name: str, quantized: QuantizedWeight) -> dict[str, Tensor]:
-    parts = {f"{name}/codes": quantized.codes, f"{name}/scale": quantized.scale}
-    if quantized.zero_point is not None:
-        parts[f"{name}/zero_point"] = quantized.zero_point
-    if quantized.codebook is not None:
-        parts[f"{name}/codebook"] = quantized.codebook
-    return parts
+def meaning_of(quantized: QuantizedWeight) -> dict[str, Any]:
+    """What `weight_of` needs to know beside the tensors, the shape and the axis."""
+    scheme, dtype = vars(quantized.scheme), quantized.weight_dtype
+    return {
+        "scheme": {
+            key: value for key, value in scheme.items() if key not in _MOSTLY_NONE or value is not None
+        },
+        **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
+        **{key: value for key in _INPUTS if (value := getattr(quantized, key)) is not None},
+    }
 
 
 def description(quantized: QuantizedWeight, weight: Tensor) -> dict[str, Any]:
-    dtype = quantized.weight_dtype
     return {
         **({"sparse": True} if isinstance(quantized, SparseWeight) else {}),
-        "scheme": {
-            key: value
-            for key, value in vars(quantized.scheme).items()
-            if key not in ("codebook", "activation_bits") or value is not None
-        },
-        **{
-            key: getattr(quantized, key)
-            for key in ("input_scale", "input_zero_point")
-            if getattr(quantized, key) is not None
-        },
-        **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
+        **meaning_of(quantized),
         "shape": list(quantized.shape),
         "axis": quantized.axis,
         "group_size": quantized.group_size,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fleetpress.compression.scheme import DEFAULT_METHOD
 
@@ -27,6 +27,7 @@ from .spec_fields import (
 from .spec_lines import write_yaml
 
 CHANGING_STEPS = ("train", "auto", "prune", "finetune", "quantize")
+DEFAULT_FORMAT = "pt2"
 TRAINING_STEPS = ("train", "auto", "collect", "finetune", "calibrate")
 CHOSEN_STEPS = ("collect", "prune", "finetune", "calibrate", "quantize")  # by `auto`
 BUDGETS = ("compression_ratio", "size_bytes", "macs", "latency_ms")
@@ -38,8 +39,21 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _none_for(*plain: Any) -> AfterValidator:
+    """Values that mean what leaving the key out means are left out: two spellings of a recipe are one recipe."""
+    return AfterValidator(lambda value: None if value in plain else value)
+
+
+def _filled(raw: Any, key: str, needed: bool, default: Any) -> Any:
+    """A step as it was written, with a default that has a meaning only beside another key."""
+    return {**raw, key: default} if needed and raw.get(key) is None else raw
+
+
 class TrainStep(Strict):
-    """Gradient descent over the train data; `lr` and `weight_decay` as torch.optim means them."""
+    """Gradient descent over the train data; `lr` and `weight_decay` as torch.optim means them.
+
+    `distill` is the share of the loss that is the distance to the model before pruning (in `train`: to the source).
+    """
 
     epochs: Count = 1
     batch_size: Count = 64
@@ -47,6 +61,24 @@ class TrainStep(Strict):
     lr: Positive = 1e-3
     weight_decay: NotNegative = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    schedule: Annotated[Literal["constant", "cosine", "one_cycle"] | None, _none_for("constant")] = None
+    distill: Annotated[Annotated[float, Field(ge=0, le=1)] | None, _none_for(0.0)] = None
+    distill_temperature: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _softened(cls, raw: Any) -> Any:
+        return (
+            _filled(raw, "distill_temperature", bool(raw.get("distill")), 2.0)
+            if isinstance(raw, dict)
+            else raw
+        )
+
+
+class FinetuneStep(TrainStep):
+    """Training after pruning; `quantization_aware` trains weights for the codes that `quantize` makes of them."""
+
+    quantization_aware: Annotated[bool | None, _none_for(False)] = None
 
 
 class CollectStep(Strict):
@@ -63,6 +95,7 @@ class PruneStep(Strict):
     Or weights to zero: a share of every tensor (or of all: scope global), or all but N of M neighbours (`pattern` N:M).
     `compensate` makes up for deleted units in the layers that read them. An `iterative` schedule reaches the sparsity
     in so many `rounds` of pruning and fine-tuning.
+    With `schedule: gradual` the zeros grow during `finetune`, over the first `ramp` of its steps.
     """
 
     method: Pruner = "gradient_stability"
@@ -73,10 +106,19 @@ class PruneStep(Strict):
     scope: Literal["layer", "global"] = "layer"
     structure: Structures = ()
     compensate: Literal["none", "bias", "least_squares"] = "none"
-    schedule: Literal["one_shot", "iterative"] = "one_shot"
+    schedule: Literal["one_shot", "iterative", "gradual"] = "one_shot"
     rounds: Annotated[int, Field(ge=2, le=100)] | None = None
+    ramp: Annotated[float, Field(gt=0, le=1)] | None = None
+    interval: Count | None = None
     targets: Patterns = ()
     ignore: Patterns = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _growing(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("schedule") != "gradual":
+            return raw
+        return _filled(_filled(raw, "ramp", True, 0.5), "interval", True, 32)
 
 
 class LayerScheme(Strict):
@@ -161,7 +203,7 @@ class AutoStep(Strict):
     macs: Share | None = None
     latency_ms: Positive | None = None
     trials: Count = 16
-    folds: Annotated[int, Field(ge=2, le=20)] = 3
+    folds: Annotated[int, Field(ge=2, le=20)] = 4
     epochs: Annotated[int, Field(ge=0)] = 2
 
 
@@ -178,16 +220,20 @@ _GIVEN = BeforeValidator(_given)
 
 
 class Recipe(Strict):
-    """Steps in the order they are done; a step that is None is not done. Validation is always there."""
+    """Steps in the order they are done; a step that is None is not done. Validation is always there.
+
+    `format` is the file that a program is published as: a `.pt2`, or entropy-coded as small as it gets (archive).
+    """
 
     train: Annotated[TrainStep | None, _GIVEN] = None
     auto: Annotated[AutoStep | None, _GIVEN] = None
     collect: Annotated[CollectStep | None, _GIVEN] = None
     prune: Annotated[PruneStep | None, _GIVEN] = None
-    finetune: Annotated[TrainStep | None, _GIVEN] = None
+    finetune: Annotated[FinetuneStep | None, _GIVEN] = None
     calibrate: Annotated[CalibrateStep | None, _GIVEN] = None
     quantize: Annotated[QuantizeStep | None, _GIVEN] = None
     validation: Annotated[ValidateStep, _GIVEN] = Field(default=ValidateStep(), alias="validate")
+    format: Literal["pt2", "archive"] | None = None
 
     def canonical(self) -> dict[str, Any]:
         """The steps as plain JSON values, defaults filled in, what is not given left out.
@@ -196,7 +242,8 @@ class Recipe(Strict):
         newer than artifacts are left out at their defaults: the digests of older recipes stay what they are.
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return {
+        form = steps.pop("format", DEFAULT_FORMAT)
+        found = {
             step: {
                 key: value
                 for key, value in options.items()
@@ -204,6 +251,23 @@ class Recipe(Strict):
             }
             for step, options in steps.items()
         }
+        # What is left out is as good as named: recipes from before there was a choice keep their digests.
+        return found if form == DEFAULT_FORMAT else {**found, "format": form}
+
+
+def is_gradual(recipe: Mapping[str, Any]) -> bool:
+    """Whether the zeros of a canonical recipe's `prune` grow during `finetune`, which then does both steps."""
+    return bool(recipe.get("prune", {}).get("schedule") == "gradual")
+
+
+def later_steps(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of other steps of a canonical recipe that decide what its `finetune` does, by the step's name."""
+    found: dict[str, Any] = {}
+    if is_gradual(recipe):
+        found["prune"] = recipe["prune"]
+    if recipe["finetune"].get("quantization_aware"):
+        found["quantize"] = recipe["quantize"]
+    return found
 
 
 def zeroes_weights(recipe: Mapping[str, Any]) -> bool:

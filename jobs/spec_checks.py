@@ -17,6 +17,7 @@ from .recipe import (
     CHOSEN_STEPS,
     TRAINING_STEPS,
     AutoStep,
+    FinetuneStep,
     PruneStep,
     QuantizeStep,
     Recipe,
@@ -24,9 +25,10 @@ from .recipe import (
     TrainStep,
 )
 from .schemes import options_of, scheme_of
-from .spec_codes import check_codebook, check_kernels, integer_scheme
+from .spec_codes import check_codebook, check_file, check_kernels, integer_scheme
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
+from .training_checks import check_aware, check_gradual, check_training
 
 DATA_KEYS = {"train", "eval", "loss", "metric"}  # with an unknown key, a missing one may just be misspelled
 _HOW_MUCH = {"pattern": "2:4", "sparsity": "0.5", "mean_threshold": "1e-4", "std_threshold": "1e-3"}
@@ -55,18 +57,25 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     known = {field.alias or name for name, field in Recipe.model_fields.items()}
     if isinstance(raw, dict) and steps.keys() <= known and not steps.keys() & set(CHANGING_STEPS):
         yield path, f"changes nothing; add at least one of {', '.join(CHANGING_STEPS)}"
-    for name in ("train", "finetune"):
-        training = _valid(TrainStep, steps.get(name))
-        if training and training.momentum and training.optimizer != "sgd":
-            what = f"has no meaning for {training.optimizer}; delete it, or take optimizer: sgd"
-            yield (*path, name, "momentum"), what
+    quantize = _valid(QuantizeStep, steps.get("quantize"))
+    if train := _valid(TrainStep, steps.get("train")):
+        yield from _of_step((*path, "train"), check_training(train))
+    if finetune := _valid(FinetuneStep, steps.get("finetune")):
+        yield from _of_step((*path, "finetune"), check_training(finetune))
+        yield from _of_step((*path, "finetune"), check_aware(finetune, quantize, "quantize" in steps))
     if auto := _valid(AutoStep, steps.get("auto")):
         yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
+        yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
         yield from _check_rounds((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
-    if quantize := _valid(QuantizeStep, steps.get("quantize")):
+    if quantize:
+        yield from _of_step(path, check_file(steps.get("format"), quantize))
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
+
+
+def _of_step(path: Path, found: Iterator[tuple[str, str]]) -> Iterator[Mistake]:
+    yield from (((*path, key), what) for key, what in found)
 
 
 def _check_auto(path: Path, step: AutoStep, steps: dict[str, Any]) -> Iterator[Mistake]:
@@ -150,9 +159,9 @@ def _check_rounds(path: Path, step: PruneStep, finetune: TrainStep | None) -> It
 
     if is_sparsifier(step.method):
         for name, default in (("compensate", "none"), ("schedule", "one_shot"), ("rounds", None)):
-            if getattr(step, name) != default:
+            if getattr(step, name) not in (default, "gradual"):
                 yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
-    elif step.schedule == "one_shot":
+    elif step.schedule != "iterative":
         if step.rounds is not None:
             yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"
     elif step.rounds is None:

@@ -64,3 +64,13 @@ def integer_scheme(step: QuantizeStep) -> str | None:
         (one for one in schemes if one is not None and one not in CASTS and SCHEMES[one].activation_bits),
         None,
     )
+
+
+def check_file(form: str | None, step: QuantizeStep) -> Iterator[tuple[str, str]]:
+    """The mistake in the recipe's key `format` when the file cannot hold what the step makes."""
+    scheme = integer_scheme(step)
+    if form == "archive" and scheme is not None:
+        yield (
+            "format",
+            f"archive decodes to a program over floats, which has no integer kernels for {scheme}; delete it",
+        )

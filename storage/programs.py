@@ -35,6 +35,8 @@ from .archive import (
 from .errors import InvalidModelFile, UnsafeModelFile
 from .memory import is_out_of_memory
 from .operators import is_safe_target
+from .payloads import skeleton_config
+from .program_payloads import Members, members_of
 from .program_schema import Json
 from .ranges import RangeFile
 from .store import ObjectStore
@@ -75,6 +77,42 @@ def save_program(program: ExportedProgram, *, compress: bool = True) -> bytes:
     `compress`, members are DEFLATE-compressed where that is smaller.
     Raises InvalidModelFile for programs that could not be loaded again (custom operators or objects, other devices).
     """
+    return write_archive(_members(program), compress=compress)
+
+
+def program_members_of(program: ExportedProgram) -> Members:
+    """Graph, configs and raw tensors, as `save_program` writes them. Raises InvalidModelFile as it does."""
+    found = {name.removeprefix(f"{ROOT}/"): data for name, data in _members(program).items()}
+    graph, weights, constants = (
+        json.loads(found[name]) for name in (MODEL, WEIGHTS_CONFIG, CONSTANTS_CONFIG)
+    )
+    configs = (WEIGHTS_CONFIG, CONSTANTS_CONFIG)
+    raw = {
+        name: data
+        for name, data in found.items()
+        if name.startswith((WEIGHTS, CONSTANTS)) and name not in configs
+    }
+    return members_of(graph, weights, constants, raw)
+
+
+def program_without_weights(members: Members) -> ExportedProgram:
+    """The program with its constants; each weight is a zero-stride view of one zero element, as in `weights_skeleton`.
+
+    The members are checked (`members_with`). Raises InvalidModelFile if torch cannot make a program of them.
+    """
+    payloads = {
+        payload.member: members.array(payload).tobytes()
+        if payload.member.startswith(CONSTANTS)
+        else bytes(payload.item_bytes if payload.layout.count else 0)
+        for payload in members.payloads
+    }
+    weights = skeleton_config(members.weight_config)
+    archive = program_members(members.graph, weights, members.constant_config, payloads)
+    return _load(write_archive(archive, compress=False))
+
+
+def _members(program: ExportedProgram) -> dict[str, bytes]:
+    """Every member of the archive of a program, in canonical form."""
     slim = copy.copy(program)
     slim._state_dict = _compact(program.state_dict)
     slim._constants = _compact(program.constants)
@@ -85,7 +123,7 @@ def save_program(program: ExportedProgram, *, compress: bool = True) -> bytes:
         # Loading simplifies such sizes (Min(8, 8*s0) is 8 for s0 >= 1): the graph is that of the program loaded again.
         skeleton = _load(write_archive(clean_members(archive, weights=False), compress=False))
         members[model] = clean_members(_archived(skeleton), weights=False)[model]
-    return write_archive(_canonical(members, _state_order(program)), compress=compress)
+    return _canonical(members, _state_order(program))
 
 
 def _archived(program: ExportedProgram) -> Directory:

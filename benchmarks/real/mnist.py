@@ -88,12 +88,12 @@ def prepare(folder: Path) -> None:
 
 def _digits(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images [N, 1, 28, 28], normalized, and labels [N]."""
-    images = torch.from_numpy(_idx(folder / f"{part}-images-idx3-ubyte")).float().div(255)
-    labels = torch.from_numpy(_idx(folder / f"{part}-labels-idx1-ubyte")).long()
+    images = torch.from_numpy(idx_array(folder / f"{part}-images-idx3-ubyte")).float().div(255)
+    labels = torch.from_numpy(idx_array(folder / f"{part}-labels-idx1-ubyte")).long()
     return ((images - 0.1307) / 0.3081).unsqueeze(1), labels
 
 
-def _idx(path: Path) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def idx_array(path: Path) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """An IDX file: four bytes of kind and rank, the big-endian sizes, then the values."""
     raw = path.read_bytes()
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]

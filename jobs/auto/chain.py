@@ -28,7 +28,7 @@ def built(payload: Payload, recipe: Mapping[str, Any], fold: Fold | None = None)
     Its `stages` name what was made: `final_program` and the quantized weights follow from it.
     """
     asked = payload["recipe"]
-    steps = {**recipe, **{name: asked[name] for name in ("train", "validate") if name in asked}}
+    steps = {**recipe, **{name: asked[name] for name in ("train", "validate", "format") if name in asked}}
     parsed = Recipe.model_validate(steps)
     plan = plan_program(
         _model(payload, parsed),

@@ -14,7 +14,11 @@ from torch.export import Dim, ExportedProgram
 from fleetpress.compression.collectives import Collective
 from fleetpress.compression.errors import DataMismatchError, MethodError, TrainingDivergedError
 from fleetpress.compression.evaluation import evaluate
+from fleetpress.compression.gradual import GradualOptions
 from fleetpress.compression.program import aliases, tensors, with_tensors
+from fleetpress.compression.quantization import QUANTIZERS
+from fleetpress.compression.quantization.aware import AwareWeight
+from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.statistics import GradientStatistics
 from fleetpress.compression.training import OPTIMIZERS, TrainOptions, TrainResult, collect, train
 
@@ -320,3 +324,77 @@ def test_collecting_changes_no_program() -> None:
     collect(program(), part(0, 64), 32, loss="cross_entropy", seed=0)
     assert all(torch.equal(value, before[name]) for name, value in tensors(program()).items())
     assert all(value.grad is None for value in tensors(program()).values())
+
+
+CODED = AwareWeight(
+    axis=0, scheme=QuantScheme(num_bits=3, strategy="tensor"), method=QUANTIZERS["smallest_error"]
+)
+
+
+def test_ranks_agree_on_zeros_scales_and_distilled_weights() -> None:
+    options = TrainOptions(
+        epochs=2, batch_size=32, optimizer="sgd", lr=0.05, schedule="cosine", distill=0.5, momentum=0.9
+    )
+    task = functools.partial(
+        run,
+        options=options,
+        arrays=part(0, 97),
+        teacher=program(0.1),
+        gradual=GradualOptions(weights=("conv.weight", "head.weight"), sparsity=0.8, interval=2),
+        quantized={"conv.weight": CODED, "head.weight": CODED},
+    )
+    alone, ranks = task(), on_ranks(2, lambda collective: task(collective=collective))
+    assert all(torch.equal(mask, ranks[1].masks[name]) for name, mask in ranks[0].masks.items())
+    assert all(torch.equal(value, ranks[1].values[name]) for name, value in ranks[0].values.items())
+    assert ranks[0].losses == pytest.approx(alone.losses, rel=1e-3)
+    for name in ("conv.weight", "head.weight"):
+        torch.testing.assert_close(ranks[0].scales[name].scale, alone.scales[name].scale, rtol=1e-2, atol=0)
+        assert int((~alone.masks[name]).sum()) == int(0.8 * alone.masks[name].numel())
+        assert (alone.values[name][~alone.masks[name]] == 0).all()
+        assert len(alone.values[name].unique()) <= 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_out_as_its_codes(dtype: torch.dtype) -> None:
+    result = run(
+        program=program(0.0, dtype),
+        arrays={**part(0, 100), "inputs": part(0, 100)["inputs"].to(dtype)},
+        quantized={"head.weight": CODED},
+    )
+    value, scale = result.values["head.weight"], result.scales["head.weight"].scale
+    codes = (value.float() / scale.float()).round()
+    assert value.dtype == scale.dtype == dtype
+    assert torch.equal(value, (codes * scale.float()).to(dtype))
+    assert codes.abs().max() <= 4
+
+
+def test_tied_weights_are_coded_as_one() -> None:
+    tokens = (torch.arange(5)[:, None] + torch.arange(8)) % 11
+    exported = torch.export.export(Tied().eval(), (tokens,), dynamic_shapes=DYNAMIC)
+    name = next(iter(aliases(tensors(exported)).values()))
+    result = train(
+        exported,
+        {"inputs": tokens, "targets": tokens},
+        TrainOptions(epochs=3, batch_size=5, lr=0.1),
+        loss="causal_lm",
+        seed=0,
+        quantized={name: CODED},
+    )
+    assert torch.equal(result.values["head.weight"], result.values["embedding.weight"])
+    assert len(result.values["head.weight"].unique()) <= 8
+
+
+def test_distillation_follows_its_teacher() -> None:
+    teacher = with_tensors(program(), run(options=TrainOptions(epochs=6, batch_size=32, lr=3e-3)).values)
+    arrays = part(0, 200)
+    arrays["targets"] = (arrays["targets"] + 1) % 10  # only the teacher is right
+    options = TrainOptions(epochs=6, batch_size=32, lr=3e-3, distill=1.0)
+    pupil = with_tensors(program(), run(options=options, arrays=arrays, teacher=teacher).values)
+    assert evaluate(pupil, part(200, 400), "agreement", reference=teacher) > 0.85
+
+
+def test_distillation_needs_a_teacher_and_a_loss_beside_it() -> None:
+    with pytest.raises(MethodError, match="give the teacher"):
+        run(options=TrainOptions(distill=0.5))
+    with pytest.raises(MethodError, match="distillation alone"):
+        run(options=TrainOptions(distill=0.5), loss="distillation", teacher=program())

@@ -15,8 +15,10 @@ from fleetpress.compression.sparsity import SPARSIFIERS
 from fleetpress.compression.training import OPTIMIZERS
 from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.methods import described
-from fleetpress.jobs.recipe import PruneStep, QuantizeStep, TrainStep
+from fleetpress.jobs.recipe import FinetuneStep, PruneStep, QuantizeStep
 
+GRADUAL = ("ramp", "interval")
+ROUNDS = ("compensate", "rounds")
 TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
     "sparsity": SPARSIFIERS,
@@ -48,20 +50,33 @@ def test_each_can_be_asked_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "step", "besides"),
     [
-        ("gradient_stability", PruneStep, {"method", "pattern"}),
+        ("gradient_stability", PruneStep, {"method", "pattern", *GRADUAL}),
         (
             "magnitude_n_m",
             PruneStep,
-            {"method", "sparsity", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS},
+            {
+                "method",
+                "sparsity",
+                "mean_threshold",
+                "std_threshold",
+                "scope",
+                "structure",
+                *OF_UNITS,
+                *GRADUAL,
+            },
         ),
         (
             "magnitude_unstructured",
             PruneStep,
-            {"method", "pattern", "mean_threshold", "std_threshold", "structure", *OF_UNITS},
+            {"method", "pattern", "mean_threshold", "std_threshold", "structure", *ROUNDS},
         ),
-        ("wanda", PruneStep, {"method", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS}),
-        ("round_to_nearest", QuantizeStep, {"method", "layers"}),
-        ("sgd", TrainStep, {"optimizer"}),
+        (
+            "wanda",
+            PruneStep,
+            {"method", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS, *GRADUAL},
+        ),
+        ("round_to_nearest", QuantizeStep, {"method"}),
+        ("sgd", FinetuneStep, {"optimizer"}),
     ],
 )
 def test_options_are_those_of_the_recipe(name: str, step: type, besides: set[str]) -> None:

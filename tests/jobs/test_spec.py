@@ -17,6 +17,7 @@ from fleetpress.compression.scheme import CASTS, SCHEMES
 from fleetpress.jobs.errors import FleetpressError, SpecError, UsageError
 from fleetpress.jobs.recipe import (
     CollectStep,
+    FinetuneStep,
     PruneStep,
     QuantizeStep,
     Recipe,
@@ -74,7 +75,8 @@ def test_defaults() -> None:
 
 def test_steps_have_defaults() -> None:
     steps = recipe("{train: {}, collect: {}, finetune: {}, prune: {method: random, sparsity: 0.5}}")
-    assert steps.train == steps.finetune == TrainStep(epochs=1, batch_size=64, optimizer="adamw", lr=1e-3)
+    assert steps.train == TrainStep(epochs=1, batch_size=64, optimizer="adamw", lr=1e-3)
+    assert steps.finetune == FinetuneStep(epochs=1, batch_size=64, optimizer="adamw", lr=1e-3)
     assert steps.collect == CollectStep(batch_size=64)
     assert steps.prune == PruneStep(method="random", sparsity=0.5, scope="layer", targets=(), ignore=())
     pruning = recipe("{prune: {sparsity: 0.5}}").prune
@@ -166,7 +168,8 @@ def test_merge_keys_and_aliases() -> None:
     )
     recipes = parse_spec(text, "spec.yaml").recipes
     assert recipes["s"].quantize == recipes["t"].quantize == QuantizeStep(num_bits=3)
-    assert recipes["s"].finetune == recipes["t"].train == TrainStep(lr=1e-4)
+    assert recipes["s"].finetune == FinetuneStep(lr=1e-4)
+    assert recipes["t"].train == TrainStep(lr=1e-4)
 
 
 def test_gradients_are_collected_once_if_nothing_else_gives_them() -> None:

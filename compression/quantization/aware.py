@@ -1,0 +1,173 @@
+"""Training weights for the codes that they will become: quantized on the way forward, as they are on the way back.
+
+The forward pass computes with `(code - zero_point) * scale`, in the arithmetic of `affine`; gradients pass the rounding
+as if it were not there (straight-through estimator, Bengio et al. 2013, arXiv:1308.3432), except where a weight lies
+outside the range. Scales start where the recipe's method puts them and are learned with the weights: their gradient is
+that of Esser et al. 2020 (Learned step size quantization, arXiv:1902.08153), taken of the logarithm, so that a scale
+stays positive and moves by shares of itself (Jain et al. 2020, arXiv:1903.08066). Zero points stay.
+
+What comes out are the codes' own values and their scales: quantized with these scales they give the codes that the last
+forward pass would have seen, whatever the weights' dtype.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from fleetpress.compression.calibration import WeightStatistics
+from fleetpress.compression.errors import MethodError, QuantizationError
+from fleetpress.compression.quantization import affine
+from fleetpress.compression.quantization.weight import (
+    QuantizedWeight,
+    QuantizeMethod,
+    encoded,
+    from_rows,
+    to_rows,
+)
+from fleetpress.compression.scheme import QuantScheme
+
+_SUMMARY = "Round to the nearest code under scales that were trained with the weights."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AwareWeight:
+    """How one weight will be quantized: its unit axis, its scheme, and the method that places the first scales.
+
+    Raises MethodError for codes that are no integers: FP8 and codebooks.
+    """
+
+    axis: int
+    scheme: QuantScheme
+    method: QuantizeMethod
+
+    def __post_init__(self) -> None:
+        if self.scheme.type != "int":
+            raise MethodError(
+                "weights are trained for integer codes only; take a scheme such as W4A16, or leave "
+                "quantization_aware out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedScales:
+    """`scale` and `zero_point` of a weight, [rows, groups] as `quantize` stores them; None if symmetric."""
+
+    scale: Tensor
+    zero_point: Tensor | None
+
+
+def with_scales(trained: TrainedScales) -> QuantizeMethod:
+    """The method that rounds to the nearest code under scales that were trained."""
+
+    def quantize(
+        rows: Tensor, scheme: QuantScheme, statistics: WeightStatistics | None = None
+    ) -> QuantizedWeight:
+        return encoded(rows, trained.scale, trained.zero_point, scheme)
+
+    return QuantizeMethod(name="trained", quantize=quantize, paper="see the module", summary=_SUMMARY)
+
+
+class QuantizedForward:
+    """The quantized weights of a training. `logarithms` are trained beside the parameters.
+
+    Raises MethodError for a name that is no parameter, QuantizationError with the name for values without a range.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], weights: Mapping[str, AwareWeight]) -> None:
+        for name in weights:
+            if name not in params:
+                raise MethodError(f"{name} is to be trained for its codes, but is no trained parameter")
+        self._params, self._weights = params, weights
+        self._zero_points: dict[str, Tensor | None] = {}
+        self.logarithms: dict[str, Tensor] = {}
+        for name, weight in weights.items():
+            scale, zero_point = self._first(name, weight)
+            place = params[name].device
+            self._zero_points[name] = None if zero_point is None else zero_point.to(place)
+            self.logarithms[name] = scale.to(place).log().requires_grad_()
+
+    def _first(self, name: str, weight: AwareWeight) -> tuple[Tensor, Tensor | None]:
+        rows = to_rows(self._params[name].detach().cpu(), weight.axis)
+        try:
+            found = weight.method.quantize(rows, weight.scheme)
+        except QuantizationError as error:
+            raise QuantizationError(f"{name}: {error}") from None
+        return found.scale, found.zero_point
+
+    def values(self) -> dict[str, Tensor]:
+        """What the forward pass computes with, by state name: differentiable in parameters and `logarithms`."""
+        found = {}
+        for name, weight in self._weights.items():
+            parameter = self._params[name]
+            rows = to_rows(parameter, weight.axis)
+            scale = _spread(self.logarithms[name].exp(), rows.shape, weight.scheme)
+            found[name] = from_rows(
+                _through(rows, scale, self._offset(name), weight.scheme), tuple(parameter.shape), weight.axis
+            )
+        return found
+
+    def _offset(self, name: str) -> Tensor | None:
+        """The zero points as signed numbers, one per entry."""
+        zero_point, weight = self._zero_points[name], self._weights[name]
+        if zero_point is None:
+            return None
+        rows = to_rows(self._params[name], weight.axis)
+        return _spread(zero_point.to(rows.dtype) - weight.scheme.middle, rows.shape, weight.scheme)
+
+    def result(self, dtypes: Mapping[str, torch.dtype]) -> tuple[dict[str, Tensor], dict[str, TrainedScales]]:
+        """Values of the weights and their scales, both in the stored `dtypes`; codes are those of the last values."""
+        values, scales = {}, {}
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                parameter, dtype = self._params[name].detach().cpu(), dtypes[name]
+                zero_point = self._zero_points[name]
+                trained = self.logarithms[name].detach().exp().cpu()
+                zero_point = None if zero_point is None else zero_point.cpu()
+                codes = affine.quantize(to_rows(parameter, weight.axis), trained, zero_point, weight.scheme)
+                scale = _positive(trained.to(dtype))
+                scales[name] = TrainedScales(scale=scale, zero_point=zero_point)
+                rows = affine.dequantize(codes, scale, zero_point, weight.scheme)
+                values[name] = from_rows(rows, tuple(parameter.shape), weight.axis)
+        return values, scales
+
+
+def _positive(scale: Tensor) -> Tensor:
+    """A scale that its dtype cannot tell from zero would lose the codes."""
+    return scale.clamp(min=torch.finfo(scale.dtype).tiny)
+
+
+def _spread(values: Tensor, shape: torch.Size, scheme: QuantScheme) -> Tensor:
+    """One value per entry of `shape` [rows, columns], of `values` [rows, groups] or [1, 1]."""
+    if scheme.strategy != "group" or scheme.group_size is None:
+        return values.expand(shape)
+    return values.repeat_interleave(scheme.group_size, dim=1)[:, : shape[1]]
+
+
+def _through(rows: Tensor, scale: Tensor, offset: Tensor | None, scheme: QuantScheme) -> Tensor:
+    result: Tensor = _Through.apply(rows, scale, offset, scheme.middle)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Through(torch.autograd.Function):
+    """Quantize and dequantize; see the module for the gradients."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, scale: Tensor, offset: Tensor | None, middle: int) -> Tensor:
+        moved = rows / scale
+        if offset is not None:
+            moved = moved + offset
+        rounded = moved.clamp(-middle, middle - 1).round()
+        inside = (moved >= -middle) & (moved <= middle - 1)
+        codes = rounded if offset is None else rounded - offset
+        # Inside, the scale moves a value by its rounding error; outside, by the whole code.
+        ctx.save_for_backward(inside, torch.where(inside, rounded - moved, codes))
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        inside, along_scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * inside, gradient * along_scale, None, None

@@ -72,5 +72,5 @@ def check_file(form: str | None, step: QuantizeStep) -> Iterator[tuple[str, str]
     if form == "archive" and scheme is not None:
         yield (
             "format",
-            f"archive decodes to a program over floats, which has no integer kernels for {scheme}; delete it",
+            f"archive holds programs over floats, without the integer kernels of {scheme}; delete it",
         )

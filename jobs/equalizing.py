@@ -11,7 +11,7 @@ from fleetpress.compression.program import with_tensors
 from .handover import Payload
 from .materials import calibration, final_program, remembered, store_tensors, stored_tensors
 from .quantizing import choose
-from .schemes import scheme_of
+from .schemes import options_of, scheme_of
 from .tasks import StepResult
 
 _TENSOR, _INPUT, _OUTPUT = "tensor/", "input_scale/", "output_scale/"
@@ -25,8 +25,12 @@ def equalize_program(payload: Payload) -> StepResult:
     found = choose_scales(
         program,
         EQUALIZERS[options["equalize"]],
-        scheme_of(options),
-        choose(program, options).layers,
+        {
+            name: scheme
+            for layer in choose(program, options).layers
+            for name in layer.weights
+            if (scheme := scheme_of(options_of(options, layer.name))).codebook != "learned"
+        },
         None if observed is None else observed.weights,
     )
     stored = {_TENSOR + name: value for name, value in found.tensors.items()}

@@ -53,6 +53,9 @@ def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
                 else predicted_bytes(tuple(values[n].shape), layer.axis, schemes[layer.name], values[n].dtype)
                 for n, layer in weights.items()
             )
+    if recipe.get("format") == "archive":
+        size = None
+        warnings += ("format archive codes weights by their entropy, so the bytes out are not known yet",)
     rows = tuple(
         {
             "name": name,

@@ -51,13 +51,13 @@ def publish(payload: Payload) -> StepResult:
 
 def _metrics(payload: Payload, candidate: Candidate) -> tuple[dict[str, Any], str | None]:
     """Everything measured, and the reason to reject the model, if there is one."""
-    source, folded = Runner(source_program(payload)), Runner(candidate.folded)
+    source, folded = Runner(source_program(payload)), Runner(candidate.served)
     quality = _compare(
         payload, source, folded
     )  # before any number of timed calls: a program may keep a state
     before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source, source.program)}
     after: dict[str, Any] = {"bytes": len(candidate.data), **_cost(folded, candidate.plain)}
-    if candidate.loaded is not candidate.plain:
+    if candidate.loaded is not candidate.served:
         after["latency_packed_ms"] = _latency(Runner(candidate.loaded))
     verdict = _over_budget(payload, after)
     if quality is not None:
@@ -180,7 +180,9 @@ def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any
     without = uncorrected(payload)
     sparsity = zeroing.layer_sparsity(payload)
     source, left = tensors(source_program(payload)), tensors(candidate.plain)
-    stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(payload, weights)
+    stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(
+        payload, left, weights
+    )
     found = []
     for layer in layers(source_program(payload)):
         removed = pruned["removed"].get(layer.name, [])
@@ -254,9 +256,8 @@ def _bits_per_weight(payload: Payload, candidate: Candidate) -> float:
         weights = quantized_layers(payload)[0]
         state -= sum(facts["bytes_before"] - facts["bytes_after"] for facts in weights.values())
         values = tensors(final)
-        state -= sum(
-            values[name].nbytes - size for name, size in zeroing.float_bytes(payload, weights).items()
-        )
+        sparse = zeroing.float_bytes(payload, values, weights)
+        state -= sum(values[name].nbytes - size for name, size in sparse.items())
     return float(round(8 * state / max(1, parameters(final)), 4))
 
 

@@ -38,9 +38,6 @@ from .trained_scales import trained_scales
 # Embeddings are looked up, not multiplied, and suffer most: they are quantized only when they are named as targets.
 DEFAULT_KINDS = tuple(kind for kind in KINDS if kind != "Embedding")
 
-_MOSTLY_NONE = ("codebook", "activation_bits")  # of a scheme: recorded where they say something
-_INPUTS = ("input_scale", "input_zero_point")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -142,8 +139,10 @@ def quantize_group(
     biases = Biases(program) if options.get("bias_correction") else None
     done: set[str] = set()
     owners = aliases(values)
-    schemes, on_floats = schemes_of(program, choice.layers, options)
     trained = trained_scales(payload)
+    trained |= {name: trained[owner] for name, owner in owners.items() if owner in trained}
+    zeroes = zeroes_weights(payload["recipe"])
+    schemes, on_floats = schemes_of(program, choice.layers, options)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
         known = {
             name: statistics[owners.get(name, name)]
@@ -155,8 +154,8 @@ def quantize_group(
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
-            quantized = zeros_kept(rounded, values[name]) if zeroes_weights(payload["recipe"]) else rounded
-            if zeroes_weights(payload["recipe"]) and scheme.activation_bits is None:
+            quantized = zeros_kept(rounded, values[name]) if zeroes else rounded
+            if zeroes and scheme.activation_bits is None:
                 quantized = sparse_form(quantized)
             stored |= {f"{name}/{part}": value for part, value in parts_of(quantized).items()}
             used = "trained" if name in trained else method_for(method, known.get(name)).name
@@ -264,13 +263,19 @@ def quantized_layers(payload: Payload) -> tuple[dict[str, Any], dict[str, str], 
 
 def meaning_of(quantized: QuantizedWeight) -> dict[str, Any]:
     """What `weight_of` needs to know beside the tensors, the shape and the axis."""
-    scheme, dtype = vars(quantized.scheme), quantized.weight_dtype
+    dtype = quantized.weight_dtype
     return {
         "scheme": {
-            key: value for key, value in scheme.items() if key not in _MOSTLY_NONE or value is not None
+            key: value
+            for key, value in vars(quantized.scheme).items()
+            if key not in ("codebook", "activation_bits") or value is not None
+        },
+        **{
+            key: getattr(quantized, key)
+            for key in ("input_scale", "input_zero_point")
+            if getattr(quantized, key) is not None
         },
         **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
-        **{key: value for key in _INPUTS if (value := getattr(quantized, key)) is not None},
     }
 
 

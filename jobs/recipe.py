@@ -104,6 +104,7 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
+    normalize: Literal["none", "mean"] = "none"
     structure: Structures = ()
     compensate: Literal["none", "bias", "least_squares"] = "none"
     schedule: Literal["one_shot", "iterative", "gradual"] = "one_shot"
@@ -207,7 +208,7 @@ class AutoStep(Strict):
     epochs: Annotated[int, Field(ge=0)] = 2
 
 
-_NEWER = {("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
+_NEWER = {("prune", "normalize"): "none", ("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
 
 
 def _given(value: Any) -> Any:

@@ -28,7 +28,7 @@ from .schemes import options_of, scheme_of
 from .spec_codes import check_codebook, check_file, check_kernels, integer_scheme
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
-from .training_checks import check_aware, check_gradual, check_training
+from .training_checks import check_finetune, check_gradual, check_training
 
 DATA_KEYS = {"train", "eval", "loss", "metric"}  # with an unknown key, a missing one may just be misspelled
 _HOW_MUCH = {"pattern": "2:4", "sparsity": "0.5", "mean_threshold": "1e-4", "std_threshold": "1e-3"}
@@ -61,14 +61,13 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if train := _valid(TrainStep, steps.get("train")):
         yield from _of_step((*path, "train"), check_training(train))
     if finetune := _valid(FinetuneStep, steps.get("finetune")):
-        yield from _of_step((*path, "finetune"), check_training(finetune))
-        yield from _of_step((*path, "finetune"), check_aware(finetune, quantize, "quantize" in steps))
+        yield from _of_step((*path, "finetune"), check_finetune(finetune, quantize, "quantize" in steps))
     if auto := _valid(AutoStep, steps.get("auto")):
         yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
-        yield from _check_rounds((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
+        yield from _check_deletion_options((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize:
         yield from _of_step(path, check_file(steps.get("format"), quantize))
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
@@ -154,14 +153,19 @@ def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
         yield (*path, given[0]), f"needs {other} beside it; a unit goes when both are small"
 
 
-def _check_rounds(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
+def _check_deletion_options(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
     from fleetpress.compression.sparsity import is_sparsifier
 
     if is_sparsifier(step.method):
-        for name, default in (("compensate", "none"), ("schedule", "one_shot"), ("rounds", None)):
+        for name in ("normalize", "compensate", "schedule", "rounds"):
+            default = PruneStep.model_fields[name].default
             if getattr(step, name) not in (default, "gradual"):
                 yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
-    elif step.schedule != "iterative":
+        return
+    if step.normalize != "none" and step.scope == "layer":
+        what = f"{step.normalize} has no meaning for scope layer, which compares no layers; delete it"
+        yield (*path, "normalize"), what
+    if step.schedule != "iterative":
         if step.rounds is not None:
             yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"
     elif step.rounds is None:

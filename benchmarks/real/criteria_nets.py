@@ -42,7 +42,9 @@ class Net:
     measure: Callable[[ExportedProgram], float]
     shares: tuple[float, ...]
     targets: tuple[str, ...] = ()
-    by_the_mean: bool = False  # measure that scope, too
+    thorough: bool = (
+        False  # all scopes and compensations at every share; else global and those at the last one
+    )
     held_out: Arrays = field(default_factory=dict)  # what `measure` looks at, where it is such data
 
 
@@ -89,7 +91,7 @@ def digits_mlp(folder: Path) -> Net:
         measure=_accuracy(held_out),
         held_out=held_out,
         shares=(0.5, 0.25, 0.1, 0.05),
-        by_the_mean=True,
+        thorough=True,
     )
 
 
@@ -130,12 +132,12 @@ def _mnist(folder: Path, name: str, make: Callable[[], nn.Module], shares: tuple
 
 def mnist_cnn(folder: Path) -> Net:
     """Three convolutions with batch normalization, two linear layers: 98,554 parameters."""
-    return _mnist(folder, "mnist-cnn", mnist.cnn, (0.5, 0.25, 0.1))
+    return _mnist(folder, "mnist-cnn", mnist.cnn, (0.5, 0.25))
 
 
 def mnist_lenet5(folder: Path) -> Net:
     """LeNet-5 on MNIST."""
-    return _mnist(folder, "mnist-lenet5", lenet5, (0.5, 0.25, 0.1))
+    return _mnist(folder, "mnist-lenet5", lenet5, (0.5, 0.25))
 
 
 def crepe_tiny(folder: Path) -> Net:

@@ -1,6 +1,6 @@
 """Equalization: scales that move between layers before quantization and leave the program's outputs as they are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch.export import ExportedProgram
 
@@ -12,7 +12,6 @@ from fleetpress.compression.equalization.scaling import Equalization
 from fleetpress.compression.layers import layers
 from fleetpress.compression.program import tensors
 from fleetpress.compression.scheme import QuantScheme
-from fleetpress.compression.selection import Layer
 
 __all__ = ["EQUALIZERS", "Equalization", "EqualizeMethod", "equalize"]
 
@@ -25,19 +24,17 @@ EQUALIZERS: dict[str, EqualizeMethod] = {
 def equalize(
     program: ExportedProgram,
     method: EqualizeMethod,
-    scheme: QuantScheme,
-    quantized: Sequence[Layer],
+    quantized: Mapping[str, QuantScheme],
     statistics: Mapping[str, WeightStatistics] | None = None,
 ) -> Equalization:
-    """Tensors under which the program computes what it did, and the layers in `quantized` lose less in the `scheme`.
+    """Tensors under which the program computes what it did, and its weights lose less in the schemes of `quantized`.
 
     `statistics` are those of the program as it is, by weight. A program without any place keeps all its tensors.
     """
     context = EqualizeContext(
         values=tensors(program),
         places=places(program),
-        scheme=scheme,
-        quantized=frozenset(name for layer in quantized for name in layer.weights),
+        quantized=quantized,
         axes={name: layer.axis for layer in layers(program) for name in layer.weights},
         statistics=statistics or {},
     )

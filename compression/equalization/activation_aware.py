@@ -9,7 +9,8 @@ from fleetpress.compression.equalization.method import EqualizeContext, Equalize
 from fleetpress.compression.equalization.pairs import Place, Reader
 from fleetpress.compression.equalization.scaling import Equalization, Scaled, of_columns
 from fleetpress.compression.quantization.output_error import output_squares
-from fleetpress.compression.quantization.weight import encoded, parameters, to_rows
+from fleetpress.compression.quantization.round_to_nearest import round_to_nearest
+from fleetpress.compression.quantization.weight import to_rows
 
 GRID = 20  # exponents from 0 to 1, as in the paper
 _SMALLEST = 1e-4  # of a channel's size, as a share of the largest
@@ -74,7 +75,7 @@ def _error(context: EqualizeContext, scaled: Scaled, readers: list[Reader], scal
         if scale is not None:
             by_column = of_columns(scale, reader, scaled.value(reader.weight)).float()
         wide = rows * by_column
-        rounded = encoded(wide, *parameters(wide, context.scheme), context.scheme).dequantize()
+        rounded = round_to_nearest(wide, context.quantized[reader.weight]).dequantize()
         change = (rounded - wide) / by_column
         total += float(output_squares(change, context.statistics[reader.weight].inputs).sum())
     return total

@@ -13,15 +13,14 @@ from fleetpress.compression.scheme import QuantScheme
 
 @dataclass(frozen=True, kw_only=True)
 class EqualizeContext:
-    """A program's stored tensors and places, and what is to follow: the `scheme` of the weights in `quantized`.
+    """A program's stored tensors and places, and what is to follow: the scheme of every weight to be `quantized`.
 
     `statistics` are by weight; a weight that is not quantized is scaled but its errors do not count.
     """
 
     values: Mapping[str, Tensor]
     places: tuple[Place, ...]
-    scheme: QuantScheme
-    quantized: frozenset[str]
+    quantized: Mapping[str, QuantScheme]
     axes: Mapping[str, int] = field(default_factory=dict)  # where the output units of each weight are
     statistics: Mapping[str, WeightStatistics] = field(default_factory=dict)
 

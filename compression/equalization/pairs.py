@@ -106,7 +106,7 @@ def _producer(node: fx.Node, own: Own) -> Made | None:
         told = arguments(node)
         if len(told.get("normalized_shape", [0])) != 1:
             return None
-        return _affine([told.get("weight"), told.get("bias")], own, _NORMS[node.target] % (last + 1))  # type: ignore[index]
+        return _affine([told.get("weight"), told.get("bias")], own, _NORMS[node.target] % (last + 1))
     if node.target is aten.mul.Tensor:  # the affine part of a norm that is written out
         for factor, other in (node.args[:2], node.args[1::-1]):
             if own(factor) and isinstance(other, fx.Node) and _size(factor) == node.meta["val"].shape[-1]:
@@ -170,7 +170,7 @@ def _reader(user: fx.Node, node: fx.Node, at: _Channels, channels: int, own: Own
     weight = own(user.args[op.weight]) if len(user.args) > op.weight else None
     if weight is None or user.args[input_place(op)] is not node or user.all_input_nodes.count(node) != 1:
         return None
-    value = user.args[op.weight].meta["val"]  # type: ignore[union-attr]
+    value = user.args[op.weight].meta["val"]
     dims = node.meta["val"].dim()
     wanted = dims - 1 if op.kind == "Linear" else dims - (value.dim() - 1)
     if at.dims != (wanted,) or (op.kind != "Linear" and arguments(user)["groups"] != 1):
@@ -228,9 +228,10 @@ def _passed(user: fx.Node, node: fx.Node, at: _Channels) -> _Channels | None:
 
 def _order(user: fx.Node, dims: int) -> list[int]:
     """Which dim of the old tensor each dim of the new one is."""
+    told = arguments(user)
     if user.target is aten.permute.default:
-        return [int(dim) % dims for dim in user.args[1]]  # type: ignore[union-attr,call-overload]
-    one, other = (int(dim) % dims for dim in user.args[1:3])  # type: ignore[call-overload]
+        return [int(dim) % dims for dim in told["dims"]]
+    one, other = int(told["dim0"]) % dims, int(told["dim1"]) % dims
     order = list(range(dims))
     order[one], order[other] = other, one
     return order

@@ -71,7 +71,7 @@ def feedback_matrix(gram: Tensor, damping: float) -> Tensor:
         damped.diagonal().add_(share * mean)
         factor, info = torch.linalg.cholesky_ex(damped)
         if int(info) == 0:
-            upper = factor.flip(0, 1)
+            upper: Tensor = factor.flip(0, 1)
             return upper / upper.diagonal()
     raise AssertionError("a matrix whose diagonal outweighs the rest of every row is positive definite")
 

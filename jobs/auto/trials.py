@@ -52,11 +52,11 @@ def trial(payload: Payload) -> StepResult:
         made = built(payload, recipe, Fold(index=index, of=options["folds"], is_left_out=True))
         found = assembled(made)
         before += base.sums(fold)
-        after += base.sums_of(found.folded, fold)
+        after += base.sums_of(found.served, fold)
         if not costs:
             costs = {"bytes": len(found.data), "macs": macs(found.plain)}
             if goal.cost == "latency_ms":
-                costs["latency_ms"] = _latency(found.folded)
+                costs["latency_ms"] = _latency(found.served)
     apart = difference(base.metric, before, after, seed=payload["seed"])
     return StepResult(
         result={

@@ -22,6 +22,7 @@ _KINDS = (
     "finetune",
     "calibrate",
     "observe",
+    "equalize",
     "sense",
     "trial",
     "quantize",

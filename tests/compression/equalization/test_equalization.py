@@ -135,11 +135,15 @@ def test_places() -> None:
     assert names(program_of(Twice(), sequence())) == set()
 
 
+def schemes(program: ExportedProgram, scheme: QuantScheme) -> dict[str, QuantScheme]:
+    return {name: scheme for layer in layers(program) for name in layer.weights}
+
+
 def equalized(
     program: ExportedProgram, method: str, scheme: QuantScheme, x: Tensor
 ) -> tuple[ExportedProgram, Equalization, CalibrationStatistics]:
     statistics = calibrate(program, {"inputs": x}, 8)
-    found = equalize(program, EQUALIZERS[method], scheme, layers(program), statistics.weights)
+    found = equalize(program, EQUALIZERS[method], schemes(program, scheme), statistics.weights)
     return with_tensors(program, found.tensors), found, statistics
 
 
@@ -170,7 +174,7 @@ def test_gradients_of_outputs_follow() -> None:
     program = program_of(net, x)
     data = {"inputs": x, "targets": torch.zeros_like(x)}
     before = calibrate(program, data, 8, loss="mse")
-    found = equalize(program, EQUALIZERS["cross_layer"], W3, layers(program))
+    found = equalize(program, EQUALIZERS["cross_layer"], schemes(program, W3))
     after = calibrate(with_tensors(program, found.tensors), data, 8, loss="mse")
     mine = found.rescaled(before)
     for name, expected in after.weights.items():
@@ -182,7 +186,7 @@ def test_gradients_of_outputs_follow() -> None:
 
 def test_cross_layer_makes_ranges_equal() -> None:
     program = program_of(*CASES["convolutions"])
-    found = equalize(program, EQUALIZERS["cross_layer"], W3, layers(program)).tensors
+    found = equalize(program, EQUALIZERS["cross_layer"], schemes(program, W3)).tensors
     ahead = found["c1.weight"].abs().amax((1, 2, 3))
     behind = found["c2.weight"].abs().amax((0, 2, 3))
     torch.testing.assert_close(ahead, behind, rtol=1e-2, atol=0)
@@ -210,7 +214,7 @@ def test_weights_that_are_not_quantized_have_no_say() -> None:
     net, x = CASES["block"]
     program = program_of(net, x)
     statistics = calibrate(program, {"inputs": x}, 8).weights
-    some = [layer for layer in layers(program) if layer.name == "o"]
-    found = equalize(program, EQUALIZERS["activation_aware"], W3, some, statistics)
+    some = {"o.weight": W3}
+    found = equalize(program, EQUALIZERS["activation_aware"], some, statistics)
     assert set(found.inputs) <= {"o.weight"}
-    assert equalize(program, EQUALIZERS["activation_aware"], W3, [], statistics).tensors == {}
+    assert equalize(program, EQUALIZERS["activation_aware"], {}, statistics).tensors == {}

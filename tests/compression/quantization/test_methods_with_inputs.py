@@ -20,7 +20,7 @@ SCHEMES = {
     "tensor": resolve(num_bits=4, strategy="tensor", symmetric=False),
     "bytes": resolve(num_bits=8, strategy="channel"),
 }
-NEEDING = [name for name, method in QUANTIZERS.items() if method.needs_inputs]
+NEEDING = [name for name, method in QUANTIZERS.items() if method.needs_inputs and not method.learns_codebook]
 ROWS, COLUMNS = 12, 44
 
 

@@ -11,7 +11,7 @@ from fleetpress.compression.errors import MethodError
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.modes import eval_program
 from fleetpress.compression.program import aliases, bind, tensors
-from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
+from fleetpress.compression.quantization.packed_program import has_integers, pack_program, unpack_program
 from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.coded_model import MODEL_FILE as CODED_FILE
 from fleetpress.storage.errors import ArtifactCorrupt
@@ -60,13 +60,14 @@ def _packed(payload: Payload, final: ExportedProgram) -> Candidate:
     data = save_program(packed)
     loaded = load_program(data)
     _prove(packed, loaded, payload)
+    served = unpack_program(loaded, keep_integers=True)
     return Candidate(
         file=PROGRAM_FILE,
         form="pt2",
         data=data,
         loaded=loaded,
-        served=unpack_program(loaded, keep_integers=True),
-        plain=unpack_program(loaded),
+        served=served,
+        plain=unpack_program(served) if has_integers(served) else served,
     )
 
 

@@ -26,7 +26,7 @@ from .recipe import (
     TrainStep,
 )
 from .schemes import options_of, scheme_of
-from .spec_codes import check_codebook, check_kernels, integer_scheme
+from .spec_codes import check_codebook, check_file, check_float, check_kernels, integer_scheme
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
 from .training_checks import check_finetune, check_gradual, check_training
@@ -70,6 +70,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
         yield from check_deletion_options((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize:
+        yield from _of_step(path, check_file(steps.get("format"), quantize))
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
 
 
@@ -174,7 +175,7 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
         what = f"{step.num_bits} contradicts scheme {step.scheme}, which means {scheme.num_bits}"
         yield (*path, "num_bits"), f"{what}; delete one of them"
     if scheme is not None and scheme.type == "float":
-        yield from _check_float(path, step)
+        yield from check_float(path, step)
         return
     if step.method in LEARNING_METHODS or (scheme is not None and scheme.type == "codebook"):
         yield from check_codebook(path, step, scheme)
@@ -224,27 +225,6 @@ def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator
     for name in ("equalize", "bias_correction"):
         if getattr(step, name):
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
-
-
-def _check_float(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
-    if step.symmetric is False:
-        yield (
-            (*path, "symmetric"),
-            f"false contradicts scheme {step.scheme}, which has no zero points; delete it",
-        )
-    if step.group_size is not None or step.strategy == "group":
-        name = "strategy" if step.group_size is None else "group_size"
-        yield (*path, name), f"{step.scheme} has one scale per channel or tensor; delete it"
-    if step.method != DEFAULT_METHOD:
-        what = (
-            f"{step.method} chooses ranges of integer codes; {step.scheme} takes {DEFAULT_METHOD}; delete it"
-        )
-        yield (*path, "method"), what
-    if step.format is not None:
-        yield (
-            (*path, "format"),
-            f"{step.format} is for integer codes; {step.scheme} has one format; delete it",
-        )
 
 
 def _check_data(path: Path, raw: Any) -> Iterator[Mistake]:

@@ -47,6 +47,28 @@ def check_codebook(path: Path, step: QuantizeStep, scheme: QuantScheme | None) -
         )
 
 
+def check_float(path: Path, step: QuantizeStep) -> Iterator[tuple[Path, str]]:
+    """The mistakes in a step whose codes are 8-bit floats."""
+    if step.symmetric is False:
+        yield (
+            (*path, "symmetric"),
+            f"false contradicts scheme {step.scheme}, which has no zero points; delete it",
+        )
+    if step.group_size is not None or step.strategy == "group":
+        name = "strategy" if step.group_size is None else "group_size"
+        yield (*path, name), f"{step.scheme} has one scale per channel or tensor; delete it"
+    if step.method != DEFAULT_METHOD:
+        what = (
+            f"{step.method} chooses ranges of integer codes; {step.scheme} takes {DEFAULT_METHOD}; delete it"
+        )
+        yield (*path, "method"), what
+    if step.format is not None:
+        yield (
+            (*path, "format"),
+            f"{step.format} is for integer codes; {step.scheme} has one format; delete it",
+        )
+
+
 def check_kernels(path: Path, step: QuantizeStep) -> Iterator[tuple[Path, str]]:
     """The mistakes in a step whose scheme runs on integer kernels."""
     for name, value in (("group_size", step.group_size), ("strategy", step.strategy)):
@@ -64,3 +86,13 @@ def integer_scheme(step: QuantizeStep) -> str | None:
         (one for one in schemes if one is not None and one not in CASTS and SCHEMES[one].activation_bits),
         None,
     )
+
+
+def check_file(form: str | None, step: QuantizeStep) -> Iterator[tuple[str, str]]:
+    """The mistake in the recipe's key `format` when the file cannot hold what the step makes."""
+    scheme = integer_scheme(step)
+    if form == "archive" and scheme is not None:
+        yield (
+            "format",
+            f"archive holds programs over floats, without the integer kernels of {scheme}; delete it",
+        )

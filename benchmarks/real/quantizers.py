@@ -1,6 +1,7 @@
 """Every way to quantize MiniLM, at 8, 4, 3 and 2 bits: how well it still finds texts, and what its vectors lost.
 
-    python benchmarks/real/quantizers.py FOLDER [--peer PYTHON] [--only PATTERN] [--texts N]
+    python benchmarks/real/quantizers.py FOLDER [--peer PYTHON] [--only PATTERN]
+        [--settings PATTERN] [--texts N]
 
 FOLDER is that of fetch.py. All Linear layers are quantized, embeddings are not. Calibrated on 480 paragraphs of an
 encyclopedia (minilm.py's training data, 64 tokens each) and measured on 64 news texts, of which calibration sees
@@ -16,7 +17,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,6 +157,8 @@ def rows_of(
     program: ExportedProgram,
     measured: Measured,
     statistics: CalibrationStatistics,
+    *,
+    settings: Mapping[str, QuantScheme],
     peer: str | None,
     only: str,
 ) -> Iterator[list[str]]:
@@ -164,8 +167,8 @@ def rows_of(
         if not re.search(only, way.label):
             continue
         cells, seconds = [], 0.0
-        for name, scheme in SETTINGS.items():
-            if name not in SLOW.get(way.method, SETTINGS):
+        for name, scheme in settings.items():
+            if name not in SLOW.get(way.method, settings):
                 cells.append("")
                 continue
             start = time.process_time()
@@ -175,7 +178,7 @@ def rows_of(
         yield [way.label, *cells, f"{seconds:.1f}"]
     for method, label in {"gptq": "llm-compressor 0.14.0.1, GPTQ", "hqq": "hqq 0.2.8"}.items():
         if peer and re.search(only, label):
-            found = [by_peer(program, peer, method, scheme, statistics) for scheme in SETTINGS.values()]
+            found = [by_peer(program, peer, method, scheme, statistics) for scheme in settings.values()]
             yield [label, *(measured.of(made) for made, _ in found), f"{found[-1][1]:.1f}"]
 
 
@@ -187,6 +190,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--peer", metavar="PYTHON")
     parser.add_argument("--only", default="", metavar="PATTERN", help="rows whose name matches it")
+    parser.add_argument("--settings", default="", metavar="PATTERN", help="columns whose name matches it")
     parser.add_argument("--texts", type=int, default=64, metavar="N")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -201,11 +205,12 @@ def main() -> None:
             arrays = {name: torch.from_numpy(data[name]) for name in data.files}
         save_file(calibrate(program, arrays, 32).to_tensors(), kept)
     statistics = CalibrationStatistics.from_tensors(load_file(kept))
+    settings = {name: scheme for name, scheme in SETTINGS.items() if re.search(chosen.settings, name)}
     measured = Measured(program, original, texts, chosen.texts)
     print(f"the original: {measured.of(program)}", flush=True)
-    head = ["R@1 / SQNR (dB)", *SETTINGS, "s"]
+    head = ["R@1 / SQNR (dB)", *settings, "s"]
     rows = []
-    for row in rows_of(program, measured, statistics, chosen.peer, chosen.only):
+    for row in rows_of(program, measured, statistics, settings=settings, peer=chosen.peer, only=chosen.only):
         print(row, flush=True)
         rows.append(row)
     bench.table("MiniLM", head, rows)

@@ -19,7 +19,7 @@ _FREE_SIZE = 32  # what a free size other than the batch counts as; the batch is
 # What a layer takes, fitted to 20 shapes on one core with 8-bit dot products (AVX-512 VNNI), torch 2.13: multiply-adds
 # per nanosecond in float and in integers, and nanoseconds for every number that is rounded, gathered or scaled.
 _FLOAT_RATE, _INTEGER_RATE = 43, 200
-_ROUND, _GATHER, _SCALE = 0.3, 0.3, 0.6
+_ROUND, _GATHER, _SCALE = 0.3, 0.3, 1.0
 _CALLS = {
     True: 30_000,
     False: 25_000,

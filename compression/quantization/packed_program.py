@@ -11,6 +11,7 @@ that are not zero and `name_mask` where they are; if it is not quantized, `name_
 from collections.abc import Iterable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
@@ -39,7 +40,7 @@ from fleetpress.compression.quantization.weight import (
     predicted_bytes,
 )
 
-__all__ = ["pack_program", "predicted_bytes", "unpack_program"]
+__all__ = ["has_integers", "pack_program", "predicted_bytes", "unpack_program"]
 
 
 def pack_program(
@@ -115,6 +116,11 @@ def unpack_program(program: ExportedProgram, *, keep_integers: bool = False) -> 
     for name in spent:
         editor.drop(name)
     return editor.build()
+
+
+def has_integers(program: ExportedProgram) -> bool:
+    """Whether layers of the program run on integer kernels."""
+    return any(node.target is torch.ops.aten._int_mm.default for node in program.graph.nodes)
 
 
 def _check(name: str, weight: QuantizedWeight, values: Mapping[str, Tensor]) -> None:

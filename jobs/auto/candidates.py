@@ -108,7 +108,7 @@ def _deleted(x: float, table: Table, searched: Searched) -> dict[str, Any] | Non
     sparsity = round(1 - x**0.5, 4)
     steps: dict[str, Any] = {
         "collect": {"batch_size": searched.batch_size},
-        "prune": {"method": "gradient_stability", "sparsity": sparsity, "scope": "layer"},
+        "prune": {"method": "gradient_stability", "sparsity": sparsity, "compensate": "least_squares"},
     }
     if searched.epochs:
         steps["finetune"] = _tuned(searched)

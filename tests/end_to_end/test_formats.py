@@ -51,7 +51,7 @@ class Net(nn.Module):
 
 
 def batch(count: int, seed: int) -> Tensor:
-    return torch.randn(count, 40, 192, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, 64, 192, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

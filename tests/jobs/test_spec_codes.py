@@ -146,8 +146,15 @@ def test_fixed_codebooks_are_read_without_torch() -> None:
         ),
     ],
 )
-def test_mistakes(quantize: str, problem: str) -> None:
+def test_mistake(quantize: str, problem: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(spec(quantize), "spec.yaml")
     lines = [line for line in str(caught.value).splitlines() if "recipes.r." in line]
     assert [line.partition("recipes.r.")[2] for line in lines] == [problem]
+
+
+def test_an_archive_has_no_integer_kernels() -> None:
+    text = spec("scheme: W8A8").replace("{quantize", "{format: archive, quantize")
+    with pytest.raises(SpecError, match=r"recipes\.r\.format: archive \w+ .*integer kernels"):
+        parse_spec(text, "spec.yaml")
+    assert parse_spec(text.replace("W8A8", "NF4"), "spec.yaml")

@@ -258,6 +258,8 @@ def _viewed(value: Tensor, result: Tensor, at: _Channels) -> _Channels | None:
     """Views that split the last dim into heads, join heads again, or leave the channels' dim as it is."""
     old, new = [str(size) for size in value.shape], [str(size) for size in result.shape]
     last = len(old) - 1
+    if old == new:
+        return at
     if at.dims == (last,) and len(new) == len(old) + 1 and old[:-1] == new[:-2]:
         return _Channels(dims=(last, last + 1)) if at.repeat == 1 else None
     if at.dims == (last - 1, last) and len(new) == len(old) - 1 and old[:-2] == new[:-1]:

@@ -37,6 +37,7 @@ class Block(nn.Module):
             seen = weights @ split[2]
         else:
             seen = functional.scaled_dot_product_attention(*split)
+            seen = seen.reshape(x.shape[0], HEADS, -1, WIDTH // HEADS)  # nothing changes: BERT's does this
         x = inputs + self.o(seen.transpose(1, 2).reshape(*x.shape))
         return x + self.fc2(torch.relu(self.fc1(self.norm2(x))))
 

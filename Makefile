@@ -35,6 +35,8 @@ demo: $(VENV)/.demo
 	$(BIN)/fleetpress demo $(DEMO_ARGS)
 
 # Two workers, whole files to each (tests/conftest.py); PYTEST_ARGS='-n 0' is one process, for a debugger.
+# Hundreds of processes load the sources: they are compiled once, whatever the shell says.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.test
 	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
 

@@ -25,7 +25,8 @@ class InputStatistics:
 
     `total` [G, columns]: sum of x; `squares` [G, columns]: sum of x^2, both float64. `gram` [G, blocks, size, size]:
     sum of x x^T within blocks of `size` neighbouring columns, float32, zero beyond the last column. `range` [2]: the
-    smallest and the largest entry, float32.
+    smallest and the largest entry, float32. `histogram` [4096]: how many entries have which upper 12 bits as float32
+    (sign, exponent, three digits), int64.
     """
 
     rows: int
@@ -33,6 +34,7 @@ class InputStatistics:
     squares: Tensor
     gram: Tensor
     range: Tensor
+    histogram: Tensor | None = None
 
     @property
     def groups(self) -> int:
@@ -80,6 +82,7 @@ class InputStatistics:
             squares=self.squares + other.squares,
             gram=self.gram + other.gram,
             range=torch.stack([low, high]),
+            histogram=_added(self.histogram, other.histogram),
         )
 
 
@@ -135,8 +138,9 @@ class CalibrationStatistics:
             owner = owners.setdefault(id(item.inputs), name)
             if owner == name:
                 found[f"{name}|rows"] = torch.tensor([item.inputs.rows])
-                for part in ("total", "squares", "gram", "range"):
-                    found[f"{name}|{part}"] = getattr(item.inputs, part)
+                for part in ("total", "squares", "gram", "range", "histogram"):
+                    if getattr(item.inputs, part) is not None:
+                        found[f"{name}|{part}"] = getattr(item.inputs, part)
             else:
                 found[f"{name}{_SAME}{owner}"] = torch.zeros(1)
             if item.output_squares is not None:
@@ -158,6 +162,7 @@ class CalibrationStatistics:
                     squares=values[f"{owner}|squares"],
                     gram=values[f"{owner}|gram"],
                     range=values[f"{owner}|range"],
+                    histogram=values.get(f"{owner}|histogram"),
                 )
                 for owner in sorted(set(owners.values()))
             }

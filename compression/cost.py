@@ -102,6 +102,7 @@ _COUNTS: dict[Any, Callable[[fx.Node, int], int]] = {
     aten.linear.default: _linear,
     aten.matmul.default: _product(0),
     aten.mm.default: _product(0),
+    aten._int_mm.default: _product(0),
     aten.bmm.default: _product(0),
     aten.mv.default: _product(0),
     aten.addmm.default: _product(1),

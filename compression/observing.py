@@ -117,6 +117,7 @@ class _Seen:
     squares: Tensor | None = None
     gram: Tensor | None = None
     range: Tensor | None = None
+    histogram: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """Input rows x [rows, G, columns]."""
@@ -145,6 +146,9 @@ class _Seen:
         if self.range is not None:
             low, high = torch.minimum(low, self.range[0]), torch.maximum(high, self.range[1])
         self.range = torch.stack([low, high])
+        upper_bits = (x.detach().float().flatten().view(torch.int32) >> 20) & 0xFFF
+        counts = torch.bincount(upper_bits, minlength=1 << 12)
+        self.histogram = counts if self.histogram is None else self.histogram + counts
 
 
 @dataclass(kw_only=True)
@@ -315,6 +319,7 @@ def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:
         assert sums.squares is not None
         assert sums.gram is not None
         assert sums.range is not None
+        assert sums.histogram is not None
         if id(sums) not in made:
             made[id(sums)] = InputStatistics(
                 rows=sums.rows,
@@ -322,6 +327,7 @@ def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:
                 squares=sums.squares.to(CPU),
                 gram=sums.gram.to(CPU),
                 range=sums.range.to(CPU),
+                histogram=sums.histogram.to(CPU),
             )
         squares = None if item.squares is None else item.squares.to(CPU)
         found[name] = WeightStatistics(inputs=made[id(sums)], output_squares=squares)

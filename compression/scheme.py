@@ -29,8 +29,9 @@ class QuantScheme:
     A scale (and, if not symmetric, a zero point) belongs to the whole tensor, to an output unit (channel), or to
     `group_size` neighbours in an output unit's row. Codes of type float are 8-bit floats (e4m3),
     `weight ~ code * scale`, without groups. Codes of type codebook are indices: `weight ~ codebook[code] * scale`, with
-    a `codebook` that each weight learns for itself (then strategy tensor needs no scale), or a fixed one. Raises
-    MethodError for options that do not go together.
+    a `codebook` that each weight learns for itself (then strategy tensor needs no scale), or a fixed one. With
+    `activation_bits` (8) the layer's inputs become integers, too, on a grid fixed by calibration, and integer kernels
+    multiply them. Raises MethodError for options that do not go together.
     """
 
     num_bits: int
@@ -39,6 +40,7 @@ class QuantScheme:
     group_size: int | None = None
     type: CodeType = "int"
     codebook: Codebook | None = None
+    activation_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.type not in get_args(CodeType):
@@ -51,6 +53,8 @@ class QuantScheme:
             raise MethodError(f"codebook is {self.codebook!r}, but codes of type {self.type} have none")
         elif isinstance(self.num_bits, bool) or self.num_bits not in range(2, 9):
             raise MethodError(f"num_bits is {self.num_bits}; give a whole number from 2 to 8")
+        if self.activation_bits is not None:
+            self._check_activations()
         if self.strategy not in get_args(Strategy):
             raise MethodError(f"strategy is {self.strategy!r}; give one of {', '.join(get_args(Strategy))}")
         if self.strategy == "group":
@@ -75,6 +79,14 @@ class QuantScheme:
             raise MethodError("symmetric is false, but FP8 codes have no zero points; leave symmetric out")
         if self.strategy == "group":
             raise MethodError("FP8 has one scale per channel or tensor; leave group_size out")
+
+    def _check_activations(self) -> None:
+        if (self.activation_bits, self.type, self.num_bits, self.symmetric) != (8, "int", 8, True):
+            raise MethodError(
+                "integer kernels multiply symmetric integers of 8 bits; take scheme W8A8 without num_bits or symmetric"
+            )
+        if self.strategy != "channel":
+            raise MethodError("integer kernels take one scale per channel; leave group_size and strategy out")
 
     def _check_codebook(self) -> None:
         if self.codebook is None or self.codebook not in get_args(Codebook):
@@ -162,6 +174,7 @@ SCHEMES: dict[str, QuantScheme] = {
     "W3A16_ASYM": _grouped(3, symmetric=False),
     "W2A16": _grouped(2, symmetric=True),
     "W2A16_ASYM": _grouped(2, symmetric=False),
+    "W8A8": QuantScheme(num_bits=8, activation_bits=8),
     "FP8": QuantScheme(num_bits=8, type="float"),
     "NF4": _fixed("nf4", 64),
     "MXFP4": _fixed("mxfp4", MX_GROUP_SIZE),
@@ -246,11 +259,12 @@ def rows_and_columns(shape: Sequence[int], axis: int) -> tuple[int, int]:
 def bits_per_weight(scheme: QuantScheme, shape: Sequence[int], scale_bits: int, *, axis: int = 0) -> float:
     """Exact bits per weight of a quantized tensor: codes, scales of `scale_bits`, any zero points and codebook entries.
 
-    Zero points have `num_bits`, entries 32.
+    Zero points have `num_bits`, entries 32, what corrects for the zero point of the inputs 32 a unit.
     """
     rows, columns = rows_and_columns(shape, axis)
     weights = rows * columns
     groups = math.prod(scheme.groups(rows, columns)) if scheme.has_scale else 0
     per_group = scheme.scale_bits(scale_bits) + (0 if scheme.symmetric else scheme.num_bits)
+    inputs = 32 * rows if scheme.activation_bits else 0
     codes = scheme.num_bits if scheme.codebook != "ternary" else 8 * scheme.code_bytes(weights) / weights
-    return codes + (groups * per_group + scheme.codebook_entries * 32) / weights
+    return codes + (groups * per_group + scheme.codebook_entries * 32 + inputs) / weights

@@ -60,13 +60,14 @@ def _told(store: ObjectStore, name: str) -> dict[str, Any]:
 def load_artifact(uri: str) -> "nn.Module | dict[str, Tensor]":
     """A runnable module of a program (weights unpacked once, in eval mode), or the plain state dict of a checkpoint.
 
-    `uri` names the artifact, or the model's folder for its latest one. Raises StorageError.
+    Layers on integer kernels stay there. `uri` names the artifact, or the model's folder for its latest one. Raises
+    StorageError.
     """
     manifest = read_manifest(uri)
     if manifest["kind"] == "program":
         from fleetpress.compression.modes import eval_module
 
-        return eval_module(_plain_program(uri, manifest))
+        return eval_module(_plain_program(uri, manifest, keep_integers=True))
     from .checkpoint.decode import plain_tensors, whole
 
     checkpoint = _checkpoint(uri)
@@ -157,13 +158,15 @@ def _program(uri: str, manifest: Mapping[str, object]) -> "ExportedProgram":
     return load_program(store.get(MODEL))
 
 
-def _plain_program(uri: str, manifest: Mapping[str, object]) -> "ExportedProgram":
+def _plain_program(
+    uri: str, manifest: Mapping[str, object], *, keep_integers: bool = False
+) -> "ExportedProgram":
     program = _program(uri, manifest)
     if manifest.get("format") == "archive":
         return program
     from fleetpress.compression.quantization.packed_program import unpack_program
 
-    return unpack_program(program)
+    return unpack_program(program, keep_integers=keep_integers)
 
 
 def _run_once(program: "ExportedProgram") -> None:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.errors import MethodError
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.modes import eval_program
 from fleetpress.compression.program import aliases, bind, tensors
-from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
+from fleetpress.compression.quantization.packed_program import has_integers, pack_program, unpack_program
 from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.storage.coded_model import MODEL_FILE as CODED_FILE
 from fleetpress.storage.errors import ArtifactCorrupt
@@ -30,14 +31,16 @@ from .recipe import DEFAULT_FORMAT
 class Candidate:
     """What would be published: the file, its bytes, the program read back from them, the one over plain weights.
 
-    `plain` and `loaded` are the same program, if it runs on its plain weights; `weight_bytes` are those of each stored
-    tensor in the file, where that is known better than from its shape.
+    `served` is what `load_artifact` runs: over plain weights, but for layers on integer kernels. All are the same
+    program, if it runs on its plain weights; `weight_bytes` are those of each stored tensor in the file, where that is
+    known better than from its shape.
     """
 
     file: str
     form: str
     data: bytes
     loaded: ExportedProgram
+    served: ExportedProgram
     plain: ExportedProgram
     weight_bytes: Mapping[str, int] | None = None
 
@@ -57,18 +60,38 @@ def _packed(payload: Payload, final: ExportedProgram) -> Candidate:
     data = save_program(packed)
     loaded = load_program(data)
     _prove(packed, loaded, payload)
-    return Candidate(file=PROGRAM_FILE, form="pt2", data=data, loaded=loaded, plain=unpack_program(loaded))
+    served = unpack_program(loaded, keep_integers=True)
+    return Candidate(
+        file=PROGRAM_FILE,
+        form="pt2",
+        data=data,
+        loaded=loaded,
+        served=served,
+        plain=unpack_program(served) if has_integers(served) else served,
+    )
 
 
 def _coded(payload: Payload, final: ExportedProgram) -> Candidate:
     quantized = quantized_weights(payload)
+    integers = [name for name, weight in quantized.items() if weight.scheme.activation_bits]
+    if integers:
+        raise MethodError(
+            f"{integers[0]} is to run on integer kernels, which an archive of plain weights cannot keep; "
+            "delete format: archive, or take a scheme such as W8A16"
+        )
     expected = plain_program(final, quantized)
     data, sizes = coded_program(expected, quantized)
     loaded = decoded_program(data)
     _prove_tensors(expected, loaded, payload)
     _prove(expected, loaded, payload)
     return Candidate(
-        file=CODED_FILE, form="archive", data=data, loaded=loaded, plain=loaded, weight_bytes=sizes
+        file=CODED_FILE,
+        form="archive",
+        data=data,
+        loaded=loaded,
+        served=loaded,
+        plain=loaded,
+        weight_bytes=sizes,
     )
 
 

@@ -201,7 +201,7 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
     form = recipe.quantize and _program_form(recipe.quantize)
     if form:
         return (
-            f"{asks} quantizes by {form}, and checkpoints hold no codebooks; "
+            f"{asks} quantizes by {form}, which only programs hold: codebooks, and layers on integer kernels; "
             "take a scheme such as W4A16, or export the model to a program (.pt2)"
         )
     if recipe.format == "archive":
@@ -243,13 +243,15 @@ def _checkpoint_form(step: QuantizeStep) -> str | None:
 
 
 def _program_form(step: QuantizeStep) -> str | None:
-    """What the step asks for that only programs hold: a codebook."""
+    """What the step asks for that only programs hold: a codebook, integer kernels."""
     from fleetpress.compression.scheme import CASTS, LEARNING_METHODS, SCHEMES
 
     if step.method in LEARNING_METHODS:
         return step.method
-    fixed = step.scheme and step.scheme not in CASTS and SCHEMES[step.scheme].type == "codebook"
-    return step.scheme if fixed else None
+    if step.scheme is None or step.scheme in CASTS:
+        return None
+    scheme = SCHEMES[step.scheme]
+    return step.scheme if scheme.type == "codebook" or scheme.activation_bits else None
 
 
 def _factory_digest(factory: str) -> str | None:

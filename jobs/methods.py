@@ -20,6 +20,7 @@ _PRUNE = {
     "mean_threshold": "instead of a sparsity: delete units whose gradient_mean is below this and",
     "std_threshold": "whose gradient_std is below this",
     "scope": "layer: the share of every layer; global: of all units together",
+    "normalize": "none; mean: scope global compares scores over the mean of their layer's",
     "structure": "kinds of units: channel, head, head_dim, recurrent, normalized; channel and head, if left out",
     "compensate": "none; bias: add the means of deleted units where they were read; least_squares: fit what reads them",
     "schedule": "one_shot; iterative: in rounds of pruning and fine-tuning, much at first and ever less",
@@ -52,6 +53,7 @@ _QUANTIZE = {
     **_TARGETS,
 }
 _FORMATS = {
+    "W8A8": "8 bits, inputs too, on integer kernels, of programs",
     "FP8": "8-bit floats (e4m3)",
     "NF4": "16 quantiles of the normal distribution, of programs",
     "MXFP4": "4-bit floats (e2m1) that share exponents (e8m0), of programs",

@@ -18,8 +18,8 @@ from fleetpress.storage.store import open_store
 
 from .fleet import Model, absolute
 from .pruning_steps import prune_options
-from .quantizing import choose
-from .schemes import options_of, scheme_label, scheme_of, zeroing_label
+from .quantizing import choose, schemes_of
+from .schemes import scheme_label, zeroing_label
 
 
 def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,11 +38,10 @@ def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
     size: int | None = None
     if "quantize" in recipe:
         choice = choose(pruned or program, recipe["quantize"])
-        schemes = {
-            layer.name: scheme_of(options_of(recipe["quantize"], layer.name)) for layer in choice.layers
-        }
+        schemes, on_floats = schemes_of(pruned or program, choice.layers, recipe["quantize"])
         quantized = {name: scheme_label(scheme) for name, scheme in schemes.items()}
         skipped = skipped | {name: f"quantize: {reason}" for name, reason in choice.skipped.items()}
+        skipped |= {name: f"reads floats: {reason}" for name, reason in on_floats.items()}
         warnings += tuple(f"ignore {entry!r} matches no layer" for entry in choice.unused_ignores)
         if pruned is not None:
             values = tensors(pruned)
@@ -54,6 +53,9 @@ def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
                 else predicted_bytes(tuple(values[n].shape), layer.axis, schemes[layer.name], values[n].dtype)
                 for n, layer in weights.items()
             )
+    if recipe.get("format") == "archive":
+        size = None
+        warnings += ("format archive codes weights by their entropy, so the bytes out are not known yet",)
     rows = tuple(
         {
             "name": name,

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch.export import ExportedProgram
+
 from fleetpress.compression.confidence import Difference, difference, sample_sums, value_of
 from fleetpress.compression.cost import macs, parameters
 from fleetpress.compression.errors import DataMismatchError
@@ -49,13 +51,13 @@ def publish(payload: Payload) -> StepResult:
 
 def _metrics(payload: Payload, candidate: Candidate) -> tuple[dict[str, Any], str | None]:
     """Everything measured, and the reason to reject the model, if there is one."""
-    source, folded = Runner(source_program(payload)), Runner(candidate.plain)
+    source, folded = Runner(source_program(payload)), Runner(candidate.served)
     quality = _compare(
         payload, source, folded
     )  # before any number of timed calls: a program may keep a state
-    before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source)}
-    after: dict[str, Any] = {"bytes": len(candidate.data), **_cost(folded)}
-    if candidate.loaded is not candidate.plain:
+    before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source, source.program)}
+    after: dict[str, Any] = {"bytes": len(candidate.data), **_cost(folded, candidate.plain)}
+    if candidate.loaded is not candidate.served:
         after["latency_packed_ms"] = _latency(Runner(candidate.loaded))
     verdict = _over_budget(payload, after)
     if quality is not None:
@@ -94,9 +96,8 @@ def _json(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _cost(runner: Runner) -> dict[str, Any]:
-    program = runner.program
-    return {"parameters": parameters(program), "macs": macs(program), "latency_ms": _latency(runner)}
+def _cost(runner: Runner, plain: ExportedProgram) -> dict[str, Any]:
+    return {"parameters": parameters(plain), "macs": macs(plain), "latency_ms": _latency(runner)}
 
 
 def _latency(runner: Runner) -> float:
@@ -179,7 +180,9 @@ def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any
     without = uncorrected(payload)
     sparsity = zeroing.layer_sparsity(payload)
     source, left = tensors(source_program(payload)), tensors(candidate.plain)
-    stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(payload, weights)
+    stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(
+        payload, left, weights
+    )
     found = []
     for layer in layers(source_program(payload)):
         removed = pruned["removed"].get(layer.name, [])
@@ -194,6 +197,7 @@ def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any
             reasons.append(f"compensate: {reason}")
         if "quantize" in stages and not mine:
             reasons.append(f"quantize: {unquantized.get(layer.name, 'not among the targets')}")
+        reasons += [f"reads floats: {facts['reads_floats']}" for facts in mine[:1] if "reads_floats" in facts]
         if layer.name in without:
             reasons.append(f"bias_correction: {without[layer.name]}")
         found.append(
@@ -203,6 +207,7 @@ def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any
                 "sparsity": round(len(removed) / units, 6) if units else sparsity.get(layer.name, 0.0),
                 "removed_units": removed,
                 "num_bits": mine[0]["scheme"]["num_bits"] if mine else None,
+                **({"activation_bits": bits} if (bits := _activation_bits(mine)) else {}),
                 "group_size": mine[0]["group_size"] if mine else None,
                 "method": mine[0]["method"] if mine else None,
                 "bytes_before": sum(source[name].nbytes for name in layer.weights),
@@ -212,6 +217,11 @@ def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any
             }
         )
     return found
+
+
+def _activation_bits(weights: list[dict[str, Any]]) -> int | None:
+    """Of a layer that runs on an integer kernel; None of all others."""
+    return weights[0]["scheme"].get("activation_bits") if weights else None
 
 
 def _not_pruned(layer: Layer) -> str:
@@ -246,9 +256,8 @@ def _bits_per_weight(payload: Payload, candidate: Candidate) -> float:
         weights = quantized_layers(payload)[0]
         state -= sum(facts["bytes_before"] - facts["bytes_after"] for facts in weights.values())
         values = tensors(final)
-        state -= sum(
-            values[name].nbytes - size for name, size in zeroing.float_bytes(payload, weights).items()
-        )
+        sparse = zeroing.float_bytes(payload, values, weights)
+        state -= sum(values[name].nbytes - size for name, size in sparse.items())
     return float(round(8 * state / max(1, parameters(final)), 4))
 
 

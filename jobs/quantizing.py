@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from fleetpress.compression.quantization import (
     quantize_weight,
 )
 from fleetpress.compression.quantization.aware import TrainedScales, with_scales
+from fleetpress.compression.quantization.integer_layers import IntegerLayers
 from fleetpress.compression.quantization.sparse_weight import SparseWeight, sparse_form, zeros_kept
 from fleetpress.compression.scheme import QuantScheme
 from fleetpress.compression.selection import Layer, select
@@ -101,6 +102,27 @@ def group_of(
     return tuple(group)
 
 
+def schemes_of(
+    program: ExportedProgram, chosen: Sequence[Layer], options: Mapping[str, Any]
+) -> tuple[dict[str, QuantScheme], dict[str, str]]:
+    """Each layer's scheme by its name, and why those that should run on integer kernels do not.
+
+    The latter keep their weights' bits and read floats.
+    """
+    schemes = {layer.name: scheme_of(options_of(options, layer.name)) for layer in chosen}
+    if not any(scheme.activation_bits for scheme in schemes.values()):
+        return schemes, {}
+    known = IntegerLayers(program)
+    reasons = {
+        layer.name: reason
+        for layer in chosen
+        if schemes[layer.name].activation_bits
+        for reason in [known.reason_against(layer)]
+        if reason
+    }
+    return schemes | {name: replace(schemes[name], activation_bits=None) for name in reasons}, reasons
+
+
 def quantize_group(
     payload: Payload, program: ExportedProgram, observed: CalibrationStatistics | None
 ) -> StepResult:
@@ -118,20 +140,23 @@ def quantize_group(
     done: set[str] = set()
     owners = aliases(values)
     trained = trained_scales(payload)
+    trained |= {name: trained[owner] for name, owner in owners.items() if owner in trained}
+    zeroes = zeroes_weights(payload["recipe"])
+    schemes, on_floats = schemes_of(program, choice.layers, options)
     for layer in group_of(choice.layers, values, payload["index"], payload["count"]):
         known = {
             name: statistics[owners.get(name, name)]
             for name in layer.weights
             if owners.get(name, name) in statistics
         }
-        own = options_of(options, layer.name)
-        scheme, method = scheme_of(own), QUANTIZERS[own["method"]]
+        scheme, method = schemes[layer.name], QUANTIZERS[options_of(options, layer.name)["method"]]
         for name, rounded in _quantized(layer, values, scheme, method, known, trained=trained).items():
             if owners.get(name, name) in done:
                 continue
             done.add(owners.get(name, name))
-            zeroes = zeroes_weights(payload["recipe"])
-            quantized = sparse_form(zeros_kept(rounded, values[name])) if zeroes else rounded
+            quantized = zeros_kept(rounded, values[name]) if zeroes else rounded
+            if zeroes and scheme.activation_bits is None:
+                quantized = sparse_form(quantized)
             stored |= {f"{name}/{part}": value for part, value in parts_of(quantized).items()}
             used = "trained" if name in trained else method_for(method, known.get(name)).name
             weights[name] = {
@@ -139,6 +164,7 @@ def quantize_group(
                 "kind": layer.kind,
                 "method": used,
                 **description(quantized, values[name]),
+                **({"reads_floats": on_floats[layer.name]} if layer.name in on_floats else {}),
             }
             if biases is not None:
                 biases.correct(layer, name, quantized, known.get(name))
@@ -165,7 +191,14 @@ def _quantized(
     """By the method, or with the scales that were trained with the weights: those give the codes training saw."""
     if any(name in trained for name in layer.weights):
         return {
-            name: quantize_weight(name, values[name], layer.axis, scheme, with_scales(trained[name]))
+            name: quantize_weight(
+                name,
+                values[name],
+                layer.axis,
+                scheme,
+                with_scales(trained[name]),
+                statistics=statistics.get(name),
+            )
             for name in layer.weights
         }
     return quantize_layer(layer, values, scheme, method, statistics)
@@ -199,6 +232,8 @@ def weight_of(parts: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Quantize
         axis=facts["axis"],
         codebook=parts.get("codebook"),
         weight_dtype=None if dtype is None else getattr(torch, dtype),
+        input_scale=facts.get("input_scale"),
+        input_zero_point=facts.get("input_zero_point"),
     )
 
 
@@ -228,9 +263,18 @@ def quantized_layers(payload: Payload) -> tuple[dict[str, Any], dict[str, str], 
 
 def meaning_of(quantized: QuantizedWeight) -> dict[str, Any]:
     """What `weight_of` needs to know beside the tensors, the shape and the axis."""
-    scheme, dtype = vars(quantized.scheme), quantized.weight_dtype
+    dtype = quantized.weight_dtype
     return {
-        "scheme": {key: value for key, value in scheme.items() if key != "codebook" or value is not None},
+        "scheme": {
+            key: value
+            for key, value in vars(quantized.scheme).items()
+            if key not in ("codebook", "activation_bits") or value is not None
+        },
+        **{
+            key: getattr(quantized, key)
+            for key in ("input_scale", "input_zero_point")
+            if getattr(quantized, key) is not None
+        },
         **({} if dtype is None else {"weight_dtype": str(dtype).removeprefix("torch.")}),
     }
 

@@ -104,6 +104,7 @@ class PruneStep(Strict):
     mean_threshold: Positive | None = None
     std_threshold: Positive | None = None
     scope: Literal["layer", "global"] = "layer"
+    normalize: Literal["none", "mean"] = "none"
     structure: Structures = ()
     compensate: Literal["none", "bias", "least_squares"] = "none"
     schedule: Literal["one_shot", "iterative", "gradual"] = "one_shot"
@@ -203,11 +204,11 @@ class AutoStep(Strict):
     macs: Share | None = None
     latency_ms: Positive | None = None
     trials: Count = 16
-    folds: Annotated[int, Field(ge=2, le=20)] = 3
+    folds: Annotated[int, Field(ge=2, le=20)] = 4
     epochs: Annotated[int, Field(ge=0)] = 2
 
 
-_NEWER = {("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
+_NEWER = {("prune", "normalize"): "none", ("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}
 
 
 def _given(value: Any) -> Any:

@@ -38,7 +38,8 @@ def scheme_label(scheme: QuantScheme) -> str:
         return f"{scheme.num_bits} bits {scheme.codebook}{group if scheme.has_scale else ''}"
     if scheme.type == "float":
         return f"{scheme.num_bits} bits float{group}"
-    return f"{scheme.num_bits} bits{'' if scheme.symmetric else ' asym'}{group}"
+    inputs = f", inputs {scheme.activation_bits} bits" if scheme.activation_bits else ""
+    return f"{scheme.num_bits} bits{'' if scheme.symmetric else ' asym'}{group}{inputs}"
 
 
 def zeroing_label(options: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from fleetpress.compression.scheme import DEFAULT_METHOD, LEARNING_METHODS, cast_of
 
+from .pruning_checks import check_deletion_options
 from .recipe import (
     BUDGETS,
     CHANGING_STEPS,
@@ -25,10 +26,10 @@ from .recipe import (
     TrainStep,
 )
 from .schemes import options_of, scheme_of
-from .spec_codebooks import check_codebook
+from .spec_codes import check_codebook, check_file, check_float, check_kernels, integer_scheme
 from .spec_fields import nearest
 from .spec_lines import Document, Path, Problem
-from .training_checks import check_aware, check_gradual, check_training
+from .training_checks import check_finetune, check_gradual, check_training
 
 DATA_KEYS = {"train", "eval", "loss", "metric"}  # with an unknown key, a missing one may just be misspelled
 _HOW_MUCH = {"pattern": "2:4", "sparsity": "0.5", "mean_threshold": "1e-4", "std_threshold": "1e-3"}
@@ -61,15 +62,15 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if train := _valid(TrainStep, steps.get("train")):
         yield from _of_step((*path, "train"), check_training(train))
     if finetune := _valid(FinetuneStep, steps.get("finetune")):
-        yield from _of_step((*path, "finetune"), check_training(finetune))
-        yield from _of_step((*path, "finetune"), check_aware(finetune, quantize, "quantize" in steps))
+        yield from _of_step((*path, "finetune"), check_finetune(finetune, quantize, "quantize" in steps))
     if auto := _valid(AutoStep, steps.get("auto")):
         yield from _check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
-        yield from _check_rounds((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
+        yield from check_deletion_options((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize:
+        yield from _of_step(path, check_file(steps.get("format"), quantize))
         yield from _check_quantize((*path, "quantize"), quantize, steps["quantize"])
 
 
@@ -153,27 +154,6 @@ def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
         yield (*path, given[0]), f"needs {other} beside it; a unit goes when both are small"
 
 
-def _check_rounds(path: Path, step: PruneStep, finetune: TrainStep | None) -> Iterator[Mistake]:
-    from fleetpress.compression.sparsity import is_sparsifier
-
-    if is_sparsifier(step.method):
-        for name, default in (("compensate", "none"), ("schedule", "one_shot"), ("rounds", None)):
-            if getattr(step, name) not in (default, "gradual"):
-                yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
-    elif step.schedule != "iterative":
-        if step.rounds is not None:
-            yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"
-    elif step.rounds is None:
-        yield (*path, "schedule"), "iterative does not say in how many rounds; add rounds, such as 3"
-    elif step.sparsity is None:
-        yield (*path, "schedule"), "iterative grows a share from round to round; give sparsity"
-    elif finetune is None:
-        yield (*path, "schedule"), "iterative tunes after every round; add the step finetune"
-    elif finetune.epochs < step.rounds:
-        what = f"{step.rounds} need as many epochs of finetune at least, and it has {finetune.epochs}"
-        yield (*path, "rounds"), f"{what}; take fewer rounds or more epochs"
-
-
 def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator[Mistake]:
     from fleetpress.compression.scheme import CASTS, SCHEMES
 
@@ -195,7 +175,7 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
         what = f"{step.num_bits} contradicts scheme {step.scheme}, which means {scheme.num_bits}"
         yield (*path, "num_bits"), f"{what}; delete one of them"
     if scheme is not None and scheme.type == "float":
-        yield from _check_float(path, step)
+        yield from check_float(path, step)
         return
     if step.method in LEARNING_METHODS or (scheme is not None and scheme.type == "codebook"):
         yield from check_codebook(path, step, scheme)
@@ -208,6 +188,8 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
             (*path, "symmetric"),
             f"{what}; take the scheme with{'' if scheme.symmetric else 'out'} _ASYM, or num_bits without scheme",
         )
+    if scheme is not None and scheme.activation_bits:
+        yield from check_kernels(path, step)
     bits = scheme.num_bits if scheme is not None else step.num_bits
     if step.format == "int-quantized" and bits not in (None, 8):
         what = f"int-quantized holds codes of 8 bits, not of {bits}"
@@ -215,15 +197,20 @@ def _check_quantize(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iter
 
 
 def _check_layers(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
-    """Options of single layers: each must make a scheme of integer codes."""
+    """Options of single layers: each must make a scheme, with a method that makes its codes."""
     from fleetpress.compression.errors import MethodError
+
+    if not step.layers:
+        return
+    from fleetpress.compression.quantization import QUANTIZERS, check_method
 
     options = step.model_dump(exclude_none=True)
     for name in step.layers:
         try:
             if cast_of(options["layers"][name].get("scheme")):
                 raise MethodError("is a plain cast of checkpoints; take a scheme such as W8A16")
-            scheme_of(options_of(options, name))
+            own = options_of(options, name)
+            check_method(QUANTIZERS[own["method"]], scheme_of(own))
         except MethodError as error:
             yield (*path, "layers", name), str(error)
 
@@ -238,27 +225,6 @@ def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator
     for name in ("equalize", "bias_correction"):
         if getattr(step, name):
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
-
-
-def _check_float(path: Path, step: QuantizeStep) -> Iterator[Mistake]:
-    if step.symmetric is False:
-        yield (
-            (*path, "symmetric"),
-            f"false contradicts scheme {step.scheme}, which has no zero points; delete it",
-        )
-    if step.group_size is not None or step.strategy == "group":
-        name = "strategy" if step.group_size is None else "group_size"
-        yield (*path, name), f"{step.scheme} has one scale per channel or tensor; delete it"
-    if step.method != DEFAULT_METHOD:
-        what = (
-            f"{step.method} chooses ranges of integer codes; {step.scheme} takes {DEFAULT_METHOD}; delete it"
-        )
-        yield (*path, "method"), what
-    if step.format is not None:
-        yield (
-            (*path, "format"),
-            f"{step.format} is for integer codes; {step.scheme} has one format; delete it",
-        )
 
 
 def _check_data(path: Path, raw: Any) -> Iterator[Mistake]:
@@ -356,7 +322,7 @@ def observes(step: PruneStep) -> bool:
 
 def needs_inputs(step: QuantizeStep) -> bool:
     """Whether the step looks at what the layers read: its methods, its scales between layers, or its biases do."""
-    if step.bias_correction or step.equalize == "activation_aware":
+    if step.bias_correction or step.equalize == "activation_aware" or integer_scheme(step):
         return True
     methods = {step.method, *(own.method for own in step.layers.values() if own.method)} - {DEFAULT_METHOD}
     if not methods:  # without loading torch
@@ -370,7 +336,7 @@ def _looking(step: QuantizeStep) -> str:
     """What of a step that needs inputs needs them."""
     if step.equalize == "activation_aware":
         return step.equalize
-    return "bias_correction" if step.bias_correction else step.method
+    return "bias_correction" if step.bias_correction else integer_scheme(step) or step.method
 
 
 def _valid(kind: type[Step], raw: Any) -> Step | None:

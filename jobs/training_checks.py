@@ -18,10 +18,11 @@ def check_training(step: TrainStep) -> Iterator[tuple[str, str]]:
         yield "distill_temperature", "softens what distill compares; delete it, or add distill, such as 0.5"
 
 
-def check_aware(
+def check_finetune(
     finetune: FinetuneStep, quantize: QuantizeStep | None, is_there: bool
 ) -> Iterator[tuple[str, str]]:
     """Of a `finetune` step beside its `quantize` step (`is_there` if wrong in itself)."""
+    yield from check_training(finetune)
     if not finetune.quantization_aware:
         return
     if quantize is None:

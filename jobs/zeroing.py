@@ -75,9 +75,8 @@ def sparse_names(payload: Payload) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def float_bytes(payload: Payload, quantized: Collection[str]) -> dict[str, int]:
-    """Stored bytes of the weights that are kept as floats without their zeros, by state name."""
-    values = tensors(final_program(payload))
+def float_bytes(payload: Payload, values: Mapping[str, Tensor], quantized: Collection[str]) -> dict[str, int]:
+    """Stored bytes of those `values` that a `.pt2` holds as floats without their zeros, by state name."""
     owners = aliases(values)
     coded = {owners.get(name, name) for name in quantized}
     forms = {name: sparse_floats(values[name]) for name in sparse_names(payload) if name not in coded}

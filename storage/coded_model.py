@@ -4,11 +4,11 @@
     head                       | a method byte and compressed JSON: graph, where tensors lie, how weights are quantized
     directory, decisions       | how each array is coded, and the decisions of the slow models (see `array_coding`)
     blobs                      | the arrays' own bytes
-    checksum                   | CRC-32 of the head's text and of every decoded array
+    checksum                   | CRC-32 of all that, of the head's text and of every decoded array
 
 Lengths are written before head, directory and decisions. A stored tensor is written as its values, or as the parts of a
 quantized weight: named arrays (codes, scales, a codebook ...) with facts in JSON that say what they mean to whoever
-quantized it. The checksum is over what comes out, so a library that decodes differently is noticed like a lost byte.
+quantized it. The checksum is also over what comes out, so a library that decodes otherwise is noticed like a lost byte.
 """
 
 import json
@@ -41,7 +41,9 @@ _MOST_HEAD_BYTES = 16 << 20
 _MOST_SIGNS = 2_000_000
 _MOST_PARTS = 16
 _ALWAYS_ALLOWED_BYTES = 64 << 20
-_MAX_RATIO = 4000  # of decoded bytes to those of the file: weights of which one in a thousand is not zero
+_MAX_RATIO = (
+    1000  # of decoded bytes to those of the file: codes and floats of weights that are 99 % zero are 430
+)
 _REMEDY = "publish the model again"
 
 # Layouts by safetensors' names; only floats are told apart from whole numbers of as many bytes.
@@ -124,7 +126,7 @@ def write_model(members: Members, weights: Mapping[str, CodedWeight]) -> tuple[b
     directory, decisions, blobs = writer.sections()
     sections = [_compressed(text), directory, decisions]
     body = b"".join([_MAGIC, *(varint(len(section)) + section for section in sections), *blobs])
-    return body + _checksum(text, checksums), sizes
+    return body + _checksum(body, text, checksums), sizes
 
 
 def read_model(data: bytes) -> CodedModel:
@@ -177,7 +179,7 @@ def _read(data: bytes) -> CodedModel:
                 axis=axis,
             )
             found |= dict.fromkeys(payload.names, weight)
-    if checksum != _checksum(text, checksums):
+    if checksum != _checksum(memoryview(data)[:-4], text, checksums):
         raise ValueError("what it decodes to is not what was written")
     return CodedModel(members=members, weights=found)
 
@@ -249,8 +251,9 @@ def _check_size(members: Members, plans: Sequence[_Plan], file_bytes: int) -> No
         raise ValueError(f"{file_bytes} bytes say they hold {decoded + weights}")
 
 
-def _checksum(text: bytes, checksums: Sequence[int]) -> bytes:
-    parts = b"".join(number.to_bytes(4, "little") for number in (zlib.crc32(text), *checksums))
+def _checksum(body: bytes | memoryview, text: bytes, checksums: Sequence[int]) -> bytes:
+    numbers = (zlib.crc32(body), zlib.crc32(text), *checksums)
+    parts = b"".join(number.to_bytes(4, "little") for number in numbers)
     return zlib.crc32(parts).to_bytes(4, "little")
 
 

@@ -218,7 +218,7 @@ class _Lengthener:
             self._add(name, self._meta(shape, None))
             return {"user_input": {"arg": {"as_tensor": {"name": name}}}}
         letter = "b" if more[0] == "n" else more[0]
-        kind = next(kind for kind in STORED if kind[0] == letter)
+        kind = {kind[0]: kind for kind in STORED}[letter]
         field, prefix = STORED[kind]
         arg = more[1] if len(more) > 1 else placeholder(prefix, name)
         self._add(arg, self._meta(shape, None, grad=kind == "parameter"), stored=True)

@@ -159,13 +159,18 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[str]:
     """The endpoint of a moto server; any credentials do."""
+    from moto import backends
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    modules = tuple(backends.list_of_moto_modules())
+    with pytest.MonkeyPatch.context() as patch:
+        # For every request it looks through its own folders, which takes a fifth of the time.
+        patch.setattr(backends, "list_of_moto_modules", lambda: iter(modules))
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
 
 
 @pytest.fixture

@@ -107,15 +107,27 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def aws(cloud: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way to them."""
-    monkeypatch.setenv("HOME", str(cloud))  # Ray keeps the key pair there
+    show_the_way(cloud, monkeypatch)
+
+
+def show_the_way(cloud: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("HOME", str(cloud))  # Ray keeps the key pair there
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "moto")
+        patch.setenv(name, "moto")
 
 
-def provider_of(config: dict[str, Any]) -> tuple[AWSNodeProvider, dict[str, Any]]:
-    """Ray's AWS code, made ready for a cluster as `ray up` does, and the configuration that it completed."""
-    config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
-    return AWSNodeProvider(config["provider"], config["cluster_name"]), config
+@pytest.fixture(scope="module")
+def completed(cloud: Path) -> dict[str, Any]:
+    """The configuration as Ray's AWS code completes it for a cluster when `ray up` begins."""
+    with pytest.MonkeyPatch.context() as patch:
+        show_the_way(cloud, patch)
+        config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+        found: dict[str, Any] = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
+        return found
+
+
+def provider_of(config: dict[str, Any]) -> AWSNodeProvider:
+    return AWSNodeProvider(config["provider"], config["cluster_name"])
 
 
 def started(provider: AWSNodeProvider, config: dict[str, Any], node_type: str) -> dict[str, dict[str, Any]]:
@@ -128,8 +140,8 @@ def started(provider: AWSNodeProvider, config: dict[str, Any], node_type: str) -
 
 
 @pytest.mark.usefixtures("aws")
-def test_ray_starts_and_ends_its_machines(config: dict[str, Any]) -> None:
-    provider, config = provider_of(config)
+def test_ray_starts_and_ends_its_machines(completed: dict[str, Any]) -> None:
+    provider, config = provider_of(completed), copy.deepcopy(completed)
     types = config["available_node_types"]
     assert types["worker_spot"]["resources"].items() >= {"CPU": 8}.items()
     for name, profile in (("head", "head"), ("worker_spot", "worker"), ("worker_on_demand", "worker")):
@@ -152,17 +164,17 @@ def test_ray_starts_and_ends_its_machines(config: dict[str, Any]) -> None:
     ids=["a misspelt option", "a role that does not exist"],
 )
 def test_a_mistake_in_node_config_starts_nothing(
-    config: dict[str, Any], option: dict[str, Any], message: str
+    completed: dict[str, Any], option: dict[str, Any], message: str
 ) -> None:
+    provider, config = provider_of(completed), copy.deepcopy(completed)
     config["available_node_types"]["worker_spot"]["node_config"] |= option
-    provider, config = provider_of(config)
     with pytest.raises((ParamValidationError, NodeLaunchException), match=message):
         started(provider, config, "worker_spot")
 
 
 @pytest.mark.usefixtures("aws")
-def test_on_demand_machines_come_while_there_are_no_spot_machines(config: dict[str, Any]) -> None:
-    _, config = provider_of(config)
+def test_on_demand_machines_come_while_there_are_no_spot_machines(completed: dict[str, Any]) -> None:
+    config = copy.deepcopy(completed)
     (scorer,) = re.findall(
         r"-e RAY_AUTOSCALER_UTILIZATION_SCORER=(\S+)", "\n".join(config["docker"]["run_options"])
     )

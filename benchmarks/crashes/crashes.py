@@ -136,11 +136,14 @@ def race(course: Course, quiet: Quiet, outputs: str, store: str, mode: str, *, s
 @contextmanager
 def s3_server() -> Iterator[str]:
     """A bucket on an S3 server in memory that takes small parts, and the AWS_* variables that lead to it."""
+    from moto import backends
     from moto.s3 import models
     from moto.server import ThreadedMotoServer
 
+    modules = tuple(backends.list_of_moto_modules())  # for every request it looks through its own folders
     with (
         answers_gone_uploads(),
+        patch.object(backends, "list_of_moto_modules", lambda: iter(modules)),
         patch.object(models, "S3_UPLOAD_PART_MIN_SIZE", SMALLEST_PART_BYTES),
         patch.dict(os.environ, _CREDENTIALS),
     ):

@@ -43,6 +43,7 @@ class Hosts:
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self._nodes, self._cpus, self._takes_jobs = nodes, cpus, takes_jobs
+        self.has_head = True
         self._variables = dict(variables or {})
         if takes_jobs:
             here = os.path.dirname(sys.executable)
@@ -139,6 +140,7 @@ class Hosts:
 
     def kill_head(self) -> None:
         """Kill everything of the head."""
+        self.has_head = False
         for process in self._head:
             _kill(process)
 

@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +26,15 @@ class Options:
 
     folder: Path
     executor: Literal["ray", "inline"]
+    more: argparse.Namespace
 
 
-def options(description: str | None) -> Options:
-    """The command line of a benchmark. Afterwards FOLDER is the working folder: paths in specs start there."""
+def options(
+    description: str | None, add: Callable[[argparse.ArgumentParser], object] = lambda parser: None
+) -> Options:
+    """The command line of a benchmark, to which it may `add`. Afterwards FOLDER is the working folder: paths in specs
+    start there.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,11 +42,12 @@ def options(description: str | None) -> Options:
         "folder", type=Path, metavar="FOLDER", help="for packages, models, data and output; reused"
     )
     parser.add_argument("--executor", choices=("ray", "inline"), default="ray")
+    add(parser)
     parsed = parser.parse_args()
     folder = parsed.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    return Options(folder=folder, executor=parsed.executor)
+    return Options(folder=folder, executor=parsed.executor, more=parsed)
 
 
 def run(text: str, name: str, chosen: Options, *, allow_code: bool = False) -> FleetResult:

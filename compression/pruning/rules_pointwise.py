@@ -171,6 +171,15 @@ def no_tensor(flow: Labelling, node: fx.Node) -> Value:
     return None
 
 
+def assertion(flow: Labelling, node: fx.Node) -> Value:
+    """A check of dtype, layout and device says nothing about sizes, unless it names them."""
+    args = arguments(node)
+    if not flow.reading.kinds or args["size"] is not None or args["stride"] is not None:
+        for axis in flow.of(operands(node)[0]):
+            flow.pin(axis, node, f"the operator {node.target} is not understood")
+    return None
+
+
 _ENTRY_BY_ENTRY = """
     abs abs_ add add_ addcmul addcdiv sub sub_ rsub mul mul_ div div_ true_divide neg neg_ pow pow_
     square sqrt sqrt_ rsqrt reciprocal exp exp_ expm1 log log1p log2 sin cos tan tanh tanh_ sinh cosh
@@ -231,4 +240,5 @@ POINTWISE_RULES: dict[Any, Rule] = {
     ),
     **_table("pixel_shuffle", pixel_shuffle),
     **_table("sym_size sym_numel sym_constrain_range_for_size _assert_async _assert_scalar", no_tensor),
+    **_table("_assert_tensor_metadata", assertion),
 }

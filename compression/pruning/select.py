@@ -15,6 +15,8 @@ from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.pruning.structure import reading
 from fleetpress.compression.pruning.units import Units
 
+_TINY = 1e-300  # a group whose scores are all 0 stays at 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions:
@@ -22,7 +24,9 @@ class PruneOptions:
 
     `sparsity` is the share of the deletable units of every group of coupled layers (scope layer) or of the model (scope
     global). The thresholds are compared with gradient_mean and gradient_std; a unit below both goes. `targets` and
-    `ignore` choose layers, `structure` the kinds of units (`STRUCTURES`); empty means channels and heads.
+    `ignore` choose layers, `structure` the kinds of units (`STRUCTURES`); empty means channels and heads. With
+    `normalize` mean, scope global compares scores over the mean score of their group: layers whose weights or gradients
+    are small as a whole then are not deleted as a whole.
     """
 
     method: str = "gradient_stability"
@@ -30,6 +34,7 @@ class PruneOptions:
     mean_threshold: float | None = None
     std_threshold: float | None = None
     scope: str = "layer"
+    normalize: str = "none"
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     structure: tuple[str, ...] = ()
@@ -45,6 +50,8 @@ def check(options: PruneOptions, methods: Sequence[str]) -> None:
     reading(options.structure)
     if options.scope not in ("layer", "global"):
         raise MethodError(f"scope {options.scope!r} is unknown; it is layer or global")
+    if options.normalize not in ("none", "mean"):
+        raise MethodError(f"normalize {options.normalize!r} is unknown; it is none or mean")
     if (options.sparsity is None) == (thresholds == (None, None)):
         raise MethodError("give either `sparsity`, or `mean_threshold` and `std_threshold`")
     if options.sparsity is not None and not 0 < options.sparsity < 1:
@@ -78,6 +85,8 @@ def choose(
         ]
     else:
         left = sum(sizes.get(name, 1) for name in whole)  # a group of one unit is a group no more
+        if options.normalize == "mean":
+            scores = [score / score.mean().clamp(min=_TINY) for score in scores]
         everything = _lowest(torch.cat(scores), _share(options.sparsity, sum(whole.values()), left))
         going = list(torch.split(everything, [group.count for group in units.groups]))
     classes = np.concatenate([group.classes for group in units.groups])

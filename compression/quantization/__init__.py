@@ -17,6 +17,7 @@ from fleetpress.compression.quantization import (
     smallest_error,
     weighted_k_means,
 )
+from fleetpress.compression.quantization.activations import input_grid
 from fleetpress.compression.quantization.weight import (
     QuantizedWeight,
     QuantizeMethod,
@@ -24,13 +25,14 @@ from fleetpress.compression.quantization.weight import (
     joined,
     to_rows,
 )
-from fleetpress.compression.scheme import QuantScheme
+from fleetpress.compression.scheme import DEFAULT_METHOD, QuantScheme
 from fleetpress.compression.selection import Layer
 
 __all__ = [
     "QUANTIZERS",
     "QuantizeMethod",
     "QuantizedWeight",
+    "check_method",
     "method_for",
     "quantize_layer",
     "quantize_weight",
@@ -108,7 +110,15 @@ def quantize_weight(
             rows = chosen.quantize(to_rows(weight, axis), scheme, statistics)
     except QuantizationError as error:
         raise QuantizationError(f"{name}: {error}") from None
-    return replace(rows, shape=tuple(weight.shape), axis=axis)
+    whole_weight = replace(rows, shape=tuple(weight.shape), axis=axis)
+    if scheme.activation_bits is None:
+        return whole_weight
+    if statistics is None:
+        raise QuantizationError(
+            f"{name}: its inputs were not observed; quantize it with a scheme such as W8A16"
+        )
+    scale, zero_point = input_grid(statistics.inputs, narrowed=chosen is not QUANTIZERS[DEFAULT_METHOD])
+    return replace(whole_weight, input_scale=scale, input_zero_point=zero_point)
 
 
 def _by_groups(

@@ -157,4 +157,5 @@ def _runs(numbers: SortedNumbers, most: int, distinct: int) -> Tensor:
     steps = torch.linspace(float(values[0]), float(values[-1]), half, dtype=torch.float64)
     by_range = torch.searchsorted(values, steps)
     edges = torch.cat([even, by_range, last]).sort().values
-    return torch.unique_consecutive(edges)
+    found: Tensor = torch.unique_consecutive(edges)
+    return found

@@ -11,11 +11,14 @@ that are not zero and `name_mask` where they are; if it is not quantized, `name_
 from collections.abc import Iterable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import ProgramError
 from fleetpress.compression.program import ProgramEditor, aliases
+from fleetpress.compression.quantization.integer_folding import fold_integers
+from fleetpress.compression.quantization.integer_nodes import IntegerNodes, integer_buffers
 from fleetpress.compression.quantization.packing import pack
 from fleetpress.compression.quantization.sparse_weight import SparseFloats, SparseWeight, sparse_floats
 from fleetpress.compression.quantization.unpack_nodes import (
@@ -37,7 +40,7 @@ from fleetpress.compression.quantization.weight import (
     predicted_bytes,
 )
 
-__all__ = ["pack_program", "predicted_bytes", "unpack_program"]
+__all__ = ["has_integers", "pack_program", "predicted_bytes", "unpack_program"]
 
 
 def pack_program(
@@ -45,21 +48,27 @@ def pack_program(
 ) -> ExportedProgram:
     """The program with the weights named in `quantized` stored packed, and others in `sparse` without their zeros.
 
-    Its outputs are those of the program over the dequantized weights, bit for bit. Tied weights are packed, stored and
+    Its outputs are those of the program over the dequantized weights, bit for bit, except that layers whose weights say
+    how their inputs are rounded compute on integer kernels. Tied weights are packed, stored and
     unpacked once: naming one of them packs all. Raises ProgramError for names or shapes that are not the program's.
     """
     editor = ProgramEditor(program)
     for name, given in quantized.items():
         _check(name, given, editor.values)
-    nodes = UnpackNodes(editor.graph)
+    nodes, integers = UnpackNodes(editor.graph), IntegerNodes(editor.graph)
     stored = {**_sparse(editor, quantized, sparse), **quantized}
     for owner, (first_use, others) in _owners(editor, stored).items():
         weight = next(stored[name] for name in (owner, *others) if name in stored)
-        buffers = _buffers(owner, weight)
+        kernel = weight if isinstance(weight, QuantizedWeight) and weight.input_scale is not None else None
+        buffers = _buffers(owner, weight) if kernel is None else integer_buffers(owner, kernel)
         stream = next(iter(buffers)).removeprefix(owner)
         taken = next((name for name in buffers if name in editor.values), None)
         if taken:
             raise ProgramError(f"{owner}: the program already stores a tensor {taken!r}; rename that one")
+        if kernel is not None:
+            old = editor.placeholders[owner]
+            editor.replace(owner, buffers, partial(_on_integers, integers, owner, kernel, old))
+            continue
         for name in others:
             editor.placeholders[name].replace_all_uses_with(editor.placeholders[owner])
             editor.replace(name, {name + stream: buffers[owner + stream]}, _first)
@@ -67,13 +76,16 @@ def pack_program(
     return editor.build()
 
 
-def unpack_program(program: ExportedProgram) -> ExportedProgram:
+def unpack_program(program: ExportedProgram, *, keep_integers: bool = False) -> ExportedProgram:
     """The program with every packed weight stored as the plain parameter that the graph unpacked at each call.
 
     The opposite of `pack_program`: same names, shapes, dtypes and outputs as the program had over the dequantized
-    weights. Weights that `pack_program` did not pack stay as they are.
+    weights. Weights that `pack_program` did not pack stay as they are. Layers on integer kernels become float layers,
+    whose inputs are not rounded any more, unless `keep_integers` says to leave them.
     """
     editor = ProgramEditor(program)
+    if not keep_integers:
+        fold_integers(editor)
     suffixes = (PACKED, SCALE, ZERO_POINT, CODEBOOK, MASK, VALUES)
     stored = {
         editor.placeholders[name]: value for name, value in editor.values.items() if name.endswith(suffixes)
@@ -104,6 +116,11 @@ def unpack_program(program: ExportedProgram) -> ExportedProgram:
     for name in spent:
         editor.drop(name)
     return editor.build()
+
+
+def has_integers(program: ExportedProgram) -> bool:
+    """Whether layers of the program run on integer kernels."""
+    return any(node.target is torch.ops.aten._int_mm.default for node in program.graph.nodes)
 
 
 def _check(name: str, weight: QuantizedWeight, values: Mapping[str, Tensor]) -> None:
@@ -145,6 +162,18 @@ def _tied(values: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _first(_: fx.Graph, added: dict[str, fx.Node]) -> fx.Node:
+    return next(iter(added.values()))
+
+
+def _on_integers(
+    integers: IntegerNodes,
+    name: str,
+    weight: QuantizedWeight,
+    old: fx.Node,
+    _: fx.Graph,
+    added: dict[str, fx.Node],
+) -> fx.Node:
+    integers.replace(weight, {key.removeprefix(name): node for key, node in added.items()}, old)
     return next(iter(added.values()))
 
 

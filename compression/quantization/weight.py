@@ -27,7 +27,8 @@ class QuantizedWeight:
     of MXFP4 is uint8, an exponent plus 127, and then `weight_dtype` is given. `zero_point` is uint8 of the same shape,
     None if symmetric. Strategy tensor has one of each, [1, 1]. The last group of a row is shorter if the size in
     `scheme` does not divide the row. A learned `codebook` [2^num_bits] ascends, in the dtype of the arithmetic
-    (float32; float64 of float64 weights); without scales, `scale` is [1, 1], one, and not stored in programs.
+    (float32; float64 of float64 weights); without scales, `scale` is [1, 1], one, and not stored in programs. The
+    layer's inputs, if they become integers, too, are `(code - input_zero_point) * input_scale`, codes -128 to 127.
     """
 
     codes: Tensor
@@ -38,6 +39,8 @@ class QuantizedWeight:
     axis: int = 0
     codebook: Tensor | None = None
     weight_dtype: torch.dtype | None = None
+    input_scale: float | None = None
+    input_zero_point: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,6 +155,8 @@ def predicted_bytes(shape: tuple[int, ...], axis: int, scheme: QuantScheme, dtyp
     size = scheme.code_bytes(rows * columns) + scheme.codebook_entries * compute_dtype(dtype).itemsize
     if scheme.has_scale:
         size += groups * scheme.scale_bits(8 * dtype.itemsize) // 8
+    if scheme.activation_bits:
+        size += groups * 4
     if scheme.symmetric:
         return size
     return size + (

@@ -138,6 +138,7 @@ def _factor(gram: Tensor) -> Tensor:
         damped.diagonal().add_(DAMPING * 10.0**power * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if int(failed) == 0:
+            upper: Tensor
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
             if int(failed) == 0:
                 return upper

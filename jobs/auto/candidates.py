@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from fleetpress.compression.allocation import Option, allocate
 
-Family = Literal["quantize", "delete"]
+Family = Literal["quantize", "delete", "zero"]
 CALIBRATION = {"samples": 512, "batch_size": 32}
 _LEAST_SHARE = 0.02
+_BITS_OF_KEPT = 8  # that a weight which is not zero takes, with its place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,16 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
-    """What the user allows a recipe to do: `epochs` of fine-tuning, by which quantization method."""
+    """What recipes are made of: `epochs` of fine-tuning (0: none) at the rate `lr`, the quantization method.
+
+    `is_labelled` says that the data have targets, so that fine-tuning may be guided by the model itself beside them.
+    """
 
     epochs: int
     method: str
+    lr: float = 1e-3
     batch_size: int = 64
+    is_labelled: bool = True
 
 
 def recipe_of(family: Family, x: float, table: Table, searched: Searched) -> dict[str, Any] | None:
@@ -62,6 +68,8 @@ def starts(searched: Searched, cost: str, share: float | None) -> dict[Family, t
     if cost == "bytes":
         # Shares of 32 bits: about 8, 5, 4 and 3 bits a weight with their scales.
         found["quantize"] = (0.26, 0.17, 0.132, 0.1) if share is None else _parts(share, 0.95, 0.85, 0.7, 0.5)
+    if searched.epochs and cost == "bytes":
+        found["zero"] = (0.05, 0.025) if share is None else _parts(share, 0.9, 0.6)
     if searched.epochs or cost != "bytes":
         found["delete"] = (
             (0.6, 0.4) if share is None or cost == "bytes" else _parts(share, 0.95, 0.8, 1.1, 0.65)
@@ -82,12 +90,9 @@ def _quantized(x: float, table: Table, searched: Searched) -> dict[str, Any] | N
     ]
     chosen = allocate(options, budget)
     layers: dict[str, Any] = {}
-    ignored: list[str] = []
     for name, index in zip(names, chosen, strict=True):
         settings = table.layers[name][index].settings
-        if settings is None:
-            ignored.append(name)
-        else:
+        if settings is not None:
             layers[name] = dict(settings)
     if not layers:
         return None
@@ -103,10 +108,10 @@ def _deleted(x: float, table: Table, searched: Searched) -> dict[str, Any] | Non
     sparsity = round(1 - x**0.5, 4)
     steps: dict[str, Any] = {
         "collect": {"batch_size": searched.batch_size},
-        "prune": {"method": "gradient_stability", "sparsity": sparsity, "scope": "layer"},
+        "prune": {"method": "gradient_stability", "sparsity": sparsity, "compensate": "least_squares"},
     }
     if searched.epochs:
-        steps["finetune"] = {"epochs": searched.epochs, "batch_size": searched.batch_size, "lr": 1e-3}
+        steps["finetune"] = _tuned(searched)
     return {
         **steps,
         "calibrate": dict(CALIBRATION),
@@ -114,4 +119,27 @@ def _deleted(x: float, table: Table, searched: Searched) -> dict[str, Any] | Non
     }
 
 
-_FAMILIES = {"quantize": _quantized, "delete": _deleted}
+def _zeroed(x: float, table: Table, searched: Searched) -> dict[str, Any] | None:
+    """Weights made zero while the others are trained for 3-bit codes; places and codes take about x of the bytes."""
+    sparsity = round(1 - x * 32 / _BITS_OF_KEPT, 4)
+    if not 0.3 < sparsity < 1:
+        return None
+    method = "magnitude_unstructured"
+    return {
+        "prune": {"method": method, "sparsity": sparsity, "scope": "global", "schedule": "gradual"},
+        "finetune": {**_tuned(searched), "quantization_aware": True},
+        "quantize": {"num_bits": 3, "strategy": "tensor", "method": "smallest_error"},
+    }
+
+
+def _tuned(searched: Searched) -> dict[str, Any]:
+    step = {
+        "epochs": searched.epochs,
+        "batch_size": searched.batch_size,
+        "lr": searched.lr,
+        "schedule": "one_cycle",
+    }
+    return {**step, "distill": 0.7} if searched.is_labelled else step
+
+
+_FAMILIES = {"quantize": _quantized, "delete": _deleted, "zero": _zeroed}

@@ -13,7 +13,7 @@ from .candidates import Family, Searched, Table, recipe_of, starts
 
 _CLOSE = 1.04  # factor between two x that are not worth another trial
 _STEP = 0.62  # further down while everything was good enough
-_LEAST = 0.01
+_LEAST = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)

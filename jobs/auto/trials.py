@@ -1,19 +1,18 @@
 """One candidate: built without a fold of the train data, measured on that fold, fold by fold."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.batches import evenly
 from fleetpress.compression.confidence import difference, sample_sums, value_of
-from fleetpress.compression.cost import macs
+from fleetpress.compression.cost import macs, parameters
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.metrics import Sums, allowed_drop
 from fleetpress.compression.program import bind
-from fleetpress.compression.quantization import QUANTIZERS
 from fleetpress.compression.smoke import smoke_inputs
 
 from ..assembling import assembled
@@ -21,7 +20,7 @@ from ..fleet import Fold
 from ..handover import Payload, record
 from ..latency import latency_ms
 from ..materials import arrays, remembered, trained_program
-from ..objective import is_fidelity, measured, metric_name
+from ..objective import is_fidelity, loss_name, measured, metric_name
 from ..tasks import StepResult
 from .candidates import Searched
 from .chain import built
@@ -29,13 +28,14 @@ from .search import Goal, Measured, measured_in, propose
 from .sensing import table_of
 
 MOST_SAMPLES = 6144  # of all folds together that a candidate is measured on
-_METHODS = ("gptq", "smallest_error")  # the first one that there is
+_METHOD = "gptq"
+_RATES = ((2_000_000, 2e-3), (10_000_000, 5e-4), (math.inf, 1e-4))  # learning rates up to so many parameters
 
 
 def trial(payload: Payload) -> StepResult:
     """Measure the `index`-th candidate that the trials of earlier rounds make worth it; nothing if there is none."""
-    history, searched = trials_of(payload), searched_by(payload["options"])
-    base = _Base(payload)
+    history, base = trials_of(payload), _Base(payload)
+    searched = base.searched()
     goal = goal_of(payload, base.value(), macs(base.program))
     wanted = propose(history, goal, table_of(payload), searched, payload["index"] + 1)
     if len(wanted) <= payload["index"]:
@@ -52,11 +52,11 @@ def trial(payload: Payload) -> StepResult:
         made = built(payload, recipe, Fold(index=index, of=options["folds"], is_left_out=True))
         found = assembled(made)
         before += base.sums(fold)
-        after += base.sums_of(found.plain, fold)
+        after += base.sums_of(found.served, fold)
         if not costs:
             costs = {"bytes": len(found.data), "macs": macs(found.plain)}
             if goal.cost == "latency_ms":
-                costs["latency_ms"] = _latency(found.plain)
+                costs["latency_ms"] = _latency(found.served)
     apart = difference(base.metric, before, after, seed=payload["seed"])
     return StepResult(
         result={
@@ -68,12 +68,6 @@ def trial(payload: Payload) -> StepResult:
             **asdict(apart),
         }
     )
-
-
-def searched_by(options: Mapping[str, Any]) -> Searched:
-    """What the recipes of a search are made of."""
-    method = next(name for name in _METHODS if name in QUANTIZERS)
-    return Searched(epochs=options["epochs"], method=method)
 
 
 def trials_of(payload: Payload) -> list[Measured]:
@@ -106,7 +100,18 @@ class _Base:
         self.program = trained_program(payload)
         self._runner = Runner(self.program)
         samples = arrays(payload["data"]["train"][:1])
+        self._loss = loss_name(payload["data"], samples)
         self.metric = metric_name(payload["data"], measured(payload["data"], samples), self.program)
+
+    def searched(self) -> Searched:
+        """What the recipes of the search are made of. Large nets are trained in small steps."""
+        size = parameters(self.program)
+        return Searched(
+            epochs=self._payload["options"]["epochs"],
+            method=_METHOD,
+            lr=next(lr for most, lr in _RATES if size <= most),
+            is_labelled=self._loss != "distillation",
+        )
 
     def value(self) -> float:
         """The metric on all folds."""

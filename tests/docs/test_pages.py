@@ -1,9 +1,12 @@
 """Every page of docs/ is followed to the letter: with a real model, a real store, and stand-ins for rented machines."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fleetpress.jobs.spec import parse_spec
 
 DOCS = Path(__file__).parents[2] / "docs"
 TASKS = [
@@ -35,6 +38,17 @@ def test_serving(reader: Any) -> None:
     someone = reader()
     someone.follow("serving.md")
     assert (someone.place / "plain/digits/model.pt2").exists()
+
+
+def test_let_it_choose(page_blocks: Any) -> None:
+    """The spec is one; what the table tells to write are recipes."""
+    (block,) = page_blocks("auto.md")
+    assert parse_spec(block.text, "auto.md").recipes["smallest"].auto is not None
+    written = re.findall(r"`(auto: {.*?})`", (DOCS / "auto.md").read_text(encoding="utf-8"))
+    assert len(written) == 5
+    for recipe in written:
+        text = re.sub(r"smallest: {.*}\n", lambda _, own=recipe: f"smallest: {{{own}}}\n", block.text)
+        assert parse_spec(text, "auto.md").recipes["smallest"].auto is not None
 
 
 @pytest.mark.parametrize("page", TASKS)

@@ -1,6 +1,8 @@
 """A small fleet on real data: scikit-learn's digits, a perceptron and a convolutional net with batch normalization."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,14 @@ from torch import Tensor, nn
 from fleetpress.compression.program import with_tensors
 from fleetpress.compression.training import TrainOptions, train
 from fleetpress.jobs.demo import npz_bytes
+from fleetpress.jobs.seaweed import SeaweedFS
 from fleetpress.jobs.spec import Spec, parse_spec
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "ray_matrix"))
+
+from ray_hosts import Hosts
 
 SPEC = """\
 version: 1
@@ -101,3 +108,21 @@ def fleet_at(trained_fleet: dict[str, bytes]) -> Callable[..., Spec]:
         return parse_spec(text.format(place=place), "spec.yaml")
 
     return write
+
+
+@pytest.fixture(scope="session")
+def job_cluster(seaweedfs: SeaweedFS) -> Iterator[Callable[[], Hosts]]:
+    """A cluster with a job server, a head and two nodes, which knows SeaweedFS; another one once its head is gone.
+
+    It takes long to start, so a node that a test has killed is missed by those after it.
+    """
+    with ExitStack() as stack:
+        started: list[Hosts] = []
+
+        def living() -> Hosts:
+            if not started or not started[-1].has_head:
+                hosts = Hosts(nodes=2, takes_jobs=True, variables=seaweedfs.environment)
+                started.append(stack.enter_context(hosts))
+            return started[-1]
+
+        yield living

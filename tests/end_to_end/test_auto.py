@@ -75,7 +75,7 @@ def test_the_smallest_model_within_the_drop(folder: Path) -> None:
     assert len(chosen) == 1
     if not search["backed_off"]:
         assert chosen[0]["bytes"] == min(trial["bytes"] for trial in good)
-    assert {trial["family"] for trial in search["trials"]} == {"quantize", "delete"}
+    assert {trial["family"] for trial in search["trials"]} == {"quantize", "delete", "zero"}
     assert metrics["after"]["bytes"] < metrics["before"]["bytes"] / 4
     module = load_artifact(f"{folder}/output/models/net")
     assert module(torch.zeros(1, 64)).shape == (1, 10)

@@ -11,8 +11,8 @@ import pytest
 from fleetpress.jobs.preview import preview
 from fleetpress.jobs.spec import parse_spec
 
-CEILING_BYTES = 512 << 20
-HUGE = (146_484, 2_048)  # 600 MB
+CEILING_BYTES = 400 << 20
+HUGE = (104_000, 2_048)  # 426 MB
 LAYER = (8_192, 2_048)
 SPEC = """\
 version: 1
@@ -20,13 +20,13 @@ name: memory
 output: {place}/output
 models: [{{source: "{place}/net.safetensors", recipe: it}}]
 recipes: {{it: {{{recipe}}}}}
-resources: {{memory_per_task: 512MiB}}
+resources: {{memory_per_task: 400MiB}}
 """
 RUN = "import sys; from fleetpress.jobs.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def write_sparse(place: Path, layers: int) -> None:
-    """One shard of zeros that takes no room on the disk: a tensor of 600 MB, and matrices of 34 MB."""
+    """One shard of zeros that takes no room on the disk: a tensor of 426 MB, and matrices of 34 MB."""
     shapes = {"huge.weight": HUGE, **{f"layers.{index}.weight": LAYER for index in range(layers)}}
     entries, end = {}, 0
     for name, shape in shapes.items():
@@ -58,7 +58,7 @@ def peak_anonymous_bytes(command: list[str]) -> int:
 @pytest.mark.parametrize(
     ("recipe", "layers"),
     [
-        ("quantize: {scheme: W4A16}", 16),  # 1.1 GB
+        ("quantize: {scheme: W4A16}", 8),  # 690 MB
         ('prune: {method: magnitude_n_m, pattern: "2:4"}, quantize: {scheme: W8A16}', 1),  # in torch
     ],
     ids=["compiled", "torch"],

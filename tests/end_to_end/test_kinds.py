@@ -89,18 +89,6 @@ class Encoder(nn.Module):
         return self.head(self.layer(x).mean(1))
 
 
-class Stream(nn.Module):
-    """The same behind a layer, so that its residual stream is one that can be made narrower."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.layer = nn.Linear(16, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(self.embed(x)).mean(1))
-
-
 class FixedRows(nn.Module):
     """The batch size stands in the code."""
 
@@ -234,20 +222,6 @@ CASES = {
         quality=0.7,
         pruned=("layer.self_attn.in_proj_weight", "layer.linear1"),
     ),
-    "heads-and-stream": Case(
-        build=Stream,
-        data=lambda: labelled(3, 16),
-        quality=0.7,
-        recipe="transformer",
-        pruned=("embed", "layer.self_attn.in_proj_weight", "layer.self_attn.out_proj", "layer.linear2"),
-    ),
-    "hidden-units": Case(
-        build=Recurrent,
-        data=lambda: labelled(3, 4, count=3),
-        quality=0.7,
-        recipe="hidden",
-        pruned=("lstm", "gru"),
-    ),
     "regression": Case(build=lambda: mlp(8, 2), data=values, metric="r2", options=", metric: r2"),
     "agreeing": Case(build=mlp, data=unlabelled, metric="agreement", quality=0.85, recipe="unlabelled"),
     "alike": Case(
@@ -275,18 +249,6 @@ recipes:
     prune: {{method: gradient_stability, sparsity: 0.25}}
     finetune: {{epochs: 2, batch_size: 32, lr: 5.0e-3}}
     quantize: {{scheme: W8A16, targets: [Linear, Embedding]}}
-    validate: {{max_drop: "15%"}}
-  transformer:
-    train: {{epochs: 14, batch_size: 32, lr: 1.0e-2}}
-    prune: {{method: gradient_stability, sparsity: 0.5, structure: [head, normalized]}}
-    finetune: {{epochs: 4, batch_size: 32, lr: 5.0e-3}}
-    quantize: {{num_bits: 6, symmetric: false, group_size: 8}}
-    validate: {{max_drop: "15%"}}
-  hidden:
-    train: {{epochs: 14, batch_size: 32, lr: 2.0e-2}}
-    prune: {{method: gradient_stability, sparsity: 0.5, structure: recurrent}}
-    finetune: {{epochs: 4, batch_size: 32, lr: 1.0e-2}}
-    quantize: {{num_bits: 6, symmetric: false, group_size: 8}}
     validate: {{max_drop: "15%"}}
   unlabelled:
     collect: {{batch_size: 16}}

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from fleetpress.jobs.job_records import read_job
 from fleetpress.jobs.results import read_result, run_ids
 from fleetpress.jobs.schedule.file import load_schedules
 from fleetpress.jobs.schedule.tick import Row, Tick, tick
-from fleetpress.jobs.seaweed import SeaweedFS
 from fleetpress.storage.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +39,7 @@ models:
 data:
   points: {{train: "{place}/in/train-*.npz", eval: "{place}/in/eval.npz", loss: cross_entropy}}
 recipes:
-  trained: {{train: {{epochs: 1500, batch_size: 32}}, quantize: {{scheme: W8A16}}, validate: {{max_drop: 1.0}}}}
+  trained: {{train: {{epochs: 500, batch_size: 32}}, quantize: {{scheme: W8A16}}, validate: {{max_drop: 1.0}}}}
   packed: {{quantize: {{scheme: W8A16_ASYM}}}}
 """
 SCHEDULES = """\
@@ -58,11 +57,11 @@ PATIENCE_SECONDS = 200
 
 
 @pytest.fixture
-def hosts(seaweedfs: SeaweedFS, seaweed_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
+def hosts(job_cluster: Callable[[], Hosts], seaweed_uri: str, monkeypatch: pytest.MonkeyPatch) -> Hosts:
     """Two nodes that know the bucket; this process has the token of their job server."""
-    with Hosts(nodes=2, takes_jobs=True, variables=seaweedfs.environment) as cluster:
-        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", cluster.environment["RAY_AUTH_TOKEN_PATH"])
-        yield cluster
+    cluster = job_cluster()
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", cluster.environment["RAY_AUTH_TOKEN_PATH"])
+    return cluster
 
 
 def test_a_fleet_is_compressed_at_night_and_nothing_is_done_twice(

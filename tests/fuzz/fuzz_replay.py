@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 from fuzz_bombs import BOMBS
+from fuzz_coded import CODED
 from fuzz_makers import MADE
 from fuzz_targets import verdict
 
 CORPUS = Path(__file__).parent / "corpus"
-MAKERS = MADE | BOMBS
+MAKERS = MADE | CODED | BOMBS
 _WAITED = 20  # times the deadline, for what waits and does not work
 
 

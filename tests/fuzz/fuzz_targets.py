@@ -128,6 +128,12 @@ def program(data: bytes) -> None:
     load_program(data)
 
 
+def coded_model(data: bytes) -> None:
+    from fleetpress.jobs.coded_programs import decoded_program
+
+    decoded_program(data)
+
+
 def state_dict(data: bytes) -> None:
     from fleetpress.storage.state_dicts import load_state_dict
 
@@ -237,6 +243,7 @@ TARGETS: dict[str, Target] = {
         checkpoint_shard,
         checkpoint_config,
         program,
+        coded_model,
         state_dict,
         npz,
         parquet,

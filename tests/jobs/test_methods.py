@@ -18,7 +18,7 @@ from fleetpress.jobs.methods import described
 from fleetpress.jobs.recipe import FinetuneStep, PruneStep, QuantizeStep
 
 GRADUAL = ("ramp", "interval")
-ROUNDS = ("compensate", "rounds")
+ROUNDS = ("normalize", "compensate", "rounds")
 TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
     "sparsity": SPARSIFIERS,
@@ -29,7 +29,7 @@ TABLES: dict[str, Mapping[str, object]] = {
     "metrics": METRICS,
     "optimizers": OPTIMIZERS,
 }
-OF_UNITS = ("compensate", "schedule", "rounds")  # options that only the deletion of units has
+OF_UNITS = ("normalize", "compensate", "schedule", "rounds")  # options that only the deletion of units has
 
 
 def test_every_name_of_every_table() -> None:

@@ -223,3 +223,21 @@ def test_compensation_observes_before_pruning_and_quantization_calibrates_afterw
         "publish",
     ]
     assert tasks[0].digest != tasks[2].digest
+
+
+def test_weights_are_zeroed_after_their_inputs_were_observed() -> None:
+    recipe = {
+        "prune": {"method": "wanda", "pattern": "2:4"},
+        "finetune": {"epochs": 1},
+        "calibrate": {"samples": 64},
+        "quantize": {"scheme": "W4A16"},
+    }
+    tasks = planned(model(recipe), gradients=False).tasks
+    assert [(task.kind, task.id) for task in tasks[:2]] == [
+        ("calibrate", "net/observe"),
+        ("prune", "net/prune"),
+    ]
+    assert [task.kind for task in tasks[2:]] == ["finetune", "quantize", "publish"]
+    assert tasks[1].payload["stages"] == {"observe": [tasks[0].digest]}
+    free = planned(model({**recipe, "prune": {"method": "magnitude_n_m", "pattern": "2:4"}}), gradients=False)
+    assert [task.kind for task in free.tasks] == ["prune", "finetune", "quantize", "publish"]

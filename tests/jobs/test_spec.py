@@ -192,16 +192,6 @@ def test_two_spellings_have_one_canonical_form() -> None:
     assert recipe("{train: {}, validate: {max_drop: '1.0 %'}}").canonical()["validate"] == {"max_drop": "1%"}
 
 
-def test_structures_are_a_key_only_where_they_are_given() -> None:
-    assert (
-        "structure" not in recipe("{prune: {sparsity: 0.5, structure: []}, train: {}}").canonical()["prune"]
-    )
-    one = recipe("{prune: {sparsity: 0.5, structure: Head}, train: {}}").canonical()["prune"]
-    assert one["structure"] == ["head"]
-    two = recipe("{prune: {sparsity: 0.5, structure: [normalized, head, normalized]}, train: {}}")
-    assert two.canonical()["prune"]["structure"] == ["head", "normalized"]
-
-
 def some(**options: st.SearchStrategy[object]) -> st.SearchStrategy[dict[str, object]]:
     return st.fixed_dictionaries({}, optional=options)
 

@@ -116,6 +116,18 @@ def test_they_are_read_without_torch(steps: str) -> None:
             "prune.pattern: has no meaning for magnitude_unstructured, which takes sparsity; delete it",
         ),
         (
+            "prune: {method: wanda}",
+            "prune: does not say how much; add sparsity, such as 0.5 or pattern, such as 2:4",
+        ),
+        (
+            "prune: {method: sparsegpt, sparsity: 0.5, pattern: 2:4}",
+            "prune.pattern: excludes sparsity; keep one way to say how much to zero",
+        ),
+        (
+            "prune: {method: wanda, sparsity: 0.5, scope: global}",
+            "prune.scope: global has no meaning for wanda, which looks at every tensor alone; delete it",
+        ),
+        (
             "prune: {method: magnitude, pattern: 2:4}",
             "prune.pattern: has no meaning for magnitude, which deletes whole units; delete it, or take magnitude_n_m",
         ),

@@ -183,7 +183,7 @@ MISTAKES = [
     (
         "    quantize: {scheme: W4A16, ignore: [lm_head]}",
         "    validate: {}",
-        "21: recipes.w4: changes nothing; add at least one of train, prune, finetune, quantize",
+        "21: recipes.w4: changes nothing; add at least one of train, auto, prune, finetune, quantize",
     ),
     # prune
     (
@@ -233,16 +233,6 @@ MISTAKES = [
         "scope: layer",
         "scope: layers",
         "17: recipes.small.prune.scope: should be layer or global, not 'layers'; did you mean `layer`?",
-    ),
-    (
-        "scope: layer",
-        "structure: heads",
-        "17: recipes.small.prune.structure: unknown structure `heads`; did you mean `head`?",
-    ),
-    (
-        "scope: layer",
-        "structure: [head, head_dim]",
-        "17: recipes.small.prune.structure: head and head_dim take the same layers apart; keep one of them",
     ),
     # quantize
     (

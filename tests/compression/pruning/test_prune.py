@@ -56,6 +56,23 @@ def test_global_share_and_coupled_layers(exported: Exported) -> None:
     assert result.removed.get("conv", ()) == result.removed.get("blocks.0.conv2", ())
 
 
+def test_normalized_scores_spare_a_layer_that_is_small_as_a_whole() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 2))
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+        model[0].bias.mul_(1e-3)
+    options = {"method": "magnitude", "sparsity": 0.4, "scope": "global"}
+    raw = prune(program_of(model, 2, 4), PruneOptions(**options))  # type: ignore[arg-type]
+    assert {name: len(units) for name, units in raw.removed.items()} == {"0": 16}
+    fair = prune(program_of(model, 2, 4), PruneOptions(**options, normalize="mean"))  # type: ignore[arg-type]
+    counts = {name: len(units) for name, units in fair.removed.items()}
+    assert sum(counts.values()) == 16
+    assert min(counts["0"], counts["2"]) >= 4
+    with pytest.raises(MethodError, match="none or mean"):
+        prune(program_of(model, 2, 4), PruneOptions(**options, normalize="l2"))  # type: ignore[arg-type]
+
+
 def test_no_layer_is_emptied() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 2))
     with torch.no_grad():

@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ class Options:
 
     folder: Path
     executor: Literal["ray", "inline"]
-    more: argparse.Namespace
+    more: argparse.Namespace = field(default_factory=argparse.Namespace)
 
 
 def options(

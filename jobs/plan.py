@@ -137,7 +137,7 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     data = builder.data
     assert data is not None, "checked by the spec: auto needs data"
     builder.add_chunks("observe", {"samples": SENSED_SAMPLES, "batch_size": 32}, shards=len(data.train))
-    builder.add_groups("sense", options)
+    builder.add_groups("sense", {})
     search = {"options": options, "loss": data.loss, "metric": data.metric, "trainers": workers}
     place = {"memory_bytes": builder.memory_bytes, "gpus": builder.gpus}
     rounds = -(-options["trials"] // TRIALS_AT_ONCE)

@@ -18,8 +18,10 @@ from fleetpress.storage.store import open_store
 
 from .fleet import Model, absolute
 from .pruning_steps import prune_options
-from .quantizing import choose, schemes_of
+from .quantizing import choose, every_layer, schemes_of
 from .schemes import scheme_label, zeroing_label
+
+_BY_AUTO = "by auto"
 
 
 def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +55,10 @@ def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
                 else predicted_bytes(tuple(values[n].shape), layer.axis, schemes[layer.name], values[n].dtype)
                 for n, layer in weights.items()
             )
-    if recipe.get("format") == "archive":
+    if "auto" in recipe:
+        notes, quantized, told = _searched(program)
+        warnings += told
+    elif recipe.get("format") == "archive":
         size = None
         warnings += ("format archive codes weights by their entropy, so the bytes out are not known yet",)
     rows = tuple(
@@ -67,6 +72,13 @@ def program_facts(model: Model, recipe: Mapping[str, Any]) -> dict[str, Any]:
         for name, kind in before.items()
     )
     return {"quantized_bytes": size, "header_bytes": read, "layers": rows, "warnings": warnings}
+
+
+def _searched(program: ExportedProgram) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+    """Layers that a search may prune, those that it may quantize, and a warning."""
+    units = {name: _BY_AUTO for group in find_units(program).groups for name in group.members}
+    codes = {layer.name: _BY_AUTO for layer in every_layer(program)}
+    return units, codes, ("auto chooses by what it measures, so the bytes out are not known yet",)
 
 
 def _zeroed(

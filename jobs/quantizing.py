@@ -88,6 +88,11 @@ def choose(program: ExportedProgram, options: Mapping[str, Any], *, step: str = 
     return Choice(layers=tuple(taken), skipped=skipped, unused_ignores=selection.unused_ignores)
 
 
+def every_layer(program: ExportedProgram) -> tuple[Layer, ...]:
+    """All layers that can be quantized, embeddings too: they may be most of a model."""
+    return choose(program, {"targets": sorted({layer.kind for layer in layers(program)})}).layers
+
+
 def group_of(
     chosen: Sequence[Layer], values: Mapping[str, Tensor], index: int, count: int
 ) -> tuple[Layer, ...]:

@@ -9,7 +9,6 @@ from torch.export import ExportedProgram
 from fleetpress.compression.batches import evenly
 from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.evaluation import Runner, all_outputs
-from fleetpress.compression.layers import layers
 from fleetpress.compression.outputs import meaning
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer
@@ -19,7 +18,7 @@ from fleetpress.compression.sensitivity import divergence, expected_increase
 
 from ..handover import Payload, record
 from ..materials import calibration, shard_arrays, trained_program
-from ..quantizing import choose, group_of
+from ..quantizing import every_layer, group_of
 from ..schemes import scheme_of
 from ..tasks import StepResult
 from .candidates import Sensed, Table
@@ -52,18 +51,12 @@ def sense(payload: Payload) -> StepResult:
     values = tensors(program)
     known = calibration(payload, "observe")
     assert known is not None, "the plan observes before it senses"
-    mine = group_of(chosen_layers(program), values, payload["index"], payload["count"])
+    mine = group_of(every_layer(program), values, payload["index"], payload["count"])
     meter = _Meter(program, payload)
     found = {layer.name: list(_options(layer, values, known, meter)) for layer in mine}
     return StepResult(
         result={"layers": {name: [dict(vars(item)) for item in options] for name, options in found.items()}}
     )
-
-
-def chosen_layers(program: ExportedProgram) -> tuple[Layer, ...]:
-    """The layers that a search may quantize: all that can be, embeddings too."""
-    present = {layer.kind for layer in layers(program)}
-    return choose(program, {"targets": sorted(present)}).layers
 
 
 def table_of(payload: Payload) -> Table:

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from fleetpress.jobs import load_artifact, run_fleet
+from fleetpress.jobs.preview import preview
 from fleetpress.jobs.results import FleetResult
 from fleetpress.jobs.spec import parse_spec
 
@@ -114,3 +115,14 @@ def test_a_fleet_shares_one_budget(folder: Path) -> None:
     assert [(model.state, model.reason) for model in result.models] == [("published", None)] * 2
     assert 18_000 < sum(float((model.after or {})["bytes"]) for model in result.models) <= 26_000
     assert [model.state for model in run_fleet(spec, executor="inline").models] == ["unchanged"] * 2
+
+
+def test_plan_says_what_is_left_to_the_search(folder: Path) -> None:
+    spec = parse_spec(_SPEC.format(folder=folder, auto="{max_drop: 2%}", more=""), "spec.yaml")
+    (planned,) = preview(spec).models
+    assert [(layer["prune"], layer["quantize"]) for layer in planned.layers or ()] == [
+        ("by auto", "by auto"),
+        ("by auto", "by auto"),
+        (None, "by auto"),
+    ]
+    assert "not known yet" in planned.warnings[0]

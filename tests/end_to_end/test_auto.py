@@ -1,6 +1,7 @@
 """`auto` from a spec to a published model: nothing is told but the goal."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from fleetpress.jobs import load_artifact, run_fleet
+from fleetpress.jobs.events import Event
 from fleetpress.jobs.preview import preview
 from fleetpress.jobs.results import FleetResult
 from fleetpress.jobs.spec import parse_spec
@@ -126,3 +128,24 @@ def test_plan_says_what_is_left_to_the_search(folder: Path) -> None:
         (None, "by auto"),
     ]
     assert "not known yet" in planned.warnings[0]
+
+
+def test_a_search_goes_on_where_it_was(folder: Path) -> None:
+    """Without its last record nothing but the last step is done again, and the same bytes come out."""
+    auto = "{max_drop: 10%, trials: 4, epochs: 0, folds: 2}"
+    first = _run(folder, auto)
+    digest = first.models[0].digest
+    model = folder / f"output/models/net/{digest}/model.pt2"
+    before = model.read_bytes()
+    shutil.rmtree(model.parent)
+    (folder / f"output/records/{digest}.json").unlink()
+    begun: list[str] = []
+    spec = parse_spec(_SPEC.format(folder=folder, auto=auto, more=""), "spec.yaml")
+
+    def listen(event: Event, _: object) -> None:
+        if event.kind == "started":
+            begun.append(event.step or "")
+
+    assert run_fleet(spec, executor="inline", listener=listen).models[0].state == "published"
+    assert begun == ["publish"]
+    assert model.read_bytes() == before

@@ -1,5 +1,6 @@
 """Which models a source names: files, folders and patterns to `ModelSource`s, by listings alone."""
 
+import os
 import posixpath
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from .errors import ObjectNotFound
 from .globs import has_glob, matches, split_pattern
 from .near_misses import hint
 from .store import ObjectInfo, open_store
-from .uri import basename, join, normalize, split, validate_key
+from .uri import basename, is_s3, join, normalize, split, validate_key
 
 Kind = Literal["program", "checkpoint", "module"]
 
@@ -87,6 +88,11 @@ def find_models(source: str) -> list[ModelSource]:
     return [found]
 
 
+def _folder_name(folder: str) -> str:
+    """The folder's last part; the working folder has a name, too."""
+    return basename(folder if is_s3(folder) else os.path.abspath(folder))
+
+
 def is_checkpoint_folder(names: Collection[str]) -> bool:
     """Whether a folder with these names is a Hugging Face model in safetensors."""
     return CONFIG in names and (WEIGHTS in names or INDEX in names)
@@ -140,7 +146,7 @@ def _file_model(root: str, info: ObjectInfo) -> ModelSource:
     kind = _kind(key)
     assert kind is not None
     stem = posixpath.splitext(key)[0]
-    name = basename(folder) if stem == "model" else stem
+    name = _folder_name(folder) if stem == "model" else stem
     file = SourceFile(path=key, etag=info.etag, bytes=info.size_bytes)
     return ModelSource(name=validate_key(name), kind=kind, uri=uri, root=folder, files=(file,))
 
@@ -149,7 +155,7 @@ def _folder_model(folder: str, infos: Iterable[ObjectInfo]) -> ModelSource | Non
     """The one model that lies directly in `folder`: `model.pt2`, else a checkpoint, else the only model file."""
     by_name = {info.key: info for info in infos}
     direct = {name: info for name, info in by_name.items() if "/" not in name and _kind(name) is not None}
-    name = validate_key(basename(folder))
+    name = validate_key(_folder_name(folder))
     if "model.pt2" not in direct and is_checkpoint_folder(by_name):
         files = tuple(
             source_file(info) for key, info in sorted(by_name.items()) if belongs_to_checkpoint(key)

@@ -105,7 +105,7 @@ def _candidates(plan: ModelPlan, ledger: Ledger) -> Candidates:
     trials = []
     for task in plan.tasks:
         if task.kind == "trial" and (record := ledger.read(task.digest)) is not None:
-            trials += measured_in(task.digest, record.result)
+            trials += [trial for trial in measured_in(task.digest, record.result) if not trial.refused]
     return Candidates(trials=trials, max_drop=plan.model.recipe.validation.max_drop)
 
 

@@ -13,6 +13,7 @@ from fleetpress.compression.allocation import Option, allocate
 Family = Literal["quantize", "delete", "zero"]
 CALIBRATION = {"samples": 512, "batch_size": 32}
 _LEAST_SHARE = 0.02
+_STRUCTURES = ["channel", "head", "recurrent"]
 _BITS_OF_KEPT = 8  # that a weight which is not zero takes, with its place
 
 
@@ -108,7 +109,12 @@ def _deleted(x: float, table: Table, searched: Searched) -> dict[str, Any] | Non
     sparsity = round(1 - x**0.5, 4)
     steps: dict[str, Any] = {
         "collect": {"batch_size": searched.batch_size},
-        "prune": {"method": "gradient_stability", "sparsity": sparsity, "compensate": "least_squares"},
+        "prune": {
+            "method": "gradient_stability",
+            "sparsity": sparsity,
+            "structure": _STRUCTURES,
+            "compensate": "least_squares",
+        },
     }
     if searched.epochs:
         steps["finetune"] = _tuned(searched)

@@ -21,17 +21,25 @@ from .trials import goal_of, trials_of
 
 def publish(payload: Payload) -> StepResult:
     """Publish the first candidate of the ladder that passes validation; the last refusal if none does."""
-    trials = trials_of(payload)
+    tried = trials_of(payload)
+    trials = [trial for trial in tried if not trial.refused]
     if not trials:
+        reasons = (
+            "; ".join(dict.fromkeys(trial.refused for trial in tried))
+            or "no layer can be quantized or pruned"
+        )
         raise ModelError(
-            f"{payload['model']['name']}: no candidate could be measured; give more train data, or a recipe of your own"
+            f"{payload['model']['name']}: no candidate could be measured ({reasons}); give a recipe of your own"
         )
     goal = goal_of(payload, trials[0].before, macs(trained_program(payload)))
     backed_off: list[dict[str, Any]] = []
     answer: StepResult | None = None
     for rung in _rungs(payload, trials, goal):
         made = built(payload, rung.recipe)
-        told = _told(trials, rung, goal, backed_off)
+        told = {
+            **_told(trials, rung, goal, backed_off),
+            "refused": [{"recipe": trial.recipe, "why": trial.refused} for trial in tried if trial.refused],
+        }
         own = {name: payload[name] for name in ("digest", "plan_digest")}
         answer = publish_candidate({**made, **own, "asked": payload["recipe"], "told": {"search": told}})
         if answer.result["state"] == "published":

@@ -35,6 +35,7 @@ class Measured:
     """A trial that was measured on held-out train data: its place in its family, its recipe, what came out.
 
     `drop` is that of the metric, in its own unit, with its `standard_error`; `costs` by name: bytes, macs, latency_ms.
+    One that could not be built (`refused` says why) lost everything and has no costs.
     """
 
     digest: str
@@ -46,6 +47,7 @@ class Measured:
     drop: float
     standard_error: float
     costs: Mapping[str, float]
+    refused: str = ""
 
     @property
     def bound(self) -> float:
@@ -57,8 +59,17 @@ def measured_in(digest: str, result: Mapping[str, Any]) -> list[Measured]:
     """What the record of a trial tells: one measurement, or none if there was nothing to try."""
     if "skipped" in result:
         return []
-    names = ("family", "x", "recipe", "before", "after", "drop", "standard_error", "costs")
-    return [Measured(digest=digest, **{name: result[name] for name in names})]
+    told = {name: result[name] for name in ("family", "x", "recipe")}
+    if "refused" in result:
+        lost: dict[str, Any] = {
+            "before": math.nan,
+            "after": math.nan,
+            "drop": math.inf,
+            "standard_error": 0.0,
+        }
+        return [Measured(digest=digest, **told, **lost, costs={}, refused=result["refused"])]
+    names = ("before", "after", "drop", "standard_error", "costs")
+    return [Measured(digest=digest, **told, **{name: result[name] for name in names})]
 
 
 def is_good(trial: Measured, goal: Goal) -> bool:
@@ -106,8 +117,9 @@ def ladder(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
 def front(trials: Sequence[Measured], cost: str) -> list[Measured]:
     """The Pareto front of cost and drop, cheapest first."""
     found: list[Measured] = []
-    for trial in sorted(trials, key=lambda trial: (trial.costs[cost], trial.drop, trial.digest)):
-        if math.isfinite(trial.drop) and (not found or trial.drop < found[-1].drop):
+    known = [trial for trial in trials if math.isfinite(trial.drop)]
+    for trial in sorted(known, key=lambda trial: (trial.costs[cost], trial.drop, trial.digest)):
+        if not found or trial.drop < found[-1].drop:
             found.append(trial)
     return found
 
@@ -152,6 +164,9 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
     round: the largest x within the budget loses least.
     """
     mine = [trial for trial in trials if trial.family == family]
+    built = [trial for trial in mine if not trial.refused]
+    if mine and not built:  # nothing of this kind can be done to the model
+        return []
     good = [trial.x for trial in mine if is_good(trial, goal)]
     bad = [trial.x for trial in mine if not is_good(trial, goal)]
     if goal.budget is None:
@@ -160,9 +175,9 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
         if beyond is None:
             return [x for x in (edge * _STEP, edge * _STEP**0.5, edge * _STEP**2) if x > _LEAST]
         return _between(beyond, edge)
-    if family == "quantize" and goal.cost == "bytes" and mine:
+    if family == "quantize" and goal.cost == "bytes" and built:
         # What is stored beside the weights hardly changes: the nearest trial tells how much that is.
-        near = min(mine, key=lambda trial: abs(trial.costs["bytes"] - goal.budget))  # type: ignore[operator]
+        near = min(built, key=lambda trial: abs(trial.costs["bytes"] - goal.budget))  # type: ignore[operator]
         room = [share * goal.budget - near.costs["bytes"] for share in (0.997, 0.985, 0.96)]
         return [x for x in (near.x + some / table.float_bytes for some in room) if 0 < x < 1]
     edge = max(good, default=_LEAST)

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from fleetpress.compression.batches import evenly
 from fleetpress.compression.confidence import difference, sample_sums, value_of
 from fleetpress.compression.cost import macs, parameters
+from fleetpress.compression.errors import CompressionError
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.metrics import Sums, allowed_drop
 from fleetpress.compression.program import bind
@@ -49,8 +50,11 @@ def trial(payload: Payload) -> StepResult:
     costs: dict[str, float] = {}
     for index in range(folds):
         fold = Fold(index=index, of=options["folds"])
-        made = built(payload, recipe, Fold(index=index, of=options["folds"], is_left_out=True))
-        found = assembled(made)
+        try:
+            made = built(payload, recipe, Fold(index=index, of=options["folds"], is_left_out=True))
+            found = assembled(made)
+        except CompressionError as error:  # a net without units to delete, a training that diverged ...
+            return StepResult(result={"family": family, "x": x, "recipe": recipe, "refused": str(error)})
         before += base.sums(fold)
         after += base.sums_of(found.served, fold)
         if not costs:

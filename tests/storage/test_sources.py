@@ -103,3 +103,15 @@ def test_a_missing_bucket_is_not_a_missing_model(s3_uri: str) -> None:
 def test_patterns_that_are_none(source: str) -> None:
     with pytest.raises(InvalidUri):
         find_models(source)
+
+
+def test_a_model_in_the_working_folder_is_named_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "lenet"
+    folder.mkdir()
+    (folder / "model.pt2").write_bytes(b"x")
+    monkeypatch.chdir(folder)
+    assert [found.name for source in ("model.pt2", ".", "./model.pt2") for found in find_models(source)] == [
+        "lenet"
+    ] * 3

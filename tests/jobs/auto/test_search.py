@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from fleetpress.jobs.auto.candidates import Searched, Sensed, Table, recipe_of
-from fleetpress.jobs.auto.search import Goal, Measured, front, is_good, ladder, propose, ranked
+from fleetpress.jobs.auto.search import Goal, Measured, front, is_good, ladder, measured_in, propose, ranked
 
 TABLE = Table(
     layers={
@@ -65,6 +65,19 @@ def test_the_edge_of_what_is_good_enough_is_found(edge: float) -> None:
 def test_families_that_are_no_good_do_not_stop_the_others() -> None:
     trials = searched(SMALLEST, lambda family, x: 0.0 if family == "quantize" and x >= 0.08 else 1.0, 4)
     assert ranked(trials, SMALLEST)[0].family == "quantize"
+
+
+def test_what_cannot_be_built_is_no_good_and_a_family_of_it_is_left() -> None:
+    (opening, *_) = propose([], SMALLEST, TABLE, SEARCHED, 1)
+    facts = {"family": "delete", "x": 0.6, "recipe": {}, "refused": "no unit can be deleted"}
+    (refused,) = measured_in("d", facts)
+    first = measured(opening[0], opening[1], opening[2], 0.0, 20_000)
+    assert not is_good(refused, SMALLEST)
+    assert [trial.digest for trial in ranked([refused, first], SMALLEST)] == [first.digest]
+    assert front([refused, first], "bytes") == ladder([refused, first], SMALLEST) == [first]
+    families = {family for family, _, _ in propose([refused, first], SMALLEST, TABLE, SEARCHED, 8)}
+    assert "delete" not in families
+    assert "quantize" in families
 
 
 def test_a_budget_is_used_up_and_kept() -> None:

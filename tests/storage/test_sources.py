@@ -1,5 +1,7 @@
 """What a source names: files, folders and patterns, in folders and in S3 alike, without reading a model."""
 
+from pathlib import Path
+
 import pytest
 
 from fleetpress.storage.errors import BucketNotFound, InvalidUri, ObjectNotFound

@@ -121,9 +121,9 @@ def _tables() -> Described:
         "sparsity": [
             {
                 "name": name,
+                "needs_inputs": method.needs_inputs,
                 "summary": method.summary,
                 "paper": method.paper,
-                "needs_inputs": method.needs_inputs,
                 "options": _options(
                     PruneStep,
                     _ZERO | (_GRADUAL if name in GRADUAL_METHODS else {}),

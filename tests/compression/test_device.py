@@ -110,6 +110,11 @@ def test_training_runs_where_it_is_told(program: ExportedProgram, monkeypatch: p
         loss=LOSSES["mse"],
         teacher=None,
         collect=True,
+        products=True,
+        recurrent=False,
+        masks={name: value != 0 for name, value in tensors(program).items() if name.endswith("weight")},
+        gradual=None,
+        quantized={},
         collective=training.ALONE,
         device=META,
     )

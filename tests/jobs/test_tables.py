@@ -255,8 +255,8 @@ def test_one_method_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert out.startswith("magnitude (pruning)\n  needs gradients: false\n")
     assert "arXiv:1608.08710" in out
-    words = [line.split() for line in out.splitlines()]
-    assert "scope layer layer: the share of every layer; global: of all units together".split() in words
+    words = [" ".join(line.split()) for line in out.splitlines()]
+    assert "scope layer layer: the share of every layer; global: of all units together" in words
 
 
 def test_findings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,8 +192,9 @@ class ValidateStep(Strict):
 class AutoStep(Strict):
     """Let fleetpress choose: what to aim for, and within which bounds. Everything else follows from the train data.
 
-    `smallest` and `fastest` keep the metric's drop within `max_drop`; `most_accurate` keeps within a budget: a
-    `compression_ratio` or `size_bytes` of the stored model, a share of its `macs`, or a `latency_ms` of one call.
+    `smallest` and `fastest` keep the metric's drop within `max_drop`; `most_accurate`, which a budget means if no goal
+    is named, keeps within that: a `compression_ratio` or `size_bytes` of the stored model, a share of its `macs`, or a
+    `latency_ms` of one call.
     `trials` candidates are measured on the train data, cut into `folds`; `epochs` of fine-tuning may be spent on each.
     """
 
@@ -206,6 +207,12 @@ class AutoStep(Strict):
     trials: Count = 16
     folds: Annotated[int, Field(ge=2, le=20)] = 4
     epochs: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_budget_tells_the_goal(cls, raw: Any) -> Any:
+        given = isinstance(raw, dict) and any(raw.get(name) is not None for name in BUDGETS)
+        return {"goal": "most_accurate", **raw} if given else raw
 
 
 _NEWER = {("prune", "normalize"): "none", ("prune", "compensate"): "none", ("prune", "schedule"): "one_shot"}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fleetpress.compression.cost import macs
+from fleetpress.compression.errors import CompressionError
 
 from ..errors import ModelError
 from ..handover import Payload
@@ -35,7 +36,11 @@ def publish(payload: Payload) -> StepResult:
     backed_off: list[dict[str, Any]] = []
     answer: StepResult | None = None
     for rung in _rungs(payload, trials, goal):
-        made = built(payload, rung.recipe)
+        try:
+            made = built(payload, rung.recipe)
+        except CompressionError as error:  # what went well without a fold may diverge with it
+            backed_off.append({"recipe": rung.recipe, "why": str(error)})
+            continue
         told = {
             **_told(trials, rung, goal, backed_off),
             "refused": [{"recipe": trial.recipe, "why": trial.refused} for trial in tried if trial.refused],
@@ -45,7 +50,10 @@ def publish(payload: Payload) -> StepResult:
         if answer.result["state"] == "published":
             return answer
         backed_off.append({"recipe": rung.recipe, "why": answer.result["reason"]})
-    assert answer is not None
+    if answer is None:
+        raise ModelError(
+            f"{payload['model']['name']}: no candidate could be built again: {backed_off[-1]['why']}"
+        )
     return answer
 
 

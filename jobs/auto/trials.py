@@ -62,16 +62,11 @@ def trial(payload: Payload) -> StepResult:
             if goal.cost == "latency_ms":
                 costs["latency_ms"] = _latency(found.served)
     apart = difference(base.metric, before, after, seed=payload["seed"])
-    return StepResult(
-        result={
-            "family": family,
-            "x": x,
-            "recipe": recipe,
-            "costs": costs,
-            "metric": base.metric,
-            **asdict(apart),
-        }
-    )
+    tried = {"family": family, "x": x, "recipe": recipe}
+    if not all(map(math.isfinite, vars(apart).values())):
+        why = f"{base.metric} went from {apart.before:g} to {apart.after:g}"
+        return StepResult(result={**tried, "refused": why})
+    return StepResult(result={**tried, "costs": costs, "metric": base.metric, **asdict(apart)})
 
 
 def trials_of(payload: Payload) -> list[Measured]:

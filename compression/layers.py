@@ -21,6 +21,11 @@ class LayerOp:
     bias: int | None
     axis: int
 
+    @property
+    def input(self) -> int:
+        """Which argument is multiplied with the weight."""
+        return 1 if self.bias == 0 else 0
+
 
 LAYER_OPS = {
     aten.linear.default: LayerOp(kind="Linear", weight=1, bias=2, axis=0),

@@ -31,6 +31,7 @@ from fleetpress.compression.calibration import (
     InputStatistics,
     WeightStatistics,
 )
+from fleetpress.compression.convolutions import each, sides
 from fleetpress.compression.device import CPU, deterministic
 from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
 from fleetpress.compression.evaluation import Runner
@@ -235,11 +236,11 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
     seen: dict[tuple[Any, ...], _Seen] = {}
     found = {}
     for name, mine in uses.items():
-        read = tuple((node.args[_input_place(op)], geometry) for node, geometry, op in mine)
+        read = tuple((node.args[op.input], geometry) for node, geometry, op in mine)
         if read not in seen:
             sums = seen[read] = _Seen()
             for node, geometry, op in mine:
-                _insert(module, node.args[_input_place(op)], node, partial(_look, sums, geometry))
+                _insert(module, node.args[op.input], node, partial(_look, sums, geometry))
         found[name] = _Weight(seen=seen[read], axis=-1 - len(mine[0][1].kernel))
         if gradients:
             for node, _, _ in mine:
@@ -267,34 +268,17 @@ def _insert(module: fx.GraphModule, source: Any, user: fx.Node | None, see: Call
         user.replace_input_with(source, tap)
 
 
-def _input_place(op: LayerOp) -> int:
-    """Which argument of the operator is multiplied with its weight."""
-    return 1 if op.bias == 0 else 0
-
-
 def _geometry(node: fx.Node, op: LayerOp, weight: Tensor) -> _Geometry:
     if op.kind == "Linear":
         return _Geometry()
-    told = arguments(node)
-    kernel = tuple(weight.shape[2:])
-    stride, dilation = _each(told["stride"], kernel), _each(told["dilation"], kernel)
-    padding = told["padding"]
-    if padding == "valid":
-        sides = tuple((0, 0) for _ in kernel)
-    elif padding == "same":
-        reach = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
-        sides = tuple((far // 2, far - far // 2) for far in reach)
-    else:
-        sides = tuple((side, side) for side in _each(padding, kernel))
+    told, kernel = arguments(node), tuple(weight.shape[2:])
     return _Geometry(
-        kernel=kernel, stride=stride, padding=sides, dilation=dilation, groups=int(told["groups"])
+        kernel=kernel,
+        stride=each(told["stride"], len(kernel)),
+        padding=sides(node, kernel),
+        dilation=each(told["dilation"], len(kernel)),
+        groups=int(told["groups"]),
     )
-
-
-def _each(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
-    """An option dim by dim: one number may stand for all."""
-    sizes = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return sizes * len(kernel) if len(sizes) == 1 else sizes
 
 
 def _add_gradients(value: Tensor, taps: dict[str, _Weight]) -> None:

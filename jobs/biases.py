@@ -56,7 +56,9 @@ class Biases:
 
 
 def corrected_program(payload: Payload, program: ExportedProgram) -> ExportedProgram:
-    """The program with the biases that the quantize tasks corrected."""
+    """The program with the biases that the quantize tasks corrected; nothing is read if the recipe asks for none."""
+    if not payload["recipe"].get("quantize", {}).get("bias_correction"):
+        return program
     found: dict[str, Tensor] = {}
     for digest in payload["stages"].get("quantize", ()):
         values = stored_tensors(payload, digest)

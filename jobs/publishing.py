@@ -58,7 +58,7 @@ def _metrics(payload: Payload, candidate: Candidate) -> tuple[dict[str, Any], st
     before: dict[str, Any] = {"bytes": payload["model"]["files"][0]["bytes"], **_cost(source, source.program)}
     after: dict[str, Any] = {"bytes": len(candidate.data), **_cost(folded, candidate.plain)}
     if candidate.loaded is not candidate.served:
-        after["latency_packed_ms"] = _latency(Runner(candidate.loaded))
+        after["latency_packed_ms"] = call_ms(Runner(candidate.loaded))
     verdict = _over_budget(payload, after)
     if quality is not None:
         before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
@@ -97,10 +97,11 @@ def _json(value: float) -> float | None:
 
 
 def _cost(runner: Runner, plain: ExportedProgram) -> dict[str, Any]:
-    return {"parameters": parameters(plain), "macs": macs(plain), "latency_ms": _latency(runner)}
+    return {"parameters": parameters(plain), "macs": macs(plain), "latency_ms": call_ms(runner)}
 
 
-def _latency(runner: Runner) -> float:
+def call_ms(runner: Runner) -> float:
+    """How long one call with one sample takes, in milliseconds."""
     args, kwargs = bind(runner.program, smoke_inputs(runner.program, batch=1))
     return latency_ms(runner.module, args, kwargs, limit_seconds=_LATENCY_SECONDS)
 

@@ -66,7 +66,7 @@ def execute(
         try:
             step_result = run_step(task)
             cost = _cost(started, where, traffic)
-            record = _record(task, step_result, attempts, cost)
+            record = record_of(task, step_result, attempts, cost)
             Ledger(open_store(ledger_uri)).write(record)
         except Exception as error:  # noqa: BLE001 - the border: one bad model must not stop the fleet
             return replace(failure_of(task, error), **_cost(started, where, traffic))
@@ -82,7 +82,8 @@ def _cost(started: float, where: str, traffic: Traffic) -> dict[str, Any]:
     }
 
 
-def _record(task: Task, step_result: StepResult, attempts: int, cost: dict[str, Any]) -> TaskRecord:
+def record_of(task: Task, step_result: StepResult, attempts: int, cost: dict[str, Any]) -> TaskRecord:
+    """The record of a task that came to this result, with what it cost: seconds, where, bytes read and written."""
     return TaskRecord(
         task=task.id,
         model=task.model,

@@ -79,11 +79,6 @@ def places(program: ExportedProgram) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def input_place(op: LayerOp) -> int:
-    """Which argument of the operator is multiplied with its weight."""
-    return 1 if op.bias == 0 else 0
-
-
 _NORMS = {  # and where the channels lie in their output
     aten.layer_norm.default: -1,
     aten.rms_norm.default: -1,
@@ -168,7 +163,7 @@ def _reader(user: fx.Node, node: fx.Node, at: _Channels, channels: int, own: Own
     if op is None or op.kind == "Embedding" or op.kind.startswith("ConvTranspose"):
         return None
     weight = own(user.args[op.weight]) if len(user.args) > op.weight else None
-    if weight is None or user.args[input_place(op)] is not node or user.all_input_nodes.count(node) != 1:
+    if weight is None or user.args[op.input] is not node or user.all_input_nodes.count(node) != 1:
         return None
     value = user.args[op.weight].meta["val"]
     dims = node.meta["val"].dim()

@@ -1,13 +1,13 @@
 """Which layers of a program gain from integer kernels, told from its graph alone, so that a plan knows it, too."""
 
 import math
-from typing import Any
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
 from fleetpress.compression.arguments import arguments
+from fleetpress.compression.convolutions import each
 from fleetpress.compression.layers import LAYER_OPS, LayerOp
 from fleetpress.compression.program import STORED, aliases, inputs, tensors
 from fleetpress.compression.selection import Layer
@@ -98,27 +98,9 @@ class IntegerLayers:
 
 def read_by(node: fx.Node, op: LayerOp) -> fx.Node:
     """What the operator multiplies with its weight."""
-    found = node.args[1 if op.bias == 0 else 0]
+    found = node.args[op.input]
     assert isinstance(found, fx.Node)
     return found
-
-
-def sides(node: fx.Node, dims: int) -> list[tuple[int, int]]:
-    """Zeros that a convolution adds before and after each of its dimensions."""
-    told = arguments(node)
-    weight = node.args[1].meta["val"]  # type: ignore[union-attr]
-    if told["padding"] == "valid":
-        return [(0, 0)] * dims
-    if told["padding"] == "same":
-        reach = [size - 1 for size in weight.shape[2:]]
-        return [(far // 2, far - far // 2) for far in reach]
-    return [(side, side) for side in each(told["padding"], dims)]
-
-
-def each(value: Any, dims: int) -> tuple[int, ...]:
-    """An option dim by dim: one number may stand for all."""
-    sizes = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return sizes * dims if len(sizes) == 1 else sizes
 
 
 def _cannot(node: fx.Node, op: LayerOp) -> str | None:

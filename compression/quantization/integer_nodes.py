@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from fleetpress.compression.arguments import arguments
+from fleetpress.compression.convolutions import each, sides
 from fleetpress.compression.layers import LAYER_OPS, LayerOp
 from fleetpress.compression.quantization.activations import HIGHEST, LOWEST
-from fleetpress.compression.quantization.integer_layers import KERNEL_DIMS, each, read_by, sides
+from fleetpress.compression.quantization.integer_layers import KERNEL_DIMS, read_by
 from fleetpress.compression.quantization.unpack_nodes import END, SCALE
 from fleetpress.compression.quantization.weight import QuantizedWeight, from_rows
 
@@ -112,7 +113,7 @@ class IntegerNodes:
     ) -> fx.Node:
         dims = KERNEL_DIMS[op.kind]
         kernel, stride = weight.shape[2:], each(arguments(node)["stride"], dims)
-        padding = sides(node, dims)
+        padding = sides(node, kernel)
         value = self._call(aten.permute.default, codes, [0, *range(2, dims + 2), 1])
         value = self._call(aten.contiguous.default, value)
         if any(padding) and any(side for pair in padding for side in pair):

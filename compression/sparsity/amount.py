@@ -31,6 +31,17 @@ def share_of(sparsity: float, count: int) -> int:
     return math.floor(Fraction(repr(float(sparsity))) * count)
 
 
+def zeroed_of(options: Options, shape: Sequence[int]) -> int:
+    """How many entries of a weight a `pattern`, or a share of every row, makes zero.
+
+    At least: a method that works on the groups of a convolution counts its share group by group.
+    """
+    if options.get("pattern") is not None:
+        kept, group = parse(options["pattern"])
+        return math.prod(shape) // group * (group - kept)
+    return math.prod(shape[:-1]) * share_of(options["sparsity"], shape[-1])
+
+
 def check_either(options: Options) -> None:
     """Raises MethodError unless the options of a method that takes both name one valid amount."""
     sparsity, pattern = options.get("sparsity"), options.get("pattern")

@@ -6,7 +6,6 @@ zeroing it moves the row's later weights by -(w_ij / U_jj) * U_j,j+1..: the best
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from fleetpress.compression.sparsity.amount import (
     parse,
     reason_against_pattern,
     share_of,
+    zeroed_of,
 )
 from fleetpress.compression.sparsity.magnitudes import reason_against_dtype
 from fleetpress.compression.sparsity.method import Options, SparsityMethod
@@ -42,14 +42,6 @@ def _reason_against(options: Options, dtype: str, shape: Sequence[int]) -> str |
             f"{parse(pattern)[1]} do not divide (pattern {pattern})"
         )
     return reason
-
-
-def _zeroed(options: Options, shape: Sequence[int]) -> int:
-    if options.get("pattern") is not None:
-        kept, group = parse(options["pattern"])
-        return math.prod(shape) // group * (group - kept)
-    # At least: a convolution with groups counts its share group by group.
-    return math.prod(shape[:-1]) * share_of(options["sparsity"], shape[-1])
 
 
 def zero_rows(rows: Tensor, options: Options, inputs: InputStatistics) -> Tensor:
@@ -155,7 +147,7 @@ METHOD = SparsityMethod(
     takes=("sparsity", "pattern"),
     check=check_either,
     reason_against=_reason_against,
-    zeroed=_zeroed,
+    zeroed=zeroed_of,
     zero_rows=zero_rows,
     moves_weights=True,
 )

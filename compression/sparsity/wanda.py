@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,9 @@ from fleetpress.compression.sparsity.amount import (
     check_either,
     lowest,
     lowest_of_groups,
-    parse,
     reason_against_pattern,
     share_of,
+    zeroed_of,
 )
 from fleetpress.compression.sparsity.magnitudes import reason_against_dtype
 from fleetpress.compression.sparsity.method import Options, SparsityMethod
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
 
 def _reason_against(options: Options, dtype: str, shape: Sequence[int]) -> str | None:
     return reason_against_pattern(options, shape) or reason_against_dtype(dtype)
-
-
-def _zeroed(options: Options, shape: Sequence[int]) -> int:
-    if options.get("pattern") is not None:
-        kept, group = parse(options["pattern"])
-        return math.prod(shape) // group * (group - kept)
-    return math.prod(shape[:-1]) * share_of(options["sparsity"], shape[-1])
 
 
 def zero_rows(rows: Tensor, options: Options, inputs: InputStatistics) -> Tensor:
@@ -51,6 +43,6 @@ METHOD = SparsityMethod(
     takes=("sparsity", "pattern"),
     check=check_either,
     reason_against=_reason_against,
-    zeroed=_zeroed,
+    zeroed=zeroed_of,
     zero_rows=zero_rows,
 )

@@ -6,7 +6,6 @@ and a search that was interrupted goes on where it was.
 
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from fleetpress.storage.sources import ModelSource, SourceFile
@@ -20,6 +19,7 @@ from ..program_steps import STEPS
 from ..recipe import Recipe
 from ..spec_checks import needs_gradients, needs_inputs
 from ..tasks import Task, TaskRecord
+from ..worker import record_of
 
 
 def built(payload: Payload, recipe: Mapping[str, Any], fold: Fold | None = None) -> Payload:
@@ -52,16 +52,7 @@ def built(payload: Payload, recipe: Mapping[str, Any], fold: Fold | None = None)
 def _done(task: Task) -> TaskRecord:
     started = time.perf_counter()
     made = STEPS[task.kind](task.payload)
-    return TaskRecord(
-        task=task.id,
-        model=task.model,
-        kind=task.kind,
-        digest=task.digest,
-        outputs=made.outputs,
-        result=made.result,
-        seconds=round(time.perf_counter() - started, 6),
-        fleetpress_version=version("fleetpress"),
-    )
+    return record_of(task, made, 1, {"seconds": round(time.perf_counter() - started, 6)})
 
 
 def _model(payload: Payload, recipe: Recipe) -> Model:

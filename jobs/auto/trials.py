@@ -13,15 +13,13 @@ from fleetpress.compression.cost import macs, parameters
 from fleetpress.compression.errors import CompressionError
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.metrics import Sums, allowed_drop
-from fleetpress.compression.program import bind
-from fleetpress.compression.smoke import smoke_inputs
 
 from ..assembling import assembled
 from ..fleet import Fold
 from ..handover import Payload, record
-from ..latency import latency_ms
 from ..materials import arrays, remembered, trained_program
 from ..objective import is_fidelity, loss_name, measured, metric_name
+from ..publishing import call_ms
 from ..tasks import StepResult
 from .candidates import Searched
 from .chain import built
@@ -60,7 +58,7 @@ def trial(payload: Payload) -> StepResult:
         if not costs:
             costs = {"bytes": len(found.data), "macs": macs(found.plain)}
             if goal.cost == "latency_ms":
-                costs["latency_ms"] = _latency(found.served)
+                costs["latency_ms"] = call_ms(Runner(found.served))
     apart = difference(base.metric, before, after, seed=payload["seed"])
     tried = {"family": family, "x": x, "recipe": recipe}
     if not all(map(math.isfinite, vars(apart).values())):
@@ -133,9 +131,3 @@ class _Base:
     def _samples(self, fold: Fold) -> Mapping[str, Tensor]:
         files = [{**file, "fold": dict(vars(fold))} for file in self._payload["data"]["train"]]
         return evenly(measured(self._payload["data"], arrays(files)), -(-MOST_SAMPLES // fold.of))
-
-
-def _latency(program: ExportedProgram) -> float:
-    runner = Runner(program)
-    args, kwargs = bind(program, smoke_inputs(program, batch=1))
-    return latency_ms(runner.module, args, kwargs)

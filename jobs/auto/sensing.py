@@ -102,7 +102,8 @@ def _options(
     yield Sensed(
         layer=layer.name, settings=None, bytes=sum(values[name].nbytes for name in set(names)), increase=0.0
     )
-    estimated = all(name in known.weights for name in names)
+    found = [known.weights.get(name) for name in names]
+    estimated = all(one is not None and one.output_squares is not None for one in found)
     made = [
         quantize_layer(layer, values, scheme_of(settings), QUANTIZERS[_PRICED_BY]) for settings in SETTINGS
     ]

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.calibration import WeightStatistics
-from fleetpress.compression.layers import layers
+from fleetpress.compression.layers import layers, matrices
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QuantizedWeight
 from fleetpress.compression.quantization.bias_correction import corrected_bias
@@ -34,12 +34,13 @@ class Biases:
         self, layer: Layer, name: str, quantized: QuantizedWeight, known: WeightStatistics | None
     ) -> None:
         """Correct the bias of a layer for its quantized weight `name`, or note why not."""
-        reason = self._unfit(layer, quantized, known)
+        matrix = next(one for one in matrices(layer) if name in one.weights)
+        reason = self._unfit(matrix, quantized, known)
         if reason is not None:
             self.uncorrected[layer.name] = reason
             return
         assert known is not None
-        (bias,) = layer.biases
+        (bias,) = matrix.biases
         self.corrected[bias] = corrected_bias(self._values[bias], self._values[name], quantized, known.inputs)
 
     def _unfit(self, layer: Layer, quantized: QuantizedWeight, known: WeightStatistics | None) -> str | None:

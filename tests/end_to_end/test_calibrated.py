@@ -111,4 +111,6 @@ recipes:
   small: {{quantize: {{scheme: W4A16, equalize: cross_layer, biases: FP8}}}}
 """
     found = run_fleet(parse_spec(text, "spec.yaml"), executor="inline")
-    assert "equalize by cross_layer, round biases, which a bare checkpoint cannot do" in str(found.models[0].reason)
+    assert "equalize by cross_layer, round biases, which a bare checkpoint cannot do" in str(
+        found.models[0].reason
+    )

@@ -5,33 +5,47 @@ drastic. So a search in one dimension a family is enough: where a recipe was goo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fleetpress.compression.allocation import Option, allocate
+from fleetpress.compression.joint_allocation import Deletion, Part
 
-Family = Literal["quantize", "delete", "zero"]
+Family = Literal["quantize", "delete", "zero", "joint"]
 CALIBRATION = {"samples": 512, "batch_size": 32}
 _LEAST_SHARE = 0.02
-_STRUCTURES = ["channel", "head", "recurrent"]
+STRUCTURES = ("channel", "head", "recurrent")
 _BITS_OF_KEPT = 8  # that a weight which is not zero takes, with its place
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensed:
-    """What can be done to a layer: `settings` of its own in the `quantize` step (None: leave it), bytes, increase."""
+    """What can be done to a layer: `settings` of its own in the `quantize` step (None: leave it), bytes, increase.
+
+    `bytes` are those in a `.pt2`, `coded_bytes` those in an archive. One that `is_trained` has a share of `zeros` and
+    counts on fine-tuning; `by_zeros` is what they alone add to the increase.
+    """
 
     layer: str
     settings: Mapping[str, Any] | None
     bytes: int
     increase: float
+    coded_bytes: int = 0
+    is_trained: bool = False
+    zeros: float = 0.0
+    by_zeros: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Everything that was sensed of a program: options layer by layer, and the bytes of its float weights."""
+    """Everything that was sensed of a program: options layer by layer, and the bytes of its float weights.
+
+    `deletions` are shares of every group of units that may go, `parts` what of each layer goes with them.
+    """
 
     layers: Mapping[str, Sequence[Sensed]]
+    deletions: Mapping[str, Sequence[Deletion]] = field(default_factory=dict)
+    parts: Mapping[str, Sequence[Part]] = field(default_factory=dict)
 
     @property
     def float_bytes(self) -> int:
@@ -41,26 +55,44 @@ class Table:
     @property
     def least_bytes(self) -> int:
         """Bytes of all these layers with the cheapest options."""
-        return sum(min(option.bytes for option in options) for options in self.layers.values())
+        return sum(min(option.bytes for option in options) for options in self.plain.values())
+
+    @property
+    def plain(self) -> dict[str, list[Sensed]]:
+        """Options that need no fine-tuning."""
+        return {name: [one for one in some if not one.is_trained] for name, some in self.layers.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
     """What recipes are made of: `epochs` of fine-tuning (0: none) at the rate `lr`, the quantization method.
 
-    `is_labelled` says that the data have targets, so that fine-tuning may be guided by the model itself beside them.
+    `folds` are those that a fine-tuned candidate is built and measured for. `is_labelled` says that the data have
+    targets, so that fine-tuning may be guided by the model itself beside them.
     """
 
     epochs: int
     method: str
     lr: float = 1e-3
     batch_size: int = 64
+    folds: int = 1
     is_labelled: bool = True
 
 
-def recipe_of(family: Family, x: float, table: Table, searched: Searched) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """By which factors the expected increases of fine-tuned candidates are corrected, after what was measured."""
+
+    codes: float = 1.0
+    zeros: float = 1.0
+    deletion: float = 1.0
+
+
+def recipe_of(
+    family: Family, x: float, table: Table, searched: Searched, prices: Prices = Prices()
+) -> dict[str, Any] | None:
     """The steps of the family's recipe at x, or None if there is none so small."""
-    return _FAMILIES[family](x, table, searched)
+    return _FAMILIES[family](x, table, searched, prices)
 
 
 def starts(searched: Searched, cost: str, share: float | None) -> dict[Family, tuple[float, ...]]:
@@ -71,6 +103,7 @@ def starts(searched: Searched, cost: str, share: float | None) -> dict[Family, t
         found["quantize"] = (0.26, 0.17, 0.132, 0.1) if share is None else _parts(share, 0.95, 0.85, 0.7, 0.5)
     if searched.epochs and cost == "bytes":
         found["zero"] = (0.05, 0.025) if share is None else _parts(share, 0.9, 0.6)
+        found["joint"] = (0.04, 0.02) if share is None else _parts(share, 0.9, 0.7)
     if searched.epochs or cost != "bytes":
         found["delete"] = (
             (0.6, 0.4) if share is None or cost == "bytes" else _parts(share, 0.95, 0.8, 1.1, 0.65)
@@ -82,17 +115,16 @@ def _parts(share: float, *of: float) -> tuple[float, ...]:
     return tuple(part * share for part in of)
 
 
-def _quantized(x: float, table: Table, searched: Searched) -> dict[str, Any] | None:
+def _quantized(x: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
     """Bits and groups of every layer by the expected increase of the loss, within x of the float bytes."""
     budget = max(x * table.float_bytes, table.least_bytes)
-    names = list(table.layers)
-    options = [
-        [Option(cost=item.bytes, increase=item.increase) for item in table.layers[name]] for name in names
-    ]
+    plain = table.plain
+    names = list(plain)
+    options = [[Option(cost=item.bytes, increase=item.increase) for item in plain[name]] for name in names]
     chosen = allocate(options, budget)
     layers: dict[str, Any] = {}
     for name, index in zip(names, chosen, strict=True):
-        settings = table.layers[name][index].settings
+        settings = plain[name][index].settings
         if settings is not None:
             layers[name] = dict(settings)
     if not layers:
@@ -101,7 +133,7 @@ def _quantized(x: float, table: Table, searched: Searched) -> dict[str, Any] | N
     return {"calibrate": dict(CALIBRATION), "quantize": step}
 
 
-def _deleted(x: float, table: Table, searched: Searched) -> dict[str, Any] | None:
+def _deleted(x: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
     """Units deleted until about x of the weights are left, fine-tuned, at 4 bits."""
     if not _LEAST_SHARE < x < 1:
         return None
@@ -112,12 +144,12 @@ def _deleted(x: float, table: Table, searched: Searched) -> dict[str, Any] | Non
         "prune": {
             "method": "gradient_stability",
             "sparsity": sparsity,
-            "structure": _STRUCTURES,
+            "structure": list(STRUCTURES),
             "compensate": "least_squares",
         },
     }
     if searched.epochs:
-        steps["finetune"] = _tuned(searched)
+        steps["finetune"] = tuned(searched)
     return {
         **steps,
         "calibrate": dict(CALIBRATION),
@@ -125,7 +157,7 @@ def _deleted(x: float, table: Table, searched: Searched) -> dict[str, Any] | Non
     }
 
 
-def _zeroed(x: float, table: Table, searched: Searched) -> dict[str, Any] | None:
+def _zeroed(x: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
     """Weights made zero while the others are trained for 3-bit codes; places and codes take about x of the bytes."""
     sparsity = round(1 - x * 32 / _BITS_OF_KEPT, 4)
     if not 0.3 < sparsity < 1:
@@ -133,12 +165,13 @@ def _zeroed(x: float, table: Table, searched: Searched) -> dict[str, Any] | None
     method = "magnitude_unstructured"
     return {
         "prune": {"method": method, "sparsity": sparsity, "scope": "global", "schedule": "gradual"},
-        "finetune": {**_tuned(searched), "quantization_aware": True},
+        "finetune": {**tuned(searched), "quantization_aware": True},
         "quantize": {"num_bits": 3, "strategy": "tensor", "method": "smallest_error"},
     }
 
 
-def _tuned(searched: Searched) -> dict[str, Any]:
+def tuned(searched: Searched) -> dict[str, Any]:
+    """The step `finetune` of a candidate."""
     step = {
         "epochs": searched.epochs,
         "batch_size": searched.batch_size,
@@ -148,4 +181,11 @@ def _tuned(searched: Searched) -> dict[str, Any]:
     return {**step, "distill": 0.7} if searched.is_labelled else step
 
 
-_FAMILIES = {"quantize": _quantized, "delete": _deleted, "zero": _zeroed}
+def _joint(x: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
+    """Deleted units, zeros and bits of every layer, chosen together within x of the float bytes, and fine-tuned."""
+    from .joint import joint_recipe
+
+    return joint_recipe(x * table.float_bytes, table, searched, prices)
+
+
+_FAMILIES = {"quantize": _quantized, "delete": _deleted, "zero": _zeroed, "joint": _joint}

@@ -18,7 +18,7 @@ from fleetpress.jobs.methods import described
 from fleetpress.jobs.recipe import FinetuneStep, PruneStep, QuantizeStep
 
 GRADUAL = ("ramp", "interval")
-ROUNDS = ("normalize", "compensate", "rounds")
+ROUNDS = ("normalize", "compensate", "rounds", "zeros")
 TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
     "sparsity": SPARSIFIERS,
@@ -29,7 +29,13 @@ TABLES: dict[str, Mapping[str, object]] = {
     "metrics": METRICS,
     "optimizers": OPTIMIZERS,
 }
-OF_UNITS = ("normalize", "compensate", "schedule", "rounds")  # options that only the deletion of units has
+OF_UNITS = (
+    "normalize",
+    "compensate",
+    "schedule",
+    "rounds",
+    "zeros",
+)  # options that only the deletion of units has
 
 
 def test_every_name_of_every_table() -> None:
@@ -61,6 +67,7 @@ def test_each_can_be_asked_for(name: str) -> None:
                 "std_threshold",
                 "scope",
                 "structure",
+                "layers",
                 *OF_UNITS,
                 *GRADUAL,
             },

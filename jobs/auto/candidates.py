@@ -4,92 +4,20 @@ A family is a way to compress; its number x, from 1 (nothing done) towards 0, or
 drastic. So a search in one dimension a family is enough: where a recipe was good, smaller ones are worth a trial.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fleetpress.compression.allocation import Option, allocate
-from fleetpress.compression.joint_allocation import Deletion, Part
+
+from .choices import CALIBRATION, STRUCTURES, UNCORRECTED, Prices, Searched, Table, tuned
+from .joint import joint_recipe
 
 Family = Literal["quantize", "delete", "zero", "joint"]
-CALIBRATION = {"samples": 512, "batch_size": 32}
 _LEAST_SHARE = 0.02
-STRUCTURES = ("channel", "head", "recurrent")
 _BITS_OF_KEPT = 8  # that a weight which is not zero takes, with its place
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sensed:
-    """What can be done to a layer: `settings` of its own in the `quantize` step (None: leave it), bytes, increase.
-
-    `bytes` are those in a `.pt2`, `coded_bytes` those in an archive. One that `is_trained` has a share of `zeros` and
-    counts on fine-tuning; `by_zeros` is what they alone add to the increase.
-    """
-
-    layer: str
-    settings: Mapping[str, Any] | None
-    bytes: int
-    increase: float
-    coded_bytes: int = 0
-    is_trained: bool = False
-    zeros: float = 0.0
-    by_zeros: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Everything that was sensed of a program: options layer by layer, and the bytes of its float weights.
-
-    `deletions` are shares of every group of units that may go, `parts` what of each layer goes with them.
-    """
-
-    layers: Mapping[str, Sequence[Sensed]]
-    deletions: Mapping[str, Sequence[Deletion]] = field(default_factory=dict)
-    parts: Mapping[str, Sequence[Part]] = field(default_factory=dict)
-
-    @property
-    def float_bytes(self) -> int:
-        """Bytes of all these layers as they are."""
-        return sum(max(option.bytes for option in options) for options in self.layers.values())
-
-    @property
-    def least_bytes(self) -> int:
-        """Bytes of all these layers with the cheapest options."""
-        return sum(min(option.bytes for option in options) for options in self.plain.values())
-
-    @property
-    def plain(self) -> dict[str, list[Sensed]]:
-        """Options that need no fine-tuning."""
-        return {name: [one for one in some if not one.is_trained] for name, some in self.layers.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Searched:
-    """What recipes are made of: `epochs` of fine-tuning (0: none) at the rate `lr`, the quantization method.
-
-    `folds` are those that a fine-tuned candidate is built and measured for. `is_labelled` says that the data have
-    targets, so that fine-tuning may be guided by the model itself beside them.
-    """
-
-    epochs: int
-    method: str
-    lr: float = 1e-3
-    batch_size: int = 64
-    folds: int = 1
-    is_labelled: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prices:
-    """By which factors the expected increases of fine-tuned candidates are corrected, after what was measured."""
-
-    codes: float = 1.0
-    zeros: float = 1.0
-    deletion: float = 1.0
-
-
 def recipe_of(
-    family: Family, x: float, table: Table, searched: Searched, prices: Prices = Prices()
+    family: Family, x: float, table: Table, searched: Searched, prices: Prices = UNCORRECTED
 ) -> dict[str, Any] | None:
     """The steps of the family's recipe at x, or None if there is none so small."""
     return _FAMILIES[family](x, table, searched, prices)
@@ -170,21 +98,8 @@ def _zeroed(x: float, table: Table, searched: Searched, prices: Prices) -> dict[
     }
 
 
-def tuned(searched: Searched) -> dict[str, Any]:
-    """The step `finetune` of a candidate."""
-    step = {
-        "epochs": searched.epochs,
-        "batch_size": searched.batch_size,
-        "lr": searched.lr,
-        "schedule": "one_cycle",
-    }
-    return {**step, "distill": 0.7} if searched.is_labelled else step
-
-
 def _joint(x: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
     """Deleted units, zeros and bits of every layer, chosen together within x of the float bytes, and fine-tuned."""
-    from .joint import joint_recipe
-
     return joint_recipe(x * table.float_bytes, table, searched, prices)
 
 

@@ -11,7 +11,7 @@ from fleetpress.compression.allocation import Option
 from fleetpress.compression.errors import MethodError
 from fleetpress.compression.joint_allocation import Deletion, LayerChoice, Part, allocate_jointly
 
-from .candidates import CALIBRATION, STRUCTURES, Prices, Searched, Sensed, Table, tuned
+from .choices import CALIBRATION, STRUCTURES, Prices, Searched, Sensed, Table, tuned
 
 KINDS = ("codes", "zeros", "deletion")
 _PRUNER = "fisher"

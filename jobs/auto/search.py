@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .candidates import Family, Searched, Table, recipe_of, starts
+from .candidates import Family, recipe_of, starts
+from .choices import Searched, Table
 from .joint import corrected
 
 _CLOSE = 1.04  # factor between two x that are not worth another trial

@@ -25,7 +25,7 @@ from ..materials import calibration, shard_arrays, trained_program
 from ..quantizing import every_layer, group_of
 from ..schemes import scheme_of
 from ..tasks import StepResult
-from .candidates import Sensed, Table
+from .choices import Sensed, Table
 from .unit_sensing import sense_units, trusted
 
 # Bits and groups that are worth a choice; fewer bits need smaller groups.

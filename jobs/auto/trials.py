@@ -24,8 +24,8 @@ from ..materials import arrays, remembered, trained_program
 from ..objective import is_fidelity, loss_name, measured, metric_name
 from ..publishing import call_ms
 from ..tasks import StepResult
-from .candidates import Searched
 from .chain import built
+from .choices import Searched
 from .effort import effort
 from .joint import expected_of
 from .search import Goal, Measured, measured_in, propose

@@ -16,7 +16,7 @@ from fleetpress.compression.pruning import PRUNERS, UnitGroup, Units, delete, fi
 from fleetpress.compression.pruning.method import ScoreContext
 from fleetpress.compression.unit_sensitivity import carried, lowest, parts_of
 
-from .candidates import STRUCTURES
+from .choices import STRUCTURES
 
 _SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.87)
 _PROBED = 3  # of these: where a measurement corrects the estimate

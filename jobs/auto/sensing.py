@@ -21,9 +21,13 @@ from fleetpress.compression.selection import Layer
 from fleetpress.compression.sensitivity import divergence, expected_increase
 
 from ..handover import Payload, record
-from ..materials import calibration, shard_arrays, trained_program
-from ..quantizing import every_layer, group_of
-from ..schemes import scheme_of
+from ..programs.materials import (
+    calibration,
+    shard_arrays,
+    trained_program,
+)
+from ..programs.quantizing import every_layer, group_of
+from ..spec.schemes import scheme_of
 from ..tasks import StepResult
 from .choices import Sensed, Table
 from .unit_sensing import sense_units, trusted
@@ -131,7 +135,8 @@ def _options(
     names = list(dict.fromkeys(owners.get(name, name) for name in layer.weights))
     whole = sum(values[name].nbytes for name in names)
     yield Sensed(layer=layer.name, settings=None, bytes=whole, coded_bytes=whole, increase=0.0)
-    is_estimated = all(name in known.weights for name in names)
+    seen = [known.weights.get(name) for name in names]
+    is_estimated = all(one is not None and one.output_squares is not None for one in seen)
     plain = {name: values[name] for name in layer.weights}
 
     def increase(weights: Mapping[str, Tensor]) -> float:

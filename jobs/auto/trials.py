@@ -17,12 +17,21 @@ from fleetpress.compression.metrics import METRICS, Sums, allowed_drop, drop
 from fleetpress.compression.outputs import meaning
 from fleetpress.compression.sensitivity import divergence
 
-from ..assembling import assembled
-from ..fleet import Fold
 from ..handover import Payload, record
-from ..materials import arrays, remembered, trained_program
-from ..objective import is_fidelity, loss_name, measured, metric_name
-from ..publishing import call_ms
+from ..planning.fleet import Fold
+from ..programs.assembling import assembled
+from ..programs.materials import (
+    arrays,
+    remembered,
+    trained_program,
+)
+from ..programs.objective import (
+    is_fidelity,
+    loss_name,
+    measured,
+    metric_name,
+)
+from ..programs.publishing import call_ms
 from ..tasks import StepResult
 from .chain import built
 from .choices import Searched
@@ -168,8 +177,8 @@ class _Base:
     def divergence(self, program: ExportedProgram, fold: Fold) -> float:
         """How far the outputs moved on some of the fold's samples, in the unit of the expected increases."""
         samples = evenly(self._samples(fold, 1), _DIVERGING)
-        outputs = (all_outputs(runner, samples) for runner in (self._runner, Runner(program)))
-        return divergence(*outputs, meaning(self.program))
+        before, after = (all_outputs(runner, samples) for runner in (self._runner, Runner(program)))
+        return divergence(before, after, meaning(self.program))
 
     def sums(self, fold: Fold, *, of: int) -> Sequence[Sums]:
         """The metric's sums of the fold's samples, which are one of so many parts of all that are looked at."""

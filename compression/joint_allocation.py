@@ -82,13 +82,10 @@ def allocate_jointly(
     found. A layer with more than two groups is taken, while shares are chosen, to keep all units of the others.
     Raises MethodError when even the cheapest choice costs more than the budget.
     """
-    most = {name: max(some, key=lambda one: one.share).share for name, some in groups.items()}
-    cheapest = [layer.left(most) * min(option.cost for option in layer.options) for layer in layers]
-    if sum(cheapest) > budget:
-        raise MethodError(
-            f"the cheapest choice costs {sum(cheapest):g}, more than the budget {budget:g}; raise it"
-        )
-    deletions = _deletions(layers, groups, budget)
+    most = {name: max(range(len(some)), key=lambda index: some[index].share) for name, some in groups.items()}
+    if (least := _least_cost(layers, groups, most)) > budget:
+        raise MethodError(f"the cheapest choice costs {least:g}, more than the budget {budget:g}; raise it")
+    deletions = _deletions(layers, groups, budget, most)
     shares = {name: groups[name][index].share for name, index in deletions.items()}
     left = [layer.left(shares) for layer in layers]
     options = [
@@ -106,18 +103,28 @@ def allocate_jointly(
 
 
 def _deletions(
-    layers: Sequence[LayerChoice], groups: Mapping[str, Sequence[Deletion]], budget: float
-) -> dict[str, int]:
-    """Which deletion of every group the best joint choice takes."""
+    layers: Sequence[LayerChoice],
+    groups: Mapping[str, Sequence[Deletion]],
+    budget: float,
+    most: Mapping[str, int],
+) -> Mapping[str, int]:
+    """Which deletion of every group the best joint choice takes; `most` are those that take most."""
     if not groups:
         return {}
     program = _Program(layers, groups)
-    found = program.solved(budget * (1 - _SLACK))
-    if found is None:  # so near the cheapest choice that nothing else was found
-        return {
-            name: max(range(len(some)), key=lambda index: some[index].share) for name, some in groups.items()
-        }
-    return found
+    for limit in (budget, budget * (1 - _SLACK)):
+        found = program.solved(limit)
+        if found is not None and _least_cost(layers, groups, found) <= budget:
+            return found
+    return most  # so near the cheapest choice that nothing else was found
+
+
+def _least_cost(
+    layers: Sequence[LayerChoice], groups: Mapping[str, Sequence[Deletion]], deletions: Mapping[str, int]
+) -> float:
+    """What all layers cost with their cheapest options after these deletions."""
+    shares = {name: groups[name][index].share for name, index in deletions.items()}
+    return sum(layer.left(shares) * min(option.cost for option in layer.options) for layer in layers)
 
 
 class _Program:

@@ -147,11 +147,9 @@ def propose(
             for family in begin
             if not _is_beaten(family, trials, goal)
         }
-        # Families in turn, the one with the best trial so far first.
         best = [trial.family for trial in ranked(trials, goal)]
         order = sorted(lines, key=lambda family: best.index(family) if family in best else len(best))
-        for depth in range(count):
-            wanted += [(family, lines[family][depth]) for family in order if depth < len(lines[family])]
+        wanted = _in_turn([[(family, x) for x in lines[family]] for family in order])
     found: list[tuple[Family, float, dict[str, Any]]] = []
     known = [trial.recipe for trial in trials]
     prices = corrected([(trial.expected, trial.divergence) for trial in trials if trial.expected])
@@ -163,15 +161,30 @@ def propose(
     return found
 
 
+def _in_turn(lines: Sequence[Sequence[tuple[Family, float]]]) -> list[tuple[Family, float]]:
+    """Families in turn, that of the best trial so far every other time: the first, the second, the first, the third."""
+    found: list[tuple[Family, float]] = []
+    queues = [list(line) for line in lines]
+    while any(queues):
+        others = [queue for queue in queues[1:] if queue]
+        for queue in others or queues[:1]:
+            found += [some.pop(0) for some in (queues[0], queue) if some]
+    return found
+
+
 def _is_beaten(family: Family, trials: Sequence[Measured], goal: Goal) -> bool:
-    """Whether nothing that the family has left can be the cheapest: what of it was not good costs more already."""
+    """Whether the family can hardly become the cheapest: what of it was not good, or two steps further, costs more."""
     if goal.budget is not None:
         return False
+    built = [trial.costs[goal.cost] for trial in trials if trial.family == family and trial.costs]
     good = [trial for trial in trials if is_good(trial, goal)]
     bad = [trial for trial in trials if trial.family == family and not is_good(trial, goal) and trial.costs]
     edge = min((trial.x for trial in good if trial.family == family), default=1.0)
     below = [trial.costs[goal.cost] for trial in bad if trial.x < edge]
-    return bool(good and below) and max(below) >= min(trial.costs[goal.cost] for trial in good)
+    if not good:
+        return False
+    least = min(trial.costs[goal.cost] for trial in good)
+    return max(below, default=0.0) >= least or min(built, default=0.0) * _STEP**2 > least
 
 
 def _openings(begin: Mapping[Family, Sequence[float]]) -> list[tuple[Family, float]]:

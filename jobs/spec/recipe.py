@@ -278,6 +278,8 @@ class Recipe(Strict):
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         form = steps.pop("format", DEFAULT_FORMAT)
+        if zeros := steps.get("prune", {}).get("zeros"):
+            steps["prune"]["zeros"] = {key: value for key, value in zeros.items() if value not in ([], {})}
         found = {
             step: {
                 key: value

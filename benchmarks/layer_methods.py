@@ -10,7 +10,8 @@ statistics     Gram matrix, sums, range and histogram of 8,192 input rows in bat
                ours as `calibrate` keeps them, and with a whole Gram matrix; llm-compressor's `accumulate_hessian`; and
                `limit`, one float32 product of the same size by torch, the fastest that a library does without symmetry.
 ranges         the search of `smallest_error` (26 ranges, 4 bits, groups of 128, zero points) beside
-               llm-compressor's MSE observer (`memoryless_mse` as it comes: up to 20 ranges). Both errors are of the same rounding.
+               llm-compressor's MSE observer (`memoryless_mse` as it comes: up to 20 ranges). Both errors are of
+               the same rounding.
 half_quadratic the whole method beside hqq's `Quantizer` with its optimizer, 4 bits, groups of 64; hqq's zero points are
                fractions.
 learned        `learned_rounding`, 200 steps on the Gram matrix, beside 200 steps of auto_round's `WrapperLinear` under

@@ -10,7 +10,10 @@ from torch.nn import functional
 from fleetpress.compression.calibration import BLOCK_COLUMNS, WHOLE_COLUMNS, InputStatistics
 from fleetpress.compression.device import CPU
 
-_STRIP, _NARROW_STRIP = 256, 128  # columns that are multiplied with themselves and those behind them at a time,
+_STRIP, _NARROW_STRIP = (
+    256,
+    128,
+)  # columns that are multiplied with themselves and those behind them at a time,
 _NARROW = 1024  # and in matrices of up to so many columns (measured)
 _RUN = 16  # rows that are summed in their own dtype before the sums are doubles
 _TILE_ELEMENTS = 1 << 18  # of a histogram at a time: what is worked out on the way stays in the cache
@@ -51,7 +54,7 @@ class InputSums:
         self.range = torch.stack([low, high])
         if self.histogram is None:
             self.histogram = torch.zeros(1 << 12, dtype=torch.int64, device=x.device)
-        for tile in x.detach().reshape(-1).split(_TILE_ELEMENTS):
+        for tile in torch.split(x.detach().reshape(-1), _TILE_ELEMENTS):
             upper_bits = tile.float().view(torch.int32).bitwise_right_shift(20).bitwise_and_(0xFFF)
             self.histogram += torch.bincount(upper_bits, minlength=1 << 12)
 
@@ -102,5 +105,5 @@ def _sum_of_rows(x: Tensor) -> Tensor:
     whole = x.shape[0] // _RUN * _RUN
     total = x[whole:].sum(0, dtype=torch.float64)
     if whole:
-        total += x[:whole].unflatten(0, (-1, _RUN)).sum(1).sum(0, dtype=torch.float64)
+        total += x[:whole].reshape(-1, _RUN, *x.shape[1:]).sum(1).sum(0, dtype=torch.float64)
     return total

@@ -71,7 +71,9 @@ def feedback_matrix(gram: Tensor, damping: float, order: Tensor | None = None) -
         return torch.eye(gram.shape[0], dtype=gram.dtype)  # nothing was ever read there: no error matters
     backwards = (torch.arange(gram.shape[0]) if order is None else order).flip(0)
     for share in _growing(damping):
-        damped = gram.index_select(0, backwards).index_select(1, backwards)  # twice as fast as to index and to flip
+        damped = gram.index_select(0, backwards).index_select(
+            1, backwards
+        )  # twice as fast as to index and to flip
         damped.diagonal().add_(share * mean)
         factor, info = torch.linalg.cholesky_ex(damped)
         del damped  # of long rows each of these takes a quarter of a gigabyte

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from fleetpress.jobs.cli import main
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.store import open_store
 
 README = Path(__file__).parent.parent / "README.md"
@@ -49,7 +49,7 @@ def models(output: Path) -> dict[str, bytes]:
     return {info.key: store.get(info.key) for info in store.list("models/") if info.key.endswith("model.pt2")}
 
 
-@pytest.mark.parametrize("name", ["verbs", "methods"])
+@pytest.mark.parametrize("name", ["verbs", "methods", "rooms"])
 def test_generated_part_is_what_the_code_says(name: str, tables: ModuleType) -> None:
     assert tables.part(TEXT, name) == tables.PARTS[name](), "run: python tests/readme_tables.py"
 

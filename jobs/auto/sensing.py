@@ -17,9 +17,13 @@ from fleetpress.compression.selection import Layer
 from fleetpress.compression.sensitivity import divergence, expected_increase
 
 from ..handover import Payload, record
-from ..materials import calibration, shard_arrays, trained_program
-from ..quantizing import every_layer, group_of
-from ..schemes import scheme_of
+from ..programs.materials import (
+    calibration,
+    shard_arrays,
+    trained_program,
+)
+from ..programs.quantizing import every_layer, group_of
+from ..spec.schemes import scheme_of
 from ..tasks import StepResult
 from .candidates import Sensed, Table
 
@@ -98,7 +102,8 @@ def _options(
     yield Sensed(
         layer=layer.name, settings=None, bytes=sum(values[name].nbytes for name in set(names)), increase=0.0
     )
-    estimated = all(name in known.weights for name in names)
+    found = [known.weights.get(name) for name in names]
+    estimated = all(one is not None and one.output_squares is not None for one in found)
     made = [
         quantize_layer(layer, values, scheme_of(settings), QUANTIZERS[_PRICED_BY]) for settings in SETTINGS
     ]

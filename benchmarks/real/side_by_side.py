@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from trained import TRAINED, Measure, Trained
 
 from fleetpress.compression.calibration import CalibrationStatistics
-from fleetpress.jobs.figures import MISSING
+from fleetpress.jobs.runs.figures import MISSING
 
 ORIGINAL = "the original"
 

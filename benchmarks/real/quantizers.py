@@ -132,4 +132,4 @@ def _ways() -> dict[str, Way]:
 
 
 if __name__ == "__main__":
-    side_by_side.run(__doc__, "bits", "bits", _ways(), list(SETTINGS))
+    side_by_side.run(__doc__, "bits", _ways(), list(SETTINGS), size=stored_bytes)

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import bench
 import torch
@@ -17,7 +18,7 @@ from trained import TRAINED, Measure, Trained
 from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.jobs.runs.figures import MISSING
 
-ORIGINAL = "the original"
+ORIGINAL, _BYTES = "the original", "bytes of these layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +32,24 @@ class Case:
     made: dict[str, ExportedProgram] = field(default_factory=dict)  # what other rows start from
 
 
+# A number about a column, or about a program; shown in the table.
+Size = Callable[[Case, str], int]
+Fact = Callable[[Case, ExportedProgram], float]
 # The program and the CPU seconds it took; or why there is none.
 Way = Callable[[Case, str], tuple[ExportedProgram, float] | str]
 
 
 class Table:
-    """Rows by label; a cell is a way's program for a column's name, measured."""
+    """Rows by label; a cell is a way's program for a column's name, measured.
 
-    def __init__(self, name: str, folder: Path, file: str) -> None:
+    `size` tells the bytes of a column, the same for all rows; `fact` what else is told of a cell, in brackets.
+    """
+
+    def __init__(self, name: str, folder: Path, file: str, size: Size | None, fact: Fact | None) -> None:
         self.name = name
         self._folder = folder
         self._results = Results(folder / f"{file}-{name}.json")
+        self._size, self._fact = size, fact
 
     def fill(self, ways: Mapping[str, Way], columns: Sequence[str], seeds: int, peer: str | None) -> None:
         """Measure what is missing, seed by seed."""
@@ -58,13 +66,17 @@ class Table:
                 self._results.add(
                     self._key(seed, ORIGINAL, ""), {"values": values[:-1], "metrics": net.metrics}
                 )
+            for column in columns if self._size is not None else ():
+                self._results.rows.setdefault(f"{_BYTES}|{column}", {"bytes": self._size(case, column)})
             for row, column in wanted:
                 found = ways[row](case, column)
                 if isinstance(found, str):
                     self._results.add(self._key(seed, row, column), {"reason": found})
                     continue
                 program, seconds = found
-                told = {"values": measure.of(program), "seconds": round(seconds, 2)}
+                told: dict[str, Any] = {"values": measure.of(program), "seconds": round(seconds, 2)}
+                if self._fact is not None:
+                    told["fact"] = round(self._fact(case, program), 3)
                 self._results.add(self._key(seed, row, column), told)
 
     def show(self, ways: Mapping[str, Way], columns: Sequence[str], seeds: int, title: str) -> None:
@@ -77,20 +89,25 @@ class Table:
         head = [metrics, *columns, "s"]
         original = " / ".join(_number(value) for value in known[0]["values"])
         rows: list[list[str]] = [[f"{ORIGINAL}: {original}", *[""] * (len(columns) + 1)]]
+        if self._size is not None:
+            sizes = [self._results.rows.get(f"{_BYTES}|{column}", {}).get("bytes") for column in columns]
+            rows.append([_BYTES, *(MISSING if size is None else f"{size:,}" for size in sizes), ""])
         reasons: list[str] = []
         for row in ways:
             cells = [list(self._found(row, column, seeds)) for column in columns]
             if not any(cells):
                 continue
             reasons += [f"{row}: {item['reason']}" for cell in cells for item in cell if "reason" in item]
-            shown = [_shown([item["values"] for item in cell if "values" in item]) for cell in cells]
+            shown = [
+                _shown([item["values"] for item in cell if "values" in item]) + _told(cell) for cell in cells
+            ]
             times = [item["seconds"] for cell in cells for item in cell if "seconds" in item]
             rows.append([row, *shown, f"{statistics.median(times):.1f}" if times else ""])
         bench.table(f"{self.name}: {title}", head, rows)
         for reason in dict.fromkeys(reasons):
             print(f"- {reason}")
 
-    def _found(self, row: str, column: str, seeds: int) -> Iterator[dict[str, object]]:
+    def _found(self, row: str, column: str, seeds: int) -> Iterator[dict[str, Any]]:
         for seed in range(seeds):
             item = self._results.rows.get(self._key(seed, row, column))
             if item is not None:
@@ -99,6 +116,11 @@ class Table:
     @staticmethod
     def _key(seed: int, row: str, column: str) -> str:
         return f"{seed}|{row}|{column}"
+
+
+def _told(cell: Sequence[Mapping[str, Any]]) -> str:
+    facts = [item["fact"] for item in cell if "fact" in item]
+    return f" ({statistics.fmean(facts):.2f})" if facts else ""
 
 
 def _shown(values: Sequence[Sequence[float]]) -> str:
@@ -136,14 +158,20 @@ def options(description: str | None) -> argparse.Namespace:
 
 
 def run(
-    description: str | None, file: str, title: str, ways: Mapping[str, Way], columns: Sequence[str]
+    description: str | None,
+    file: str,
+    ways: Mapping[str, Way],
+    columns: Sequence[str],
+    *,
+    size: Size | None = None,
+    fact: Fact | None = None,
 ) -> None:
     """The command: measure what matches the patterns, then print the whole table of each net."""
     chosen = options(description)
     for name in chosen.nets:
-        table = Table(name, chosen.folder, file)
+        table = Table(name, chosen.folder, file, size, fact)
         if not chosen.show:
             some = {label: way for label, way in ways.items() if re.search(chosen.only, label)}
             wanted = [column for column in columns if re.search(chosen.columns, column)]
             table.fill(some, wanted, chosen.seeds, chosen.peer)
-        table.show(ways, columns, chosen.seeds, title)
+        table.show(ways, columns, chosen.seeds, file)

@@ -95,4 +95,4 @@ def _ways() -> dict[str, Way]:
 
 
 if __name__ == "__main__":
-    side_by_side.run(__doc__, "zeros", "zeros", _ways(), list(AMOUNTS))
+    side_by_side.run(__doc__, "zeros", _ways(), list(AMOUNTS))

@@ -119,7 +119,9 @@ class Zeros:
     def _zero(self) -> None:
         with torch.no_grad():
             for name, mask in self.masks.items():
-                self._params[name].mul_(mask)
+                self._params[name].mul_(
+                    mask.to(self._params[name].dtype)
+                )  # several times as fast as by a bool
 
 
 def _kept(sizes: Tensor, share: float) -> Tensor:
@@ -127,7 +129,10 @@ def _kept(sizes: Tensor, share: float) -> Tensor:
     count = min(math.floor(Fraction(repr(share)) * sizes.numel()), sizes.numel() - _LEAST_KEPT)
     kept = torch.ones_like(sizes, dtype=torch.bool)
     if count > 0:
-        kept[torch.argsort(sizes, stable=True)[:count]] = False
+        last = float(torch.kthvalue(sizes.cpu(), count).values)
+        kept[sizes < last] = False
+        equals = (sizes == last).nonzero().flatten()
+        kept[equals[: count - int((sizes < last).sum())]] = False
     return kept
 
 

@@ -56,6 +56,7 @@ _QUANTIZE = {
     "strategy": "tensor, channel or group: what shares a scale",
     "equalize": "scales that move between layers before: none, activation_aware or cross_layer; programs only",
     "bias_correction": "true: biases make good the mean error of each output; needs calibration data",
+    "biases": "BF16 or FP8: biases of programs are rounded to so many digits, which an archive stores in few bytes",
     "layers": "single layers of a program by name, with a scheme, bits or method of their own",
     "format": "layout of integers in a checkpoint: pack-quantized, or int-quantized (8 bits only)",
     **_TARGETS,

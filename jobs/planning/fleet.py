@@ -230,6 +230,8 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
         asked.append("quantize single layers otherwise (`layers`)")
     if recipe.quantize is not None and recipe.quantize.equalize is not None:
         asked.append(f"equalize by {recipe.quantize.equalize}")
+    if recipe.quantize is not None and recipe.quantize.biases is not None:
+        asked.append("round biases")
     if not asked:
         return None
     return (

@@ -237,7 +237,7 @@ def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
     if step.method != DEFAULT_METHOD:
         yield (*path, "method"), f"{step.method} has no meaning for {step.scheme}, a plain cast; delete it"
-    for name in ("equalize", "bias_correction"):
+    for name in ("equalize", "bias_correction", "biases"):
         if getattr(step, name):
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
 

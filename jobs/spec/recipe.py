@@ -166,7 +166,7 @@ class QuantizeStep(Strict):
     are also plain casts (BF16, FP16); `format` is the layout of integers there, pack-quantized if it is None. An
     explicit `group_size: null` is read as what it means, `strategy: channel`. `layers` gives single layers of a
     program, by name, options of their own.
-    `equalize: none` and `bias_correction: false` are the defaults, written out.
+    `equalize: none` and `bias_correction: false` are the defaults, written out. `biases` rounds those of the layers.
     """
 
     scheme: Scheme | None = None
@@ -177,6 +177,7 @@ class QuantizeStep(Strict):
     method: Quantizer = DEFAULT_METHOD
     equalize: Equalizer | None = None
     bias_correction: bool | None = None
+    biases: Literal["BF16", "FP8"] | None = None
     format: Literal["pack-quantized", "int-quantized"] | None = None
     layers: dict[str, LayerScheme] = {}
     targets: Patterns = ()

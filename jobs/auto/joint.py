@@ -55,6 +55,7 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
     steps["quantize"] = {
         "num_bits": 8,
         "method": "smallest_error",
+        "biases": "FP8",
         "layers": layers,
         "targets": sorted(layers),
     }

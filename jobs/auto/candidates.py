@@ -81,7 +81,7 @@ def _deleted(x: float, table: Table, searched: Searched, prices: Prices) -> dict
     return {
         **steps,
         "calibrate": dict(CALIBRATION),
-        "quantize": {"scheme": "W4A16", "group_size": 64, "method": searched.method},
+        "quantize": {"num_bits": 4, "group_size": 64, "method": searched.method},
     }
 
 

@@ -38,7 +38,7 @@ class Measured:
 
     `drop` is that of the metric, in its own unit, with its `standard_error`; `costs` by name: bytes, macs, latency_ms.
     One that could not be built (`refused` says why) lost everything and has no costs. `expected` is what the solver
-    expected of a joint one, by kind of change, and `divergence` what came of it.
+    expected of a fine-tuned one, by kind of change, and `divergence` what came of it.
     """
 
     digest: str

@@ -96,7 +96,6 @@ def trial(payload: Payload) -> StepResult:
     if is_tuned:
         seen = difference(base.metric, seen_before, seen_after, seed=payload["seed"])
         told |= base.without_memory(apart, seen)
-    if family == "joint":
         tried |= {"expected": expected_of(recipe, table), "divergence": divergence}
     return StepResult(result={**tried, "costs": costs, "metric": base.metric, **told})
 

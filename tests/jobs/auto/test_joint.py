@@ -84,6 +84,16 @@ def test_what_was_expected_is_told_by_kind() -> None:
     assert expected["zeros"] == pytest.approx(sum(0.5 * one.by_zeros for one in taken.values()))
 
 
+def test_one_share_for_all_units_lies_between_those_that_were_sensed() -> None:
+    recipe = {
+        "prune": {"structure": ["channel"], "sparsity": 0.25},
+        "quantize": {"num_bits": 4, "group_size": 64},
+    }
+    assert expected_of(recipe, _table(1.0)) == {"codes": 0.0, "zeros": 0.0, "deletion": pytest.approx(0.5)}
+    together = {"prune": {"sparsity": 0.9}, "quantize": {"num_bits": 3, "strategy": "tensor"}}
+    assert expected_of(together, _table(1.0)) == {}
+
+
 def test_prices_are_those_that_explain_what_was_measured() -> None:
     assert corrected([]) == Prices()
     truth = Prices(codes=0.5, zeros=0.1, deletion=2.0)

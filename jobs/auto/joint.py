@@ -17,6 +17,7 @@ KINDS = ("codes", "zeros", "deletion")
 _PRUNER = "fisher"
 _DIGITS = 4  # of shares of zeros
 _PRIOR = 0.3  # how much the common ratio counts beside a measurement
+_OUTDATED = 0.7
 _LEAST = 0.05  # of a price, over the common ratio: nothing is free
 
 
@@ -93,6 +94,20 @@ def expected_of(recipe: Mapping[str, Any], table: Table) -> dict[str, float]:
             np.interp(share, [one.share for one in known], [one.increase for one in known])
         )
     return found
+
+
+def is_outdated(
+    recipe: Mapping[str, Any], budget: float, table: Table, searched: Searched, prices: Prices
+) -> bool:
+    """Whether a candidate was chosen at prices that are now known to be wrong: within as many bytes the solver now
+    expects to lose a third less than that one at the same prices.
+    """
+    now = joint_recipe(budget, table, searched, prices)
+    return now is not None and _total(now, table, prices) < _OUTDATED * _total(recipe, table, prices)
+
+
+def _total(recipe: Mapping[str, Any], table: Table, prices: Prices) -> float:
+    return sum(getattr(prices, kind) * value for kind, value in expected_of(recipe, table).items())
 
 
 def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:

@@ -107,7 +107,7 @@ def is_outdated(
 
 
 def _total(recipe: Mapping[str, Any], table: Table, prices: Prices) -> float:
-    return sum(getattr(prices, kind) * value for kind, value in expected_of(recipe, table).items())
+    return sum(float(getattr(prices, kind)) * value for kind, value in expected_of(recipe, table).items())
 
 
 def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:

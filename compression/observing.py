@@ -25,8 +25,6 @@ from fleetpress.compression.batches import (
     seeded,
 )
 from fleetpress.compression.calibration import (
-    BLOCK_COLUMNS,
-    WHOLE_COLUMNS,
     CalibrationStatistics,
     InputStatistics,
     WeightStatistics,
@@ -35,6 +33,7 @@ from fleetpress.compression.convolutions import each, sides
 from fleetpress.compression.device import CPU, deterministic
 from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
 from fleetpress.compression.evaluation import Runner
+from fleetpress.compression.input_sums import InputSums
 from fleetpress.compression.layers import LAYER_OPS, LayerOp
 from fleetpress.compression.losses import LOSSES, sampled_loss
 from fleetpress.compression.outputs import meaning
@@ -110,53 +109,10 @@ def _predictions(outputs: Tensor, *, drawn: bool) -> int:
 
 
 @dataclass(kw_only=True)
-class _Seen:
-    """Sums over the inputs of one node, as operators of one geometry read them."""
-
-    rows: int = 0
-    total: Tensor | None = None
-    squares: Tensor | None = None
-    gram: Tensor | None = None
-    range: Tensor | None = None
-    histogram: Tensor | None = None
-
-    def add(self, x: Tensor) -> None:
-        """Input rows x [rows, G, columns]."""
-        _, groups, columns = x.shape
-        if self.total is None:
-            size = columns if columns <= WHOLE_COLUMNS else BLOCK_COLUMNS
-            blocks = math.ceil(columns / size)
-            self.total = x.new_zeros(groups, columns, dtype=torch.float64)
-            self.squares = x.new_zeros(groups, columns, dtype=torch.float64)
-            self.gram = x.new_zeros(groups, blocks, size, size, dtype=torch.float32)
-        assert self.squares is not None
-        assert self.gram is not None
-        self.rows += x.shape[0]
-        self.total += x.sum(0, dtype=torch.float64)
-        size = self.gram.shape[-1]
-        padded = functional.pad(x, (0, -columns % size)) if columns % size else x
-        parts = padded.reshape(x.shape[0], groups, -1, size).permute(1, 2, 3, 0)  # [G, blocks, size, rows]
-        for mine, part in zip(self.gram.flatten(0, 1), parts.flatten(0, 1), strict=True):
-            mine.addmm_(part, part.t())
-        diagonal = self.gram.diagonal(dim1=-2, dim2=-1).reshape(groups, -1)[:, :columns]
-        self.squares.copy_(diagonal)
-
-    def add_range(self, x: Tensor) -> None:
-        """All entries that are read, sampled or not."""
-        low, high = x.amin().float(), x.amax().float()
-        if self.range is not None:
-            low, high = torch.minimum(low, self.range[0]), torch.maximum(high, self.range[1])
-        self.range = torch.stack([low, high])
-        upper_bits = (x.detach().float().flatten().view(torch.int32) >> 20) & 0xFFF
-        counts = torch.bincount(upper_bits, minlength=1 << 12)
-        self.histogram = counts if self.histogram is None else self.histogram + counts
-
-
-@dataclass(kw_only=True)
 class _Weight:
     """One weight: where its input sums are, and the outputs of the batch at hand with their squared gradients."""
 
-    seen: _Seen
+    seen: InputSums
     axis: int
     outputs: list[Tensor] = field(default_factory=list)
     squares: Tensor | None = None
@@ -233,12 +189,12 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
             if isinstance(weight, Tensor) and weight.dim() >= 2:
                 name = tied.get(str(stored.target), str(stored.target))
                 uses.setdefault(name, []).append((node, _geometry(node, op, weight), op))
-    seen: dict[tuple[Any, ...], _Seen] = {}
+    seen: dict[tuple[Any, ...], InputSums] = {}
     found = {}
     for name, mine in uses.items():
         read = tuple((node.args[op.input], geometry) for node, geometry, op in mine)
         if read not in seen:
-            sums = seen[read] = _Seen()
+            sums = seen[read] = InputSums()
             for node, geometry, op in mine:
                 _insert(module, node.args[op.input], node, partial(_look, sums, geometry))
         found[name] = _Weight(seen=seen[read], axis=-1 - len(mine[0][1].kernel))
@@ -249,7 +205,7 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
     return found
 
 
-def _look(sums: _Seen, geometry: _Geometry, x: Tensor) -> None:
+def _look(sums: InputSums, geometry: _Geometry, x: Tensor) -> None:
     with torch.no_grad():
         sums.add_range(x)
         for rows in geometry.rows(x.detach()):
@@ -298,21 +254,11 @@ def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:
     found = {}
     for name, item in taps.items():
         sums = item.seen
-        if sums.total is None:
-            continue  # a branch that was never taken
-        assert sums.squares is not None
-        assert sums.gram is not None
-        assert sums.range is not None
-        assert sums.histogram is not None
         if id(sums) not in made:
-            made[id(sums)] = InputStatistics(
-                rows=sums.rows,
-                total=sums.total.to(CPU),
-                squares=sums.squares.to(CPU),
-                gram=sums.gram.to(CPU),
-                range=sums.range.to(CPU),
-                histogram=sums.histogram.to(CPU),
-            )
+            inputs = sums.statistics()
+            if inputs is None:
+                continue  # a branch that was never taken
+            made[id(sums)] = inputs
         squares = None if item.squares is None else item.squares.to(CPU)
         found[name] = WeightStatistics(inputs=made[id(sums)], output_squares=squares)
     return found

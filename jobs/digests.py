@@ -26,6 +26,8 @@ VERSIONS = {
     "finetune": 1,
     "quantize": 1,
     "publish": 1,
+    "advance": 1,
+    "solve": 1,
     "open": 1,
     "convert": 3,
     "finish": 2,

@@ -1,5 +1,6 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -172,9 +173,10 @@ def without_end(plan: ModelPlan) -> ModelPlan:
 def plan_checkpoint(
     model: Model, checkpoint: Checkpoint, *, output: str, run: str, seed: int, memory_bytes: int
 ) -> ModelPlan:
-    """Tasks of a checkpoint: open?, convert*, finish*, assemble. The headers tell every byte that will be written.
+    """Tasks of a checkpoint: advance* and solve* by turns if it is calibrated, open?, convert*, finish*, assemble.
 
-    Raises TargetError, and ModelError for what is quantized already or a task too large for `memory_bytes`.
+    The headers tell every byte that will be written. Raises TargetError, and ModelError for what is quantized already
+    or a task too large for `memory_bytes`.
     """
     check_plain(checkpoint)
     final = artifact_digest(model, seed=seed, workers=1)
@@ -188,17 +190,33 @@ def plan_checkpoint(
     )
     choice = choose(checkpoint, builder.shared["recipe"])
     place = {"output": output, "root": absolute(checkpoint.root), "uri": model.source.uri}
-    tasks, records = checkpoint_tasks(
-        plan_shards(choice.items),
-        name=model.name,
-        artifact=final,
-        place=place,
-        memory_bytes=memory_bytes,
-    )
-    builder.tasks = tasks
+    shared: dict[str, Any] = {
+        "name": model.name,
+        "artifact": final,
+        "place": place,
+        "memory_bytes": memory_bytes,
+    }
+    own: dict[str, Any] = {}
+    solvers: Mapping[str, Task] = {}
+    if choice.blocks is not None:
+        from .checkpoint.calibrating import calibration, require_transformers
+
+        require_transformers(model.source.uri)
+        assert model.data is not None, "checked by the spec: statistics need data"
+        calibrated = calibration(
+            choice, checkpoint, model.data, options=builder.shared["recipe"]["calibrate"], **shared
+        )
+        builder.tasks = list(calibrated.tasks)
+        solvers = calibrated.solvers
+        own = {
+            "spilled": calibrated.digests,
+            "solvers": list(dict.fromkeys(task.digest for task in solvers.values())),
+        }
+    tasks, records = checkpoint_tasks(plan_shards(choice.items), solvers=solvers, **shared)
+    builder.tasks += tasks
     builder.last = tuple(task.id for task in tasks if task.digest in records)
     return ModelPlan(
-        model=model, digest=final, tasks=builder.finish("assemble", final, shard_records=records)
+        model=model, digest=final, tasks=builder.finish("assemble", final, shard_records=records, **own)
     )
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from .tasks import Failure, Task, TaskRecord
 
 # What these write lies below the model's name, so it serves no other model.
-_OWN_KINDS = ("open", "convert", "finish", "assemble", "publish")
+_OWN_KINDS = ("advance", "solve", "open", "convert", "finish", "assemble", "publish")
 
 _End = TypeVar("_End", TaskRecord, Failure)
 

@@ -37,7 +37,12 @@ class Forecast:
 def forecast(shards: Sequence[PlannedShard], memory_bytes: int) -> Forecast:
     """The cost of making these shards under this ceiling of memory."""
     tasks = [task for shard in shards for task in shard.tasks]
-    passes = [(piece, 1 + piece.item.geometry.passes) for task in tasks for piece in task.pieces]
+    passes = [
+        (piece, 1 + piece.item.geometry.passes)
+        for task in tasks
+        for piece in task.pieces
+        if not piece.item.treatment.calibrated
+    ]
     spread = [shard for shard in shards if len(shard.tasks) > 1]
     size = sum(shard.size_bytes for shard in shards)
     block = block_bytes(memory_bytes)

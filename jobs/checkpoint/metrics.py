@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fleetpress.compression.selection import Layer
-from fleetpress.compression.treatment import KEPT
+from fleetpress.compression.treatment import KEPT, Treatment
 from fleetpress.storage import canonical_json
 from fleetpress.storage.checkpoint import Checkpoint
 from fleetpress.storage.safetensors_header import TensorInfo
@@ -36,9 +37,15 @@ def _tensor_bytes(shards: Headers) -> int:
 
 
 def metrics_of(
-    checkpoint: Checkpoint, choice: Choice, shards: Headers, sums: Sums, size_bytes: int
+    checkpoint: Checkpoint,
+    choice: Choice,
+    shards: Headers,
+    sums: Sums,
+    *,
+    size_bytes: int,
+    methods: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What goes into `metrics.json`; `size_bytes` are those of all shards."""
+    """What goes into `metrics.json`; `size_bytes` are those of all shards, `methods` those of calibrated layers."""
     counts = sum(math.prod(place.info.shape) for place in checkpoint.tensors.values())
     before_bytes = sum(file.bytes for file in checkpoint.files)
     side = {"metric": None, "value": None, "parameters": counts}
@@ -49,12 +56,32 @@ def metrics_of(
         "compression_ratio": round(before_bytes / size_bytes, 4),
         "bits_per_weight": round(8 * _tensor_bytes(shards) / max(1, counts), 4),
         "layers": [
-            _layer_entry(layer, items[layer.name], sums.get(layer.name), choice.skipped.get(layer.name))
+            {
+                **_layer_entry(
+                    layer, items[layer.name], sums.get(layer.name), choice.skipped.get(layer.name)
+                ),
+                **({"method": methods[layer.name]} if layer.name in methods else {}),
+            }
             for layer in choice.known
             if layer.name in items
         ],
-        "warnings": list(choice.warnings),
+        "warnings": [*choice.warnings, *_unobserved(choice, methods)],
     }
+
+
+def _unobserved(choice: Choice, methods: Mapping[str, str]) -> list[str]:
+    """Layers in which another method than the one asked for was used, because nothing was seen of their inputs."""
+    return [
+        f"{layer}: what it reads was not seen, so {method} was used"
+        for layer, method in methods.items()
+        if method != ", ".join(_asked(choice.treated[layer]))
+    ]
+
+
+def _asked(treatment: Treatment) -> list[str]:
+    options = dict(treatment.sparsity)
+    zeroing = [options["method"]] if options else []
+    return [*zeroing, treatment.method] if treatment.scheme is not None else zeroing
 
 
 def _layer_entry(

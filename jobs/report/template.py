@@ -27,6 +27,8 @@ _KINDS = (
     "trial",
     "quantize",
     "convert",
+    "advance",
+    "solve",
     "publish",
     "assemble",
     "finish",

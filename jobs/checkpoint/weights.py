@@ -1,0 +1,118 @@
+"""Tensors of a source for the tasks that run it: whole ones, rows of one, and a block's with its new matrices in it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fleetpress.compression.checkpoint.tiles import check_finite
+from fleetpress.compression.quantization.compressed_tensors import loaded_rows
+from fleetpress.compression.treatment import SCALE, SHAPE, ZERO_POINT
+from fleetpress.storage.errors import InvalidModelFile
+from fleetpress.storage.tensors import DTYPES
+
+from ..handover import Payload, record
+from .layout import Item
+from .spill import read_parts
+from .tasks import pieces_of
+
+_ROWS_BYTES = 32 << 20  # of a matrix that is looked up in, read at once
+
+
+class SourceTensors:
+    """Tensors by name that a payload's table `source` describes, read from the store; nothing is kept."""
+
+    def __init__(self, store: RangeReader, table: Mapping[str, Any]) -> None:
+        self._store = store
+        self._items = {piece.item.name: piece.item for piece in pieces_of(table)}
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of the source."""
+        return list(self._items)
+
+    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Whole tensors, in their own dtypes."""
+        return {name: read_item(self._store, self._items[name]) for name in names}
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows of a matrix, by numbers that rise; blocks of it without any of them are not read."""
+        item = self._items[name]
+        row_bytes = item.size_bytes // item.shape[0]
+        step = max(1, _ROWS_BYTES // max(1, row_bytes))
+        found = []
+        for first in range(0, item.shape[0], step):
+            stop = min(first + step, item.shape[0])
+            mine = rows[(rows >= first) & (rows < stop)]
+            if len(mine):
+                data = _read(self._store, item, first * row_bytes, (stop - first) * row_bytes)
+                found.append(data.view(DTYPES[item.dtype]).view(-1, *item.shape[1:])[mine - first])
+        return torch.cat(found)
+
+    def renewed(self, payload: Payload, names: Sequence[str]) -> dict[str, Tensor]:
+        """A block's tensors with the matrices in them that solve tasks have made anew (`solved`, `solved_by`)."""
+        values = self.read(names)
+        for piece in pieces_of(payload["solved"]):
+            item = piece.item
+            new = solved_matrix(payload, item, payload["solved_by"][item.name])
+            name = item.name
+            if name in values:
+                values[name] = new
+                continue
+            # A matrix of one expert, within a tensor of all.
+            name = next(other for other in names if _holds(self._items[other], item))
+            owner = self._items[name]
+            start = (item.offset_bytes - owner.offset_bytes) // values[name].element_size()
+            values[name].view(-1)[start : start + new.numel()] = new.view(-1)
+        return values
+
+
+class RangeReader(Protocol):
+    """A store, or what looks at the bytes on their way from it."""
+
+    def read_into(self, path: str, offset_bytes: int, view: memoryview, /, *, etag: str) -> None:
+        """Fill the view from a file that is pinned by its etag."""
+        ...
+
+
+def read_item(store: RangeReader, item: Item) -> Tensor:
+    """A tensor, or a matrix within one. Raises InvalidModelFile for dtypes that torch has not."""
+    if item.dtype not in DTYPES:
+        raise InvalidModelFile(
+            f"tensor {item.name!r} is {item.dtype}, which torch cannot hold; convert the model"
+        )
+    data = _read(store, item, 0, item.size_bytes)
+    if item.check:
+        check_finite(item.name, item.dtype, data.numpy().data)
+    return data.view(DTYPES[item.dtype]).view(item.shape)
+
+
+def solved_matrix(payload: Payload, item: Item, digest: str) -> Tensor:
+    """What the tensors that a solve task has stored for a matrix mean, in its dtype and shape."""
+    parts = read_parts(payload, digest, record(payload, digest, proved=False).result["parts"][item.name])
+    tensors = {
+        stored.name.removeprefix(item.name): torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        .view(DTYPES[stored.dtype])
+        .view(stored.shape)
+        for stored, data in zip(item.stored, parts, strict=True)
+    }
+    main = next(iter(tensors.values()))
+    if item.treatment.scheme is None:
+        return main
+    shape = item.shape[0], math.prod(item.shape[1:])
+    sides = {suffix: value for suffix, value in tensors.items() if suffix != SHAPE}
+    return loaded_rows(main, sides[SCALE], sides.get(ZERO_POINT), item.treatment, shape).dequantize()
+
+
+def _read(store: RangeReader, item: Item, offset: int, size: int) -> Tensor:
+    data = torch.empty(size, dtype=torch.uint8)
+    if size:
+        store.read_into(item.path, item.offset_bytes + offset, data.numpy().data, etag=item.etag)
+    return data
+
+
+def _holds(owner: Item, item: Item) -> bool:
+    end = owner.offset_bytes + owner.size_bytes
+    return owner.path == item.path and owner.offset_bytes <= item.offset_bytes < end

@@ -30,7 +30,11 @@ from fleetpress.compression.program import aliases, tensors
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer
 from fleetpress.compression.quantization.packed_program import pack_program, unpack_program
 from fleetpress.compression.scheme import QuantScheme
-from fleetpress.jobs.coded_programs import coded_program, decoded_program, plain_program
+from fleetpress.jobs.programs.coded_programs import (
+    coded_program,
+    decoded_program,
+    plain_program,
+)
 from fleetpress.storage.coded_model import read_model
 from fleetpress.storage.programs import load_program, module_to_program, save_program
 

@@ -40,10 +40,10 @@ from fleetpress.compression.scheme import resolve
 from fleetpress.compression.training import TrainOptions, collect, train
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.demo import npz_bytes
+from fleetpress.jobs.driver.run import Event
 from fleetpress.jobs.executors import ExecutorName
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.run import Event
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.programs import load_program, module_to_program, save_program
 
 GOAL_SECONDS = 0.2

@@ -53,11 +53,11 @@ def load_everything() -> None:
     import fleetpress.compression.training
     import fleetpress.jobs.checkpoint.steps
     import fleetpress.jobs.cli
+    import fleetpress.jobs.driver.run
     import fleetpress.jobs.executors.inline
-    import fleetpress.jobs.live
-    import fleetpress.jobs.modules
-    import fleetpress.jobs.program_steps
-    import fleetpress.jobs.run
+    import fleetpress.jobs.programs.modules
+    import fleetpress.jobs.programs.steps
+    import fleetpress.jobs.runs.live
     import fleetpress.jobs.tables
     import fleetpress.storage.local
     import fleetpress.storage.s3  # noqa: F401 - for all children

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .artifacts import load_artifact as load_artifact
-    from .run import run_fleet as run_fleet
+    from .driver.run import run_fleet as run_fleet
 
 __all__ = ["load_artifact", "run_fleet"]
-_HOMES = {"load_artifact": "artifacts", "run_fleet": "run"}
+_HOMES = {"load_artifact": "artifacts", "run_fleet": "driver.run"}
 
 
 def __getattr__(name: str) -> Any:

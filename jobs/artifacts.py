@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fleetpress.storage.artifact import LATEST, MANIFEST, METRICS, read_manifest, resolve, verify_files
+from fleetpress.storage.artifact import (
+    LATEST,
+    MANIFEST,
+    METRICS,
+    PROGRAM_FILE,
+    read_manifest,
+    resolve,
+    verify_files,
+)
 from fleetpress.storage.errors import ArtifactCorrupt, InvalidModelFile, ObjectNotFound, StorageError
 from fleetpress.storage.sources import CONFIG, INDEX
 from fleetpress.storage.store import ObjectStore, open_store, read_json
@@ -19,7 +27,6 @@ if TYPE_CHECKING:
 
     from fleetpress.storage.checkpoint import Checkpoint
 
-MODEL = "model.pt2"
 _OURS = (MANIFEST, METRICS, "recipe.yaml")
 
 
@@ -110,8 +117,8 @@ def dequantize(uri: str, destination: str) -> list[str]:
     if manifest["kind"] == "program":
         from fleetpress.storage.programs import save_program
 
-        target.put(MODEL, save_program(_plain_program(uri, manifest)))
-        return [MODEL]
+        target.put(PROGRAM_FILE, save_program(_plain_program(uri, manifest)))
+        return [PROGRAM_FILE]
     return _dequantize_checkpoint(uri, destination)
 
 
@@ -147,7 +154,7 @@ def _program(uri: str, manifest: Mapping[str, object]) -> "ExportedProgram":
     if manifest.get("format") == "archive":
         from fleetpress.storage.coded_model import MODEL_FILE
 
-        from .coded_programs import decoded_program
+        from .programs.coded_programs import decoded_program
 
         try:
             return decoded_program(store.get(MODEL_FILE))
@@ -155,7 +162,7 @@ def _program(uri: str, manifest: Mapping[str, object]) -> "ExportedProgram":
             raise type(error)(f"{store.uri}/{MODEL_FILE}: {error}") from None
     from fleetpress.storage.programs import load_program
 
-    return load_program(store.get(MODEL))
+    return load_program(store.get(PROGRAM_FILE))
 
 
 def _plain_program(

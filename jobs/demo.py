@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 from fleetpress.storage.store import open_store
 from fleetpress.storage.uri import join
 
-from . import log_lines
 from .errors import UsageError
 from .executors import ExecutorName
-from .results import REPORT, RUNS, FleetResult
+from .runs import log_lines
+from .runs.results import (
+    REPORT,
+    RUNS,
+    FleetResult,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,9 +73,9 @@ def run_demo(
 
 
 def _run(uri: str, folder: Path, executor: ExecutorName, address: str | None, as_json: bool) -> int:
-    from .live import Live
-    from .run import run_fleet
-    from .spec import parse_spec
+    from .driver.run import run_fleet
+    from .runs.live import Live
+    from .spec.fleet_spec import parse_spec
     from .tables import print_result
 
     _make_fleet(uri)

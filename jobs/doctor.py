@@ -17,7 +17,7 @@ from fleetpress.storage.uri import is_s3, without_userinfo
 
 from .errors import FleetpressError
 from .executors.address import check_address
-from .figures import sized
+from .runs.figures import sized
 
 _LIBRARIES = ("fleetpress", "torch", "ray", "boto3")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")

@@ -17,12 +17,16 @@ from fleetpress.storage.errors import ObjectNotFound
 from fleetpress.storage.store import ObjectStore, Unfinished, text_field
 
 from .checkpoint.steps import CRUMBS
+from .driver.leases import LEASES
 from .handover import SPILLED
-from .heartbeat import Watch, alive_key, cancel_key
-from .leases import LEASES
 from .ledger import Ledger
-from .published import pointed_to
-from .results import RUNS
+from .runs.heartbeat import (
+    Watch,
+    alive_key,
+    cancel_key,
+)
+from .runs.published import pointed_to
+from .runs.results import RUNS
 from .threads import side_by_side
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")

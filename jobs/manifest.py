@@ -14,7 +14,7 @@ from fleetpress.storage.artifact import (
 )
 from fleetpress.storage.store import open_store
 
-from .recipe import Recipe, recipe_yaml
+from .spec.recipe import Recipe, recipe_yaml
 from .tasks import Output, StepResult
 
 SCHEMA_VERSION = 1

@@ -4,9 +4,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from .errors import UsageError
-from .recipe import FinetuneStep, PruneStep, QuantizeStep, Strict
-from .spec_fields import nearest
-from .training_checks import GRADUAL_METHODS
+from .spec.fields import nearest
+from .spec.recipe import (
+    FinetuneStep,
+    PruneStep,
+    QuantizeStep,
+    Strict,
+)
+from .spec.training_checks import GRADUAL_METHODS
 
 Described = dict[str, list[dict[str, Any]]]
 

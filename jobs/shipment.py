@@ -21,7 +21,11 @@ from fleetpress.storage import canonical_json
 from fleetpress.storage.uri import is_s3, normalize
 
 from .errors import UsageError
-from .spec import Spec, parse_spec, read_spec
+from .spec.fleet_spec import (
+    Spec,
+    parse_spec,
+    read_spec,
+)
 
 SPEC_IN_JOB = "fleetpress-job/spec.yaml"
 """Where the driver finds the spec, below its working folder; no module can have that name."""

@@ -52,13 +52,13 @@ def _program_step(task: Task) -> Callable[[Payload], StepResult]:
         from .auto.steps import STEPS as AUTO_STEPS
 
         return AUTO_STEPS[task.kind]
-    from .program_steps import STEPS
+    from .programs.steps import STEPS
 
     return STEPS[task.kind]
 
 
 def run_rank(task: Task, collective: "Collective") -> StepResult | None:
     """Run one rank of a data-parallel training task; rank 0 stores the weights and answers."""
-    from .program_steps import train_rank
+    from .programs.steps import train_rank
 
     return train_rank(task.payload, task.kind, collective)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ClusterUnreachable
-from .job_state import JobState, valid_job
+from .executors.job_state import JobState, valid_job
 
 if TYPE_CHECKING:
     from .executors.ray_jobs import JobServer

@@ -46,9 +46,13 @@ def _write_end(spec_path: str, job: str, address: str, code: int) -> None:
     """Note the exit code beside the run; an output that cannot be written has been told of already."""
     from fleetpress.storage.store import open_store
 
+    from .driver.job_records import (
+        JobRecord,
+        read_job,
+        write_job,
+    )
     from .errors import FleetpressError
-    from .job_records import JobRecord, read_job, write_job
-    from .spec import load_spec
+    from .spec.fleet_spec import load_spec
 
     with suppress(StorageError, FleetpressError):
         store = open_store(load_spec(spec_path).output)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .figures import (
+from .runs.figures import (
     MISSING,
     counted,
     elapsed,
@@ -16,8 +16,14 @@ from .figures import (
     sized,
     three_digits,
 )
-from .results import FleetResult, ModelResult, counts, number, published_bytes
-from .run_lines import RunLine
+from .runs.results import (
+    FleetResult,
+    ModelResult,
+    counts,
+    number,
+    published_bytes,
+)
+from .runs.run_lines import RunLine
 
 if TYPE_CHECKING:
     from .doctor import Finding

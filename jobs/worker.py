@@ -22,8 +22,8 @@ from fleetpress.storage.traffic import Traffic, counted
 
 from .ceiling import ceiling, needed_bytes
 from .errors import FleetpressError
-from .figures import sized
 from .ledger import Ledger
+from .runs.figures import sized
 from .tasks import ErrorClass, Failure, StepResult, Task, TaskRecord
 from .threads import torch_is_loaded, use_one_thread
 
@@ -43,7 +43,7 @@ _ERROR_CLASSES: tuple[tuple[type[BaseException], ErrorClass], ...] = (
     (StorageError, "input"),
     (ConnectionError, "transient"),
 )
-_MATERIALS = f"{__package__}.materials"
+_MATERIALS = f"{__package__}.programs.materials"
 
 
 def execute(

@@ -18,6 +18,7 @@ from .uri import is_valid_key, join, validate_key
 MANIFEST = "manifest.json"
 LATEST = "latest.json"
 METRICS = "metrics.json"
+PROGRAM_FILE = "model.pt2"  # a program whose weights are packed
 
 _MEASURED = ("latency_ms", "latency_packed_ms")  # times within METRICS: every run that writes it has its own
 _PIECE_BYTES = 16 << 20

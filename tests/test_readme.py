@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from fleetpress.jobs.cli import main
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.store import open_store
 
 README = Path(__file__).parent.parent / "README.md"

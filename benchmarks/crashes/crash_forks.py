@@ -191,8 +191,10 @@ def _watch(notebook: _Notebook, new_store: Any) -> None:
 
 
 def _cut_small() -> None:
-    from fleetpress.jobs import plan_builder, publishing, scheduler, work
     from fleetpress.jobs.checkpoint import layout, steps, tasks
+    from fleetpress.jobs.driver import scheduler, work
+    from fleetpress.jobs.planning import plan_builder
+    from fleetpress.jobs.programs import publishing
 
     for name, size in LAYOUT.items():
         setattr(layout, name, size)

@@ -19,9 +19,9 @@ from markdown_table import table
 from memory_store import PAGE_KEYS, Bucket
 from noop_fleet import in_memory, make_fleet
 
+from fleetpress.jobs.driver.run import run_fleet
 from fleetpress.jobs.report.fleet_table import LISTED
-from fleetpress.jobs.run import run_fleet
-from fleetpress.jobs.spec import Spec
+from fleetpress.jobs.spec.fleet_spec import Spec
 from fleetpress.jobs.threads import AT_ONCE
 
 MODELS = 1_000_000

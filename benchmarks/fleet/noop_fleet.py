@@ -11,12 +11,12 @@ from unittest.mock import patch
 
 from memory_store import Bucket, MemoryStore
 
+import fleetpress.jobs.driver.run
 import fleetpress.jobs.executors.inline
-import fleetpress.jobs.run
 import fleetpress.storage.store
 from fleetpress.jobs.handover import Payload, record, store_bytes
 from fleetpress.jobs.manifest import companions, complete
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.jobs.tasks import Failure, StepResult, Task, TaskRecord
 from fleetpress.storage.artifact import write_artifact
 from fleetpress.storage.store import open_store
@@ -66,7 +66,7 @@ def in_memory() -> Iterator[Bucket]:
         for place, name, value in (
             (fleetpress.storage.store, "_new_store", lambda place: MemoryStore(place, bucket)),
             (fleetpress.storage.store, "_stores", {}),
-            (fleetpress.jobs.run, "run_step", nothing),
+            (fleetpress.jobs.driver.run, "run_step", nothing),
             (inline, "execute", as_worker),
         ):
             stack.enter_context(patch.object(place, name, value))

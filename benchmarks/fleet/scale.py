@@ -28,8 +28,8 @@ from memory_store import Bucket
 from noop_fleet import OUTPUT, in_memory, make_fleet
 
 from fleetpress.jobs.cli import main as fleetpress
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.run import run_fleet
+from fleetpress.jobs.driver.run import run_fleet
+from fleetpress.jobs.runs.results import FleetResult
 
 KINDS = ("LIST", "GET", "HEAD", "PUT", "conditional PUT", "DELETE")
 GOAL_SECONDS = 2.0  # of status and report

@@ -25,8 +25,8 @@ from torch.export import ExportedProgram
 from fleetpress.compression.program import with_tensors
 from fleetpress.compression.training import TrainOptions, train
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.figures import sized
-from fleetpress.jobs.results import ModelResult
+from fleetpress.jobs.runs.figures import sized
+from fleetpress.jobs.runs.results import ModelResult
 from fleetpress.storage.programs import module_to_program, save_program
 
 HOME = Path("auto")

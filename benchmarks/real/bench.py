@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fleetpress.jobs import run_fleet
-from fleetpress.jobs.figures import counted, sized, three_digits
-from fleetpress.jobs.results import FleetResult, ModelResult, number
-from fleetpress.jobs.run import Event
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.driver.run import Event
+from fleetpress.jobs.runs.figures import (
+    counted,
+    sized,
+    three_digits,
+)
+from fleetpress.jobs.runs.results import (
+    FleetResult,
+    ModelResult,
+    number,
+)
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 
 HERE = Path(__file__).resolve().parent
 

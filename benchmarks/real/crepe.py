@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from fleetpress.jobs import load_artifact
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.figures import MISSING, sized
-from fleetpress.jobs.results import ModelResult
+from fleetpress.jobs.runs.figures import MISSING, sized
+from fleetpress.jobs.runs.results import ModelResult
 
 HOME = Path("crepe")
 RATE = 16_000

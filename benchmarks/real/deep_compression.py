@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.results import ModelResult
+from fleetpress.jobs.runs.results import ModelResult
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store
 

@@ -29,8 +29,8 @@ from transformers import AutoModel, BertModel
 
 from fleetpress.jobs import load_artifact
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.figures import MISSING, sized
-from fleetpress.jobs.results import ModelResult
+from fleetpress.jobs.runs.figures import MISSING, sized
+from fleetpress.jobs.runs.results import ModelResult
 from fleetpress.storage.programs import save_program
 
 HOME = Path("minilm")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.results import ModelResult
+from fleetpress.jobs.runs.results import ModelResult
 from fleetpress.storage.programs import module_to_program, save_program
 
 HOME = Path("mnist")

@@ -9,9 +9,9 @@ from fleetpress.compression.metrics import allowed_drop
 from fleetpress.storage.store import ObjectStore
 
 from ..errors import ModelError
-from ..figures import sized
 from ..ledger import Ledger
-from ..plan import ModelPlan
+from ..planning.plan import ModelPlan
+from ..runs.figures import sized
 from ..threads import side_by_side
 from .search import Goal, Measured, front, is_good, measured_in
 

@@ -11,13 +11,18 @@ from typing import Any
 from fleetpress.storage.sources import ModelSource, SourceFile
 from fleetpress.storage.store import open_store
 
-from ..fleet import Data, Fold, Model, Shard
 from ..handover import Payload
 from ..ledger import Ledger
-from ..plan import plan_program
-from ..program_steps import STEPS
-from ..recipe import Recipe
-from ..spec_checks import needs_gradients, needs_inputs
+from ..planning.fleet import (
+    Data,
+    Fold,
+    Model,
+    Shard,
+)
+from ..planning.plan import plan_program
+from ..programs.steps import STEPS
+from ..spec.checks import needs_gradients, needs_inputs
+from ..spec.recipe import Recipe
 from ..tasks import Task, TaskRecord
 from ..worker import record_of
 

@@ -12,8 +12,8 @@ from fleetpress.compression.errors import CompressionError
 
 from ..errors import ModelError
 from ..handover import Payload
-from ..materials import trained_program
-from ..publishing import publish as publish_candidate
+from ..programs.materials import trained_program
+from ..programs.publishing import publish as publish_candidate
 from ..tasks import StepResult
 from .chain import built
 from .search import Goal, Measured, front, is_good, ladder

@@ -17,9 +17,13 @@ from fleetpress.compression.selection import Layer
 from fleetpress.compression.sensitivity import divergence, expected_increase
 
 from ..handover import Payload, record
-from ..materials import calibration, shard_arrays, trained_program
-from ..quantizing import every_layer, group_of
-from ..schemes import scheme_of
+from ..programs.materials import (
+    calibration,
+    shard_arrays,
+    trained_program,
+)
+from ..programs.quantizing import every_layer, group_of
+from ..spec.schemes import scheme_of
 from ..tasks import StepResult
 from .candidates import Sensed, Table
 

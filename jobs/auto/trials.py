@@ -14,12 +14,21 @@ from fleetpress.compression.errors import CompressionError
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.metrics import Sums, allowed_drop
 
-from ..assembling import assembled
-from ..fleet import Fold
 from ..handover import Payload, record
-from ..materials import arrays, remembered, trained_program
-from ..objective import is_fidelity, loss_name, measured, metric_name
-from ..publishing import call_ms
+from ..planning.fleet import Fold
+from ..programs.assembling import assembled
+from ..programs.materials import (
+    arrays,
+    remembered,
+    trained_program,
+)
+from ..programs.objective import (
+    is_fidelity,
+    loss_name,
+    measured,
+    metric_name,
+)
+from ..programs.publishing import call_ms
 from ..tasks import StepResult
 from .candidates import Searched
 from .chain import built

@@ -14,9 +14,9 @@ from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.store import open_store
 
 from ..errors import ModelError
-from ..figures import sized
 from ..handover import Payload, record
-from ..materials import shard_arrays
+from ..programs.materials import shard_arrays
+from ..runs.figures import sized
 from ..tasks import Output, StepResult
 from ..threads import use_one_thread
 from .spill import HIDDEN, STATISTICS, delete_spilled, read_spilled, store_spilled

@@ -17,7 +17,6 @@ from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
 
 from ..digests import digest
 from ..errors import ModelError
-from ..fleet import Data, Shard
 from ..tasks import Task
 from .choice import Choice
 from .layout import Item, Piece
@@ -28,6 +27,7 @@ SOLVE_BYTES = 64 << 20  # of the source, that one solve task works on; a larger 
 TRANSFORMERS_BYTES = 256 << 20  # measured: what transformers adds to a worker
 _COMPUTE_BYTES = 4  # of a weight while it is run
 
+Shard = Mapping[str, Any]  # a file of the train data as payloads name it: root, path, etag, bytes
 SampleRange = tuple[Shard, int, int]  # samples from..to of those that are taken of a shard
 
 
@@ -63,7 +63,7 @@ def require_transformers(uri: str) -> None:
 def calibration(
     choice: Choice,
     checkpoint: Checkpoint,
-    data: Data,
+    shards: Sequence[Shard],
     *,
     name: str,
     artifact: str,
@@ -78,7 +78,7 @@ def calibration(
     return _Planning(
         choice,
         checkpoint,
-        data,
+        shards,
         name=name,
         artifact=artifact,
         place=place,
@@ -108,7 +108,7 @@ class _Planning:
         self,
         choice: Choice,
         checkpoint: Checkpoint,
-        data: Data,
+        shards: Sequence[Shard],
         *,
         name: str,
         artifact: str,
@@ -121,9 +121,9 @@ class _Planning:
         self._checkpoint = checkpoint
         self._name, self._artifact, self._place = name, artifact, place
         self._memory_bytes = memory_bytes
-        self._shards = len(data.train)
+        self._shards = len(shards)
         self._samples = options["samples"]
-        self._chunks = chunks_of(data.train, options["samples"], options["batch_size"])
+        self._chunks = chunks_of(shards, options["samples"], options["batch_size"])
         self._items: dict[int, list[Item]] = {}
         for item in choice.items:
             if item.treatment.calibrated:
@@ -184,8 +184,7 @@ class _Planning:
         if not index:
             own["quota"] = -(-self._samples // self._shards)
             own["samples"] = [
-                {"root": shard.root, **vars(shard.file), "from": first, "to": last}
-                for shard, first, last in self._chunks[chunk]
+                {**shard, "from": first, "to": last} for shard, first, last in self._chunks[chunk]
             ]
         self._read_bytes += sum(at.info.size_bytes for _, at in places)
         needs = dict.fromkeys(task.id for task in (*before, *solved))

@@ -36,7 +36,7 @@ from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
 from fleetpress.storage.safetensors_header import TensorInfo
 
 from ..errors import ModelError
-from ..schemes import scheme_of
+from ..spec.schemes import scheme_of
 from .layout import Item
 
 _WEIGHTS = ("F64", "F32", "F16", "BF16")  # dtypes that are treated; all others are carried over

@@ -21,6 +21,14 @@ from .tasks import pieces_of
 _ROWS_BYTES = 32 << 20  # of a matrix that is looked up in, read at once
 
 
+class RangeReader(Protocol):
+    """A store, or what looks at the bytes on their way from it."""
+
+    def read_into(self, path: str, offset_bytes: int, view: memoryview, /, *, etag: str) -> None:
+        """Fill the view from a file that is pinned by its etag."""
+        ...
+
+
 class SourceTensors:
     """Tensors by name that a payload's table `source` describes, read from the store; nothing is kept."""
 

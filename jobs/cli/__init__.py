@@ -12,8 +12,8 @@ from importlib.metadata import version
 
 from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 
-from .. import log_lines
 from ..errors import FleetpressError
+from ..runs import log_lines
 from . import about, artifacts, beginning, runs, schedules, submitting
 from .mistakes import Parser
 from .options import EXIT_CODES, message, show_every_name

@@ -35,8 +35,8 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from ..first_spec import first_spec
-    from ..spec import parse_spec
+    from ..spec.first_spec import first_spec
+    from ..spec.fleet_spec import parse_spec
 
     text = first_spec(arguments.place, output=arguments.output).replace("THIS_FILE", arguments.file)
     models = len(parse_spec(text, arguments.file).models)  # what we write ourselves has to be right

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..figures import one_line
+from ..runs.figures import one_line
 from .options import message, print_json
 
 if TYPE_CHECKING:
     from fleetpress.storage.store import ObjectStore
 
-    from ..job_state import JobState
+    from ..executors.job_state import JobState
 
 _OUR_JOB = re.compile(r"fleetpress-.+-[0-9a-f]{12}(-\d+)?")
 
@@ -65,7 +65,7 @@ def find(arguments: argparse.Namespace) -> Place:
     from fleetpress.storage.errors import StorageError
     from fleetpress.storage.store import open_store
 
-    from ..job_records import run_of
+    from ..driver.job_records import run_of
 
     if not arguments.address:
         if (
@@ -142,7 +142,7 @@ def list_jobs(arguments: argparse.Namespace) -> int:
     """Jobs that a cluster knows, those of one output only if it is given; or those that an output has kept."""
     from fleetpress.storage.store import open_store
 
-    from ..job_records import jobs_in
+    from ..driver.job_records import jobs_in
     from ..submission import job_states
     from ..tables import print_jobs
 

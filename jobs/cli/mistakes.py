@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         """What argparse asks for every value with `choices`."""
         if action.choices is None or value in action.choices:
             return
-        from ..spec_fields import nearest
+        from ..spec.fields import nearest
 
         names = [str(choice) for choice in action.choices]
         other = _OTHER_NAMES.get(str(value)) if isinstance(action, argparse._SubParsersAction) else None
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}")
 
     def _unknown(self, extras: Sequence[str]) -> str:
-        from ..spec_fields import nearest
+        from ..spec.fields import nearest
 
         option = next((word.partition("=")[0] for word in extras if word.startswith("-")), None)
         if option is None:

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any, TextIO
 
-from .. import log_lines
+from ..runs import log_lines
 
 EXIT_CODES = """exit codes: 0 all published or unchanged; 2 wrong usage or spec; 3 some models rejected or failed;
 4 none succeeded; 5 storage or cluster unreachable; 1 our own bug; 130 interrupted"""

@@ -58,8 +58,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from ..preview import preview
-    from ..spec import load_spec
+    from ..preview.fleet import preview
+    from ..spec.fleet_spec import load_spec
     from ..tables import print_preview
 
     found = preview(load_spec(arguments.spec), allow_code=arguments.allow_code)
@@ -71,10 +71,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from ..job_records import JobRecord
-    from ..live import Live
-    from ..run import run_fleet
-    from ..spec import load_spec
+    from ..driver.job_records import JobRecord
+    from ..driver.run import run_fleet
+    from ..runs.live import Live
+    from ..spec.fleet_spec import load_spec
     from ..tables import print_result
 
     spec = load_spec(arguments.spec)
@@ -100,8 +100,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from fleetpress.storage.artifact import exists
 
-    from ..heartbeat import alive_key
-    from ..results import read_result
+    from ..runs.heartbeat import alive_key
+    from ..runs.results import read_result
     from ..tables import print_result
 
     place = find(arguments)
@@ -109,7 +109,7 @@ def _status(arguments: argparse.Namespace) -> int:
         return tell_job(place.job, as_json=arguments.json)
     store = place.store
     if arguments.watch:
-        from ..watching import Watcher
+        from ..runs.watching import Watcher
 
         try:
             result = Watcher(store, place.run).follow()
@@ -140,7 +140,7 @@ _ENDS = {
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    from ..cancel import cancel
+    from ..driver.cancel import cancel
 
     place = find(arguments)
     if place.job is not None and place.run is None:
@@ -159,7 +159,11 @@ def _report(arguments: argparse.Namespace) -> int:
     from fleetpress.storage.uri import join
 
     from ..report import page_of
-    from ..results import REPORT, RUNS, read_result
+    from ..runs.results import (
+        REPORT,
+        RUNS,
+        read_result,
+    )
     from ..tables import print_result
 
     if arguments.all:
@@ -186,7 +190,7 @@ def _all_runs(arguments: argparse.Namespace) -> int:
     from fleetpress.storage.store import open_store
 
     from ..report import render_runs
-    from ..run_lines import run_lines
+    from ..runs.run_lines import run_lines
     from ..tables import print_runs
 
     if arguments.run:

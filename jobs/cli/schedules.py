@@ -183,11 +183,11 @@ def _work_here(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from ..driver.stop import Stop
     from ..schedule.file import load_schedules
     from ..schedule.loop import run
     from ..schedule.tables import tick_lines
     from ..schedule.tick import Tick, TickResult, tick
-    from ..stop import Stop
 
     file, by = load_schedules(arguments.file), _who()
 

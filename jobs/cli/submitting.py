@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from ..errors import UsageError
-from ..figures import one_line
+from ..runs.figures import one_line
 from .job_places import address_of, address_option, find, output_and_run, unknown_job
 from .options import SPEC_HELP, add_verb, message, print_json
 
@@ -121,7 +121,11 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 def _kept_logs(arguments: argparse.Namespace) -> int:
     """From the output alone."""
-    from ..run_log import follow_run, kept_log, line_of
+    from ..runs.run_log import (
+        follow_run,
+        kept_log,
+        line_of,
+    )
 
     place = find(arguments)
     if arguments.follow:

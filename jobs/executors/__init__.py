@@ -9,7 +9,7 @@ from ..tasks import Failure, Task, TaskRecord
 from ..worker import RunRank, RunStep
 
 if TYPE_CHECKING:
-    from ..progress import Listener
+    from ..runs.progress import Listener
 
 ExecutorName = Literal["inline", "ray"]
 

@@ -26,7 +26,7 @@ from ray.job_submission import JobSubmissionClient
 from fleetpress.storage.uri import without_userinfo
 
 from ..errors import ClusterUnreachable, UsageError
-from ..job_state import JobState
+from .job_state import JobState
 
 _REQUEST_SECONDS = (10.0, 60.0)  # to connect, and for an answer
 _QUIET_SECONDS = 120.0  # without a word in a log, then its job is looked at

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from .. import metric_names as names
-from ..events import TASK_OVER
+from ..runs import metric_names as names
+from ..runs.events import TASK_OVER
 
 if TYPE_CHECKING:
-    from ..events import Event
-    from ..progress import Progress
+    from ..runs.events import Event
+    from ..runs.progress import Progress
 
 _ESTIMATE_SECONDS = 2.0  # it costs more than the others
 

@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..results import GOOD, FleetResult, ModelResult
+from ..runs.results import (
+    GOOD,
+    FleetResult,
+    ModelResult,
+)
 
 Change = Literal["regressed", "still failing", "recovered", "new", "changed", "unchanged", "unfinished"]
 BAD = ("rejected", "failed")

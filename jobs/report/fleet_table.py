@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from ..figures import (
+from ..runs.figures import (
     LOWER_IS_BETTER,
     MISSING,
     counted,
@@ -18,7 +18,7 @@ from ..figures import (
     sized,
     three_digits,
 )
-from ..results import ModelResult, number
+from ..runs.results import ModelResult, number
 from .comparison import BAD, Comparison
 from .timeline import Spent
 

@@ -3,8 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..figures import elapsed, lost, measured, metric_of, share, sized, three_digits
-from ..results import GOOD, FleetResult, ModelResult, counts, published_bytes
+from ..runs.figures import (
+    elapsed,
+    lost,
+    measured,
+    metric_of,
+    share,
+    sized,
+    three_digits,
+)
+from ..runs.results import (
+    GOOD,
+    FleetResult,
+    ModelResult,
+    counts,
+    published_bytes,
+)
 from .timeline import Happened, traffic
 
 _TOLD_METRICS = 3

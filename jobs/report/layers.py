@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 from heapq import nlargest
 from typing import Any
 
-from ..figures import share, sized, three_digits
-from ..results import number
+from ..runs.figures import (
+    share,
+    sized,
+    three_digits,
+)
+from ..runs.results import number
 
 MOST_LAYERS = 300  # of one model; a page of 50 models stays readable and light
 _LEAST_LAYERS = 20

@@ -7,8 +7,14 @@ from typing import Any
 from fleetpress.storage.errors import StorageError
 from fleetpress.storage.store import ObjectStore
 
-from ..past_runs import look_back
-from ..results import EVENTS, RUNS, SPEC, FleetResult, layers_of
+from ..runs.past_runs import look_back
+from ..runs.results import (
+    EVENTS,
+    RUNS,
+    SPEC,
+    FleetResult,
+    layers_of,
+)
 
 _MOST_EVENT_BYTES = 256 << 20  # of a hundred thousand models; more would take minutes to draw
 _MOST_SPEC_BYTES = 16 << 20

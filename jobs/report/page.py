@@ -8,8 +8,23 @@ from markupsafe import Markup
 
 from fleetpress.storage.store import ObjectStore
 
-from ..figures import LOWER_IS_BETTER, MISSING, measured, metric_of, sized
-from ..results import GOOD, REPORT, RUNS, SPEC, FleetResult, ModelResult, number, write_summary
+from ..runs.figures import (
+    LOWER_IS_BETTER,
+    MISSING,
+    measured,
+    metric_of,
+    sized,
+)
+from ..runs.results import (
+    GOOD,
+    REPORT,
+    RUNS,
+    SPEC,
+    FleetResult,
+    ModelResult,
+    number,
+    write_summary,
+)
 from .comparison import MEANINGS, Comparison, compare
 from .fleet_table import columns, listed, row
 from .headline import headline, told_versions

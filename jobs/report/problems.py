@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..results import FleetResult, ModelResult
+from ..runs.results import FleetResult, ModelResult
 from .comparison import BAD, Change, Comparison
 
 _RANKS: Mapping[Change | None, int] = {"regressed": 0, "new": 1, None: 1, "still failing": 2}

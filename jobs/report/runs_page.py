@@ -8,9 +8,14 @@ from urllib.parse import quote
 
 from fleetpress.storage.uri import is_s3
 
-from ..figures import elapsed, share, sized, three_digits
-from ..results import REPORT, RUNS
-from ..run_lines import RunLine
+from ..runs.figures import (
+    elapsed,
+    share,
+    sized,
+    three_digits,
+)
+from ..runs.results import REPORT, RUNS
+from ..runs.run_lines import RunLine
 from .template import began_at, render
 
 _STATES = ("published", "unchanged", "rejected", "failed", "running", "pending")

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..figures import lost, three_digits
-from ..results import ModelResult, number
+from ..runs.figures import lost, three_digits
+from ..runs.results import ModelResult, number
 
 _LABELLED = 14  # more names than that cover each other
 _LONGEST_LABEL = 24

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ..figures import counted, sized, three_digits
-from ..results import number
+from ..runs.figures import (
+    counted,
+    sized,
+    three_digits,
+)
+from ..runs.results import number
 
 MOST_SEARCHES = 12
 _WIDEST, _NARROWEST = 2.0, 1.05  # how far trials lie apart at least, as a factor of their cost

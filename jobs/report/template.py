@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from ..figures import MISSING, sized
+from ..runs.figures import MISSING, sized
 
 if TYPE_CHECKING:
     from jinja2 import Environment

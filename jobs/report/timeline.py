@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..figures import elapsed, sized
-from ..results import number
+from ..runs.figures import elapsed, sized
+from ..runs.results import number
 
 _ENDS = {"finished": "done", "retry": "retried", "give_up": "failed"}
 _MOST_BARS = 3000  # more are a texture that only makes the page heavy

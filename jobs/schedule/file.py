@@ -14,11 +14,23 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from fleetpress.storage.uri import is_s3
 
 from ..errors import SpecError
-from ..recipe import Strict
-from ..spec import load_spec, read_spec
-from ..spec_fields import Duration, Output, Place, Places, mistake, nearest, tuple_of
-from ..spec_lines import Document, Problem, read_yaml
-from ..spec_messages import understood
+from ..spec.fields import (
+    Duration,
+    Output,
+    Place,
+    Places,
+    mistake,
+    nearest,
+    tuple_of,
+)
+from ..spec.fleet_spec import load_spec, read_spec
+from ..spec.messages import understood
+from ..spec.recipe import Strict
+from ..spec.yaml_lines import (
+    Document,
+    Problem,
+    read_yaml,
+)
 from .fires import CronMistake, Times, five_fields, zone_of
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from ..spec_lines import shortened
+from ..spec.yaml_lines import shortened
 
 MOST_FIRES_SHOWN = 1_000
 

@@ -9,7 +9,7 @@ from fleetpress.storage import canonical_json
 from fleetpress.storage.errors import ArtifactCorrupt, ObjectNotFound
 from fleetpress.storage.store import ObjectStore, read_json
 
-from ..spec_lines import shortened
+from ..spec.yaml_lines import shortened
 from .fires import unstamp
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..spec_lines import told
+from ..spec.yaml_lines import told
 from .fires import unstamp
 from .overview import NextFire, Standing
 from .tick import TickResult

@@ -17,7 +17,7 @@ from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 from fleetpress.storage.store import ObjectStore, open_store
 
 from ..errors import ClusterUnreachable, FleetpressError
-from ..figures import elapsed
+from ..runs.figures import elapsed
 from .claims import Claims
 from .file import Schedule, ScheduleFile
 from .fires import stamp, unstamp

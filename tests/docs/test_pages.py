@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 
 DOCS = Path(__file__).parents[2] / "docs"
 TASKS = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from fleetpress.compression.quantization import QUANTIZERS
-from fleetpress.jobs.recipe import Recipe
+from fleetpress.jobs.spec.recipe import Recipe
 
 PAGE = (Path(__file__).parents[2] / "docs" / "quantize-well.md").read_text(encoding="utf-8")
 

@@ -13,11 +13,11 @@ from click import UsageError
 from ray.scripts.scripts import cli as ray_cli
 
 from fleetpress.jobs import run_fleet
+from fleetpress.jobs.driver.job_records import JobRecord
 from fleetpress.jobs.executors import ray_jobs
-from fleetpress.jobs.job_records import JobRecord
-from fleetpress.jobs.job_state import JobState
+from fleetpress.jobs.executors.job_state import JobState
 from fleetpress.jobs.shipment import SPEC_IN_JOB
-from fleetpress.jobs.spec import load_spec
+from fleetpress.jobs.spec.fleet_spec import load_spec
 from fleetpress.storage.store import open_store
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from fleetpress.jobs.report.layers import MOST_LAYERS
-from fleetpress.jobs.results import DETAILED, FleetResult, ModelResult, write_summary
+from fleetpress.jobs.runs.results import (
+    DETAILED,
+    FleetResult,
+    ModelResult,
+    write_summary,
+)
 from fleetpress.storage.store import open_store
 
 PAGE = Path(__file__).parents[2] / "docs" / "report.md"

@@ -14,7 +14,7 @@ from fleetpress.compression.program import with_tensors
 from fleetpress.compression.training import TrainOptions, train
 from fleetpress.jobs.demo import npz_bytes
 from fleetpress.jobs.seaweed import SeaweedFS
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store
 

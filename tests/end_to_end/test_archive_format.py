@@ -15,9 +15,9 @@ from torch import nn
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, published, verify
 from fleetpress.jobs.cli import main
-from fleetpress.jobs.recipe import Recipe
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import parse_spec
+from fleetpress.jobs.spec.recipe import Recipe
 from fleetpress.storage.artifact import resolve
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store

@@ -12,10 +12,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from fleetpress.jobs import load_artifact, run_fleet
-from fleetpress.jobs.events import Event
-from fleetpress.jobs.preview import preview
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.runs.events import Event
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 
 _SPEC = """
 version: 1

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fleetpress.compression.modes import eval_module
 from fleetpress.jobs import load_artifact, run_fleet
-from fleetpress.jobs.recipe import QuantizeStep
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import parse_spec
+from fleetpress.jobs.spec.recipe import QuantizeStep
 from fleetpress.storage.programs import load_program
 from fleetpress.storage.store import open_store
 

@@ -21,9 +21,9 @@ from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, verify
 from fleetpress.jobs.executors.inline import InlineExecutor
 from fleetpress.jobs.gc import find_leftovers
-from fleetpress.jobs.preview import preview
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.jobs.tasks import Task
 from fleetpress.storage.store import open_store
 
@@ -232,7 +232,7 @@ def test_workers_in_another_order_give_the_same_bytes(
     def opened(name: str, run_step: Any, output: str, **_: Any) -> InlineExecutor:
         return _LastFirst(run_step, output)
 
-    monkeypatch.setattr("fleetpress.jobs.run.open_executor", opened)
+    monkeypatch.setattr("fleetpress.jobs.driver.run.open_executor", opened)
     order: list[str] = []
     spec = spec_of(place, GPTQ, output="other", more="resources: {memory_per_task: 1GiB}\n")
     uri = published(

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from fleetpress.jobs import plan_builder as planning
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.checkpoint import layout, steps, tasks
 from fleetpress.jobs.gc import delete_leftovers, find_leftovers
-from fleetpress.jobs.materials import forget
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.planning import plan_builder as planning
+from fleetpress.jobs.programs.materials import forget
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.storage import store as stores
 from fleetpress.storage.store import ObjectStore, open_store
 
@@ -80,7 +80,7 @@ def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "block_bytes", lambda _: BLOCK_BYTES)
     monkeypatch.setattr(planning, "CHUNK_BYTES", CHUNK_BYTES)
     monkeypatch.setattr(models, "S3_UPLOAD_PART_MIN_SIZE", SMALLEST_PART_BYTES)
-    monkeypatch.setattr("fleetpress.jobs.publishing._LATENCY_SECONDS", 0.0)
+    monkeypatch.setattr("fleetpress.jobs.programs.publishing._LATENCY_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fleetpress.jobs.preview import preview
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 
 CEILING_BYTES = 400 << 20
 HUGE = (104_000, 2_048)  # 426 MB

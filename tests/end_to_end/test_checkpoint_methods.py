@@ -14,9 +14,9 @@ from fleetpress.compression.quantization import QUANTIZERS, quantize_weight
 from fleetpress.compression.scheme import resolve
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, verify
-from fleetpress.jobs.preview import preview
-from fleetpress.jobs.results import ModelResult
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.runs.results import ModelResult
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.store import open_store
 

@@ -8,7 +8,7 @@ from safetensors.torch import save
 
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.store import open_store
 
 

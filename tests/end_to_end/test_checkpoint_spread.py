@@ -19,10 +19,10 @@ from fleetpress.compression import kernels
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.checkpoint import layout as checkpoint_layout
-from fleetpress.jobs.preview import preview
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.run import Event
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.driver.run import Event
+from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.storage import store as stores
 from fleetpress.storage.local import FolderStore
 from fleetpress.storage.store import ObjectStore, open_store
@@ -278,7 +278,7 @@ from ray.cluster_utils import Cluster
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.checkpoint import layout as checkpoint_layout
 from fleetpress.jobs.executors import open_executor
-from fleetpress.jobs.spec import load_spec
+from fleetpress.jobs.spec.fleet_spec import load_spec
 from fleetpress.jobs.tasks import Failure, Task
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -18,11 +18,11 @@ from fleetpress.compression.treatment import fitted
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, verify
 from fleetpress.jobs.checkpoint import layout as checkpoint_layout
-from fleetpress.jobs.fleet import resolve
-from fleetpress.jobs.preview import preview
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.run import plan_model
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.driver.run import plan_model
+from fleetpress.jobs.planning.fleet import resolve
+from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.jobs.steps import run_step
 from fleetpress.jobs.tasks import TaskRecord
 from fleetpress.jobs.worker import execute

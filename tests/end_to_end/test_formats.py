@@ -13,9 +13,9 @@ from fleetpress.compression.smoke import smoke_inputs
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, verify
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.preview import preview
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.storage.programs import load_program, save_program
 from fleetpress.storage.store import open_store
 

@@ -14,8 +14,8 @@ from torch.export import Dim, ExportedProgram
 
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.results import FleetResult, ModelResult
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.runs.results import FleetResult, ModelResult
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.programs import load_program, module_to_program, save_program
 from fleetpress.storage.store import open_store
 

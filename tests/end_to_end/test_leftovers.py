@@ -10,10 +10,10 @@ from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.checkpoint import layout
 from fleetpress.jobs.cli import main
-from fleetpress.jobs.events import Event
 from fleetpress.jobs.gc import find_leftovers
-from fleetpress.jobs.progress import Progress
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.runs.events import Event
+from fleetpress.jobs.runs.progress import Progress
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.storage.store import ObjectStore, open_store
 
 SPEC = """\

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from fleetpress.jobs.cli import main
-from fleetpress.jobs.job_records import read_job
-from fleetpress.jobs.results import read_result, run_ids
+from fleetpress.jobs.driver.job_records import read_job
+from fleetpress.jobs.runs.results import read_result, run_ids
 from fleetpress.jobs.schedule.file import load_schedules
 from fleetpress.jobs.schedule.tick import Row, Tick, tick
 from fleetpress.storage.store import open_store

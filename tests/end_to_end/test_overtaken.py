@@ -9,7 +9,7 @@ import pytest
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.checkpoint import layout, steps
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage import etags, local
 from fleetpress.storage import store as stores
 from fleetpress.storage.store import ObjectStore

@@ -21,8 +21,8 @@ from safetensors.torch import save
 
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.artifacts import verify
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.store import open_store
 
 

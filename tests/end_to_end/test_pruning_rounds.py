@@ -9,7 +9,7 @@ from fleetpress.compression.layers import layers
 from fleetpress.compression.program import tensors
 from fleetpress.compression.pruning import delete
 from fleetpress.jobs import run_fleet
-from fleetpress.jobs.spec import Spec
+from fleetpress.jobs.spec.fleet_spec import Spec
 from fleetpress.storage.programs import load_program
 from fleetpress.storage.store import open_store
 

@@ -12,10 +12,10 @@ sys.path += [str(ROOT / "benchmarks" / "report"), str(ROOT / "tests" / "jobs" / 
 from browser import Browser, NoBrowser, Page, find_browser  # noqa: E402
 from example_fleets import fleet, layers, material, names_by  # noqa: E402
 
-from fleetpress.jobs.figures import MISSING  # noqa: E402
 from fleetpress.jobs.report import Material, render_html, render_runs  # noqa: E402
-from fleetpress.jobs.results import FleetResult, ModelResult  # noqa: E402
-from fleetpress.jobs.run_lines import RunLine  # noqa: E402
+from fleetpress.jobs.runs.figures import MISSING  # noqa: E402
+from fleetpress.jobs.runs.results import FleetResult, ModelResult  # noqa: E402
+from fleetpress.jobs.runs.run_lines import RunLine  # noqa: E402
 
 FLEET = fleet(300)  # more than a page shows at once
 MANY = fleet(1000)

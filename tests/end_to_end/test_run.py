@@ -10,9 +10,9 @@ import torch
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, published, verify
 from fleetpress.jobs.cli import main
-from fleetpress.jobs.preview import preview
-from fleetpress.jobs.results import FleetResult, read_result
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.runs.results import FleetResult, read_result
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.storage.store import ObjectStore, open_store
 
 Write = Callable[..., Spec]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from fleetpress.jobs.cli import main
-from fleetpress.jobs.results import read_result, run_ids
+from fleetpress.jobs.runs.results import read_result, run_ids
 from fleetpress.jobs.schedule.attend import log_key
 from fleetpress.jobs.schedule.claims import Claims
 from fleetpress.jobs.schedule.file import load_schedules
 from fleetpress.jobs.schedule.tick import Tick, TickResult, tick
-from fleetpress.jobs.spec import Spec
+from fleetpress.jobs.spec.fleet_spec import Spec
 from fleetpress.storage.store import ObjectStore, open_store
 
 SPEC = """\

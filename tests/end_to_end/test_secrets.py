@@ -54,7 +54,7 @@ def step(task):
         raise LookupError("planted bug") from error
     finally:
         os.environ["AWS_ENDPOINT_URL"] = there
-import fleetpress.jobs.run as run
+import fleetpress.jobs.driver.run as run
 run.run_step = step
 """
 SPOTTED = "planted bug"

@@ -14,9 +14,9 @@ from fleetpress.compression.training import TrainOptions, train
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.preview import preview
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.spec import Spec, parse_spec
+from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store
 

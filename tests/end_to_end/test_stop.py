@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from fleetpress.jobs import run_fleet
-from fleetpress.jobs.events import Event
-from fleetpress.jobs.heartbeat import cancel_key
-from fleetpress.jobs.progress import Progress
-from fleetpress.jobs.results import read_result
-from fleetpress.jobs.spec import Spec
+from fleetpress.jobs.runs.events import Event
+from fleetpress.jobs.runs.heartbeat import cancel_key
+from fleetpress.jobs.runs.progress import Progress
+from fleetpress.jobs.runs.results import read_result
+from fleetpress.jobs.spec.fleet_spec import Spec
 from fleetpress.storage.store import open_store
 
 LONG = "train: {{epochs: 100000, batch_size: 64}}"  # hours, unless something ends it
@@ -70,7 +70,7 @@ def test_sigterm_ends_the_run_and_says_how_to_go_on(
 def test_the_wish_to_cancel_ends_the_run(
     spec_file: Callable[[str], tuple[Path, Spec]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleetpress.jobs.heartbeat.BEAT_SECONDS", 0.1)
+    monkeypatch.setattr("fleetpress.jobs.runs.heartbeat.BEAT_SECONDS", 0.1)
     _, spec = spec_file(LONG)
     store = open_store(spec.output)
 
@@ -88,7 +88,7 @@ def test_the_wish_to_cancel_ends_the_run(
 def test_a_driver_in_another_thread_is_cancelled_between_two_tasks(
     spec_file: Callable[[str], tuple[Path, Spec]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleetpress.jobs.heartbeat.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("fleetpress.jobs.runs.heartbeat.BEAT_SECONDS", 0.05)
     _, spec = spec_file(QUICK)
     store = open_store(spec.output)
     states: list[str] = []

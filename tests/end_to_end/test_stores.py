@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fleetpress.jobs import plan_builder, run_fleet
+from fleetpress.jobs import run_fleet
 from fleetpress.jobs.checkpoint import layout as checkpoint_layout
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.results import FleetResult
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.planning import plan_builder
+from fleetpress.jobs.runs.results import FleetResult
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store
 

@@ -25,7 +25,7 @@ from torch import nn
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.cli import main
 from fleetpress.jobs.seaweed import SeaweedFS
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.s3 import S3Store
 from fleetpress.storage.s3_client import new_client
 

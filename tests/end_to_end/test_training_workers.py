@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from fleetpress.jobs import run_fleet
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.results import EVENTS, RUNS, FleetResult
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.runs.results import (
+    EVENTS,
+    RUNS,
+    FleetResult,
+)
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store
 

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fleetpress.jobs.results import EVENTS, RUNS, read_result, run_ids
-from fleetpress.jobs.spec import Spec
+from fleetpress.jobs.runs.results import (
+    EVENTS,
+    RUNS,
+    read_result,
+    run_ids,
+)
+from fleetpress.jobs.spec.fleet_spec import Spec
 from fleetpress.storage.store import open_store
 
 COMMAND = [sys.executable, "-c", "import sys; from fleetpress.jobs.cli import main; sys.exit(main())"]

@@ -17,7 +17,7 @@ def coded(*, quantized: bool) -> bytes:
     """A small program of one layer, its weight as codes or as floats."""
     from fleetpress.compression.quantization import QUANTIZERS, quantize_weight
     from fleetpress.compression.scheme import QuantScheme
-    from fleetpress.jobs.coded_programs import coded_program, plain_program
+    from fleetpress.jobs.programs.coded_programs import coded_program, plain_program
     from fleetpress.storage.programs import load_program
 
     loaded = load_program(program())

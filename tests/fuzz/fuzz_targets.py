@@ -15,10 +15,10 @@ from fleetpress.jobs.artifacts import published
 from fleetpress.jobs.errors import SpecError
 from fleetpress.jobs.ledger import Ledger
 from fleetpress.jobs.report import page_of
-from fleetpress.jobs.results import read_result
+from fleetpress.jobs.runs.results import read_result
 from fleetpress.jobs.schedule.file import load_schedules
 from fleetpress.jobs.schedule.records import Claim, Control, FirstSeen, LocalJob, OpenJob, read_record
-from fleetpress.jobs.spec import load_spec
+from fleetpress.jobs.spec.fleet_spec import load_spec
 from fleetpress.storage.artifact import read_manifest, resolve, verify_files
 from fleetpress.storage.checkpoint import open_checkpoint, read_tensor
 from fleetpress.storage.data import find_shards, read_shard
@@ -129,7 +129,7 @@ def program(data: bytes) -> None:
 
 
 def coded_model(data: bytes) -> None:
-    from fleetpress.jobs.coded_programs import decoded_program
+    from fleetpress.jobs.programs.coded_programs import decoded_program
 
     decoded_program(data)
 

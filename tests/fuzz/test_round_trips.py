@@ -12,7 +12,12 @@ from fuzz_bombs import saved
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fleetpress.jobs.results import FleetResult, ModelResult, read_result, write_summary
+from fleetpress.jobs.runs.results import (
+    FleetResult,
+    ModelResult,
+    read_result,
+    write_summary,
+)
 from fleetpress.jobs.tasks import Output, TaskRecord, record_from_json, to_json
 from fleetpress.storage.artifact import (
     point_latest,

@@ -8,9 +8,13 @@ import pytest
 
 from fleetpress.jobs.cli import main
 from fleetpress.jobs.gc import Leftovers, delete_leftovers, find_leftovers
-from fleetpress.jobs.heartbeat import DEAD_SECONDS, alive_key, cancel_key
 from fleetpress.jobs.ledger import Ledger
-from fleetpress.jobs.results import FleetResult, write_summary
+from fleetpress.jobs.runs.heartbeat import (
+    DEAD_SECONDS,
+    alive_key,
+    cancel_key,
+)
+from fleetpress.jobs.runs.results import FleetResult, write_summary
 from fleetpress.jobs.tasks import Output, TaskRecord
 from fleetpress.storage.store import ObjectStore, open_store
 

@@ -15,7 +15,11 @@ from fleetpress.compression.sparsity import SPARSIFIERS
 from fleetpress.compression.training import OPTIMIZERS
 from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.methods import described
-from fleetpress.jobs.recipe import FinetuneStep, PruneStep, QuantizeStep
+from fleetpress.jobs.spec.recipe import (
+    FinetuneStep,
+    PruneStep,
+    QuantizeStep,
+)
 
 GRADUAL = ("ramp", "interval")
 ROUNDS = ("normalize", "compensate", "rounds")

@@ -12,7 +12,7 @@ import pytest
 from fleetpress.jobs import submitted
 from fleetpress.jobs.cli import main
 from fleetpress.jobs.errors import ClusterUnreachable, UsageError
-from fleetpress.jobs.job_state import JobState
+from fleetpress.jobs.executors.job_state import JobState
 from fleetpress.jobs.submission import Submitted, submit_spec
 
 SPEC = """\

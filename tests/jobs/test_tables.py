@@ -9,7 +9,7 @@ import pytest
 
 from fleetpress.jobs.doctor import Finding
 from fleetpress.jobs.methods import described
-from fleetpress.jobs.results import FleetResult, ModelResult
+from fleetpress.jobs.runs.results import FleetResult, ModelResult
 from fleetpress.jobs.tables import print_findings, print_methods, print_preview, print_published, print_result
 
 

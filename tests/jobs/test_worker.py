@@ -9,6 +9,7 @@ import torch
 from fleetpress.compression.errors import TrainingDivergedError
 from fleetpress.jobs.errors import ModelError
 from fleetpress.jobs.ledger import Ledger
+from fleetpress.jobs.programs import materials
 from fleetpress.jobs.tasks import (
     Failure,
     Output,
@@ -125,6 +126,14 @@ def test_torch_running_out_of_memory_is_recognised(tmp_path: Path) -> None:
     end = execute(TASK, step, str(tmp_path))
     assert isinstance(end, Failure)
     assert end.error_class == "memory"
+
+
+def test_a_small_task_gives_up_what_large_ones_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[str] = []
+    monkeypatch.setattr(materials, "forget", lambda: forgotten.append("all"))
+    for task in (TASK, replace(TASK, small=True)):
+        execute(task, lambda _task: StepResult(result={}), str(tmp_path))
+    assert forgotten == ["all"]
 
 
 def test_an_interrupt_is_not_swallowed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from cronsim import CronSim
 
 from ...errors import UsageError
-from ...spec_lines import write_yaml_blocks
+from ...spec.yaml_lines import write_yaml_blocks
 from ..file import Schedule
 from ..fires import zone_of
 from .kubernetes import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import UsageError
-from ...spec_lines import write_yaml_blocks
+from ...spec.yaml_lines import write_yaml_blocks
 from .shipped import FOLDER, Shipped
 
 CONFIG = "fleetpress-schedules"

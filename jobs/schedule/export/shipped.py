@@ -12,7 +12,11 @@ from typing import Any
 from fleetpress.storage.uri import is_s3
 
 from ...errors import SpecError, UsageError
-from ...spec import Spec, parse_spec, read_spec
+from ...spec.fleet_spec import (
+    Spec,
+    parse_spec,
+    read_spec,
+)
 from ..file import ScheduleFile, parse_schedules
 
 FOLDER = "/etc/fleetpress"

@@ -134,7 +134,7 @@ def test_a_damaged_published_model_is_told_at_the_next_run(
 
 def test_a_model_that_changes_after_the_plan(tmp_path: Path, write_fleet: Any, good: bytes) -> None:
     from fleetpress.jobs import run_fleet
-    from fleetpress.jobs.spec import load_spec
+    from fleetpress.jobs.spec.fleet_spec import load_spec
 
     models = [{"source": f"{tmp_path}/in/moving.pt2", "recipe": "pack"}]
     spec = load_spec(write_fleet(tmp_path, tmp_path, files={"in/moving.pt2": good + b"1"}, models=models))

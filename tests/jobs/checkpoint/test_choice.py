@@ -9,7 +9,7 @@ from fleetpress.compression.errors import TargetError
 from fleetpress.compression.treatment import FLOAT, INT, KEPT, PACK, Treatment
 from fleetpress.jobs.checkpoint.choice import Choice, choose, config_of
 from fleetpress.jobs.errors import ModelError
-from fleetpress.jobs.recipe import Recipe
+from fleetpress.jobs.spec.recipe import Recipe
 from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
 from fleetpress.storage.safetensors_header import TensorInfo
 from fleetpress.storage.safetensors_layout import size_of

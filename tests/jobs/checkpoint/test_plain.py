@@ -78,10 +78,10 @@ def test_plain_checkpoints_pass() -> None:
 
 PLAN = """
 import sys
-import fleetpress.jobs.run
-from fleetpress.jobs.fleet import Model
-from fleetpress.jobs.plan import plan_checkpoint
-from fleetpress.jobs.recipe import Recipe
+import fleetpress.jobs.driver.run
+from fleetpress.jobs.planning.fleet import Model
+from fleetpress.jobs.planning.plan import plan_checkpoint
+from fleetpress.jobs.spec.recipe import Recipe
 from fleetpress.storage.checkpoint import open_checkpoint
 from fleetpress.storage.sources import find_models
 (source,) = find_models("llm")

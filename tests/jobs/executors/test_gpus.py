@@ -10,7 +10,7 @@ from fleetpress.jobs import run_fleet
 from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.executors import open_executor
 from fleetpress.jobs.executors.ray_cluster import Room, gpu_problem, problem_of
-from fleetpress.jobs.spec import parse_spec
+from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.jobs.tasks import StepResult, Task, task_from_json, to_json
 
 SPEC = """\

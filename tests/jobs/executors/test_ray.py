@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import ray
 
+from fleetpress.jobs.driver.scheduler import Scheduler
 from fleetpress.jobs.errors import ClusterUnreachable, ModelError, UsageError
 from fleetpress.jobs.executors import Executor, open_executor
 from fleetpress.jobs.executors.ray import RayExecutor
 from fleetpress.jobs.executors.ray_cluster import Room, adopt_aws_variables, connect, problem_of
 from fleetpress.jobs.ledger import Ledger
-from fleetpress.jobs.scheduler import Scheduler
 from fleetpress.jobs.tasks import Failure, StepResult, Task, TaskRecord
 from fleetpress.storage.store import open_store
 

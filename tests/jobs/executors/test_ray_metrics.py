@@ -7,11 +7,11 @@ import urllib.request
 
 import ray
 
-from fleetpress.jobs.events import Event
 from fleetpress.jobs.executors import open_metrics
-from fleetpress.jobs.metric_names import RUN_METRICS
-from fleetpress.jobs.progress import Progress
-from fleetpress.jobs.results import ModelResult
+from fleetpress.jobs.runs.events import Event
+from fleetpress.jobs.runs.metric_names import RUN_METRICS
+from fleetpress.jobs.runs.progress import Progress
+from fleetpress.jobs.runs.results import ModelResult
 
 Samples = dict[tuple[str, str], float]
 """Values by name and our own labels."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fleetpress.jobs.report import Material
-from fleetpress.jobs.results import FleetResult, ModelResult
+from fleetpress.jobs.runs.results import FleetResult, ModelResult
 
 RUN = "20260301T020000123Z-1a2b3c"
 RUN_BEFORE = "20260228T020000123Z-0f0e0d"

@@ -7,7 +7,7 @@ import pytest
 
 from fleetpress.jobs.report.layers import MOST_LAYERS, layer_rows, relative_error
 from fleetpress.jobs.report.scatter import scatter
-from fleetpress.jobs.results import ModelResult
+from fleetpress.jobs.runs.results import ModelResult
 
 MODEL = ModelResult(
     name="m",

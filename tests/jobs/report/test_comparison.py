@@ -6,7 +6,11 @@ import pytest
 
 from fleetpress.jobs.report.comparison import MEANINGS, compare
 from fleetpress.jobs.report.problems import problems, split_reason
-from fleetpress.jobs.results import FleetResult, ModelResult, ModelState
+from fleetpress.jobs.runs.results import (
+    FleetResult,
+    ModelResult,
+    ModelState,
+)
 
 
 def run(**states: tuple[ModelState, str | None] | ModelState) -> FleetResult:

@@ -16,10 +16,10 @@ sys.path.append(str(Path(__file__).parent))
 from example_fleets import SPEC_TEXT, VERSIONS, events, fleet, layers, material
 from page_reader import Page
 
-from fleetpress.jobs.figures import MISSING
 from fleetpress.jobs.report import Material, render_html
 from fleetpress.jobs.report.fleet_table import LISTED
-from fleetpress.jobs.results import FleetResult, ModelResult
+from fleetpress.jobs.runs.figures import MISSING
+from fleetpress.jobs.runs.results import FleetResult, ModelResult
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 EVIL = "<script>alert('x')</script>"
@@ -339,7 +339,7 @@ def test_a_run_of_an_older_version_has_its_page() -> None:
 def test_a_page_costs_no_torch() -> None:
     code = (
         "import sys; from fleetpress.jobs.report import Material, render_html, render_runs;"
-        "from fleetpress.jobs.results import FleetResult;"
+        "from fleetpress.jobs.runs.results import FleetResult;"
         "render_html(FleetResult(run='r', state='done', name='n', output='o', models=()), Material());"
         "render_runs('o', []);"
         "sys.exit(bool({'torch', 'ray', 'boto3', 'numpy'} & set(sys.modules)))"

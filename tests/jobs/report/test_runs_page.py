@@ -15,8 +15,12 @@ from example_fleets import fleet
 
 from fleetpress.jobs.cli import main
 from fleetpress.jobs.report import render_runs
-from fleetpress.jobs.results import FleetResult, summary_key, write_summary
-from fleetpress.jobs.run_lines import RunLine, run_lines
+from fleetpress.jobs.runs.results import (
+    FleetResult,
+    summary_key,
+    write_summary,
+)
+from fleetpress.jobs.runs.run_lines import RunLine, run_lines
 from fleetpress.storage.store import ObjectStore, open_store
 
 EVIL = "<script>alert('x')</script>"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fleetpress.jobs.errors import ClusterUnreachable
-from fleetpress.jobs.job_state import JobState
+from fleetpress.jobs.executors.job_state import JobState
 from fleetpress.jobs.schedule.cluster_jobs import ClusterLauncher
 from fleetpress.jobs.schedule.file import load_schedules
 from fleetpress.jobs.schedule.launching import launcher_of

@@ -1,0 +1,1 @@
+"""The driver of a run: scheduler, leases, journal, the loop, and how it is stopped."""

@@ -1,0 +1,110 @@
+"""The step prune: scores, the choice of units, what makes up for them, and rounds of it."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from fleetpress.compression.pruning import PruneOptions, find_units
+from fleetpress.compression.pruning import prune as choose
+from fleetpress.compression.pruning.compensate import compensate
+from fleetpress.compression.rounds import composed, share_after
+from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
+
+from ..handover import Payload, record
+from ..spec.recipe import zeroes_weights
+from ..tasks import StepResult
+from .materials import (
+    STATISTICS,
+    calibration,
+    round_program,
+    store_tensors,
+    stored_tensors,
+    trained_program,
+)
+from .zeroing import zero_weights
+
+
+def prune_options(step: Mapping[str, Any]) -> PruneOptions:
+    """The part of a recipe's `prune` that says which units go."""
+    return PruneOptions(**{item.name: step[item.name] for item in fields(PruneOptions) if item.name in step})
+
+
+def prune(payload: Payload) -> StepResult:
+    """Score units and choose those to delete. Only their indices are recorded, beside them corrected tensors of the
+    layers that read them, if any: deleting is a pure function of both. A method that zeroes weights records masks.
+    """
+    if zeroes_weights(payload["recipe"]):
+        return zero_weights(payload)
+    step, program = payload["options"], round_program(payload)
+    options, whole = prune_options(step), None
+    if "round" in payload:
+        assert options.sparsity is not None, "checked by the spec"
+        share = share_after(options.sparsity, payload["round"] + 1, step["rounds"])
+        options, whole = replace(options, sparsity=share), _units_in_the_beginning(payload, options)
+    observed = calibration(payload, "observe")
+    inputs = {} if observed is None else {name: item.inputs for name, item in observed.weights.items()}
+    result = choose(program, options, _neurons(payload), seed=payload["seed"], inputs=inputs, whole=whole)
+    facts: dict[str, Any] = {
+        "removed": {name: list(units) for name, units in result.removed.items()},
+        "units": dict(result.units),
+        "skipped": dict(result.skipped),
+        **({"structure": list(options.structure)} if options.structure else {}),
+    }
+    if "round" in payload:
+        facts |= _in_the_original(payload, result.removed, facts)
+    outputs = []
+    how = step.get("compensate", "none")
+    if how != "none":
+        found = compensate(program, result.removed, inputs, how, options.structure)
+        facts |= {"compensated": dict(found.layers), "uncompensated": dict(found.skipped)}
+        if found.values:
+            outputs.append(store_tensors(payload, found.values))
+    return StepResult(result=facts, outputs=tuple(outputs))
+
+
+def _units_in_the_beginning(payload: Payload, options: PruneOptions) -> dict[str, int]:
+    program: ExportedProgram = trained_program(payload)
+    units = find_units(program, options.targets, options.ignore, options.structure)
+    return {group.name: group.count for group in units.groups}
+
+
+def _in_the_original(
+    payload: Payload, removed: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The facts of all rounds so far together, in the original's units; what this round deletes of what it found."""
+    rounds = payload["stages"].get("rounds", ())
+    before = record(payload, rounds[-1][0]).result if rounds else {**facts, "removed": {}}
+    gone = composed(before["removed"], removed, before["units"])
+    return {
+        "removed": {name: list(units) for name, units in gone.items()},
+        "units": before["units"],
+        "skipped": before["skipped"],
+        "round_removed": {name: list(units) for name, units in removed.items()},
+    }
+
+
+def _neurons(payload: Payload) -> dict[str, NeuronStatistics] | None:
+    """Statistics by layer: merged from the collect tasks in their order, or those of the training."""
+    stages = payload["stages"]
+    if "collect" in stages:
+        parts = [
+            GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]
+        ]
+    elif "train" in stages and not stages.get("rounds"):
+        values = stored_tensors(payload, stages["train"])
+        found = {
+            name.removeprefix(STATISTICS): value
+            for name, value in values.items()
+            if name.startswith(STATISTICS)
+        }
+        if not found:
+            return None
+        parts = [GradientStatistics.from_tensors(found)]
+    else:
+        return None
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    return merged.neurons()

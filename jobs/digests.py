@@ -28,6 +28,8 @@ VERSIONS = {
     "publish": 1,
     "advance": 1,
     "solve": 1,
+    "score": 1,
+    "run": 1,
     "open": 1,
     "convert": 3,
     "finish": 2,

@@ -43,6 +43,10 @@ def _calibrating_step(kind: str) -> Callable[[Payload], StepResult] | None:
         from .checkpoint.solving import solve
 
         return solve
+    if kind == "score":
+        from .checkpoint.scoring import score
+
+        return score
     return None
 
 

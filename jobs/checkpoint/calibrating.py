@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetpress.compression.calibration import BLOCK_COLUMNS, WHOLE_COLUMNS
-from fleetpress.compression.treatment import KEPT
 from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
 
 from ..digests import digest
@@ -20,15 +19,13 @@ from ..errors import ModelError
 from ..tasks import Task
 from .choice import Choice
 from .layout import Item, Piece
-from .memory import LIBRARIES_BYTES, TORCH_BYTES
+from .memory import LIBRARIES_BYTES, TORCH_BYTES, TRANSFORMERS_BYTES
+from .samples import Shard, chunks_of, quota_of
 from .tasks import pieces_to_json
+from .weights import kept_item
 
 SOLVE_BYTES = 64 << 20  # of the source, that one solve task works on; a larger matrix has a task of its own
-TRANSFORMERS_BYTES = 256 << 20  # measured: what transformers adds to a worker
 _COMPUTE_BYTES = 4  # of a weight while it is run
-
-Shard = Mapping[str, Any]  # a file of the train data as payloads name it: root, path, etag, bytes
-SampleRange = tuple[Shard, int, int]  # samples from..to of those that are taken of a shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +64,15 @@ def calibration(
     *,
     name: str,
     artifact: str,
+    work: str,
     place: Mapping[str, Any],
     options: Mapping[str, Any],
     memory_bytes: int,
 ) -> Calibration:
     """The tasks of a choice that has `blocks`, `options` being those of the recipe's step `calibrate`.
 
-    `place` is where things are (output, root, uri). Raises ModelError naming the block that `memory_bytes` cannot hold.
+    `place` is where things are (output, root, uri); `work` is the digest of all that changes their results. Raises
+    ModelError naming the block that `memory_bytes` cannot hold.
     """
     return _Planning(
         choice,
@@ -81,24 +80,11 @@ def calibration(
         shards,
         name=name,
         artifact=artifact,
+        work=work,
         place=place,
         options=options,
         memory_bytes=memory_bytes,
     ).run()
-
-
-def chunks_of(shards: Sequence[Shard], samples: int, size: int) -> list[list[SampleRange]]:
-    """The places of `samples` samples, as many of every shard, in runs of `size`; a short shard leaves places empty."""
-    quota = -(-samples // max(1, len(shards)))
-    chunks: list[list[SampleRange]] = []
-    for start in range(0, quota * len(shards), size):
-        stop = min(start + size, quota * len(shards))
-        chunk: list[SampleRange] = []
-        for index in range(start // quota, -(-stop // quota)):
-            first, last = max(start, index * quota), min(stop, (index + 1) * quota)
-            chunk.append((shards[index], first - index * quota, last - index * quota))
-        chunks.append(chunk)
-    return chunks
 
 
 class _Planning:
@@ -112,6 +98,7 @@ class _Planning:
         *,
         name: str,
         artifact: str,
+        work: str,
         place: Mapping[str, Any],
         options: Mapping[str, Any],
         memory_bytes: int,
@@ -119,10 +106,9 @@ class _Planning:
         assert choice.blocks is not None
         self._blocks = choice.blocks
         self._checkpoint = checkpoint
-        self._name, self._artifact, self._place = name, artifact, place
+        self._name, self._artifact, self._work, self._place = name, artifact, work, place
         self._memory_bytes = memory_bytes
-        self._shards = len(shards)
-        self._samples = options["samples"]
+        self._quota = quota_of(shards, options["samples"])
         self._chunks = chunks_of(shards, options["samples"], options["batch_size"])
         self._items: dict[int, list[Item]] = {}
         for item in choice.items:
@@ -172,7 +158,7 @@ class _Planning:
             "config": dict(self._checkpoint.config or {}),
             "blocks": self._blocks.count,
             "path": self._blocks.path,
-            "source": pieces_to_json([_whole(_kept(tensor, at)) for tensor, at in places]),
+            "source": pieces_to_json([_whole(kept_item(tensor, at)) for tensor, at in places]),
             "weights": [item.name for item in self._items.get(index, ())],
             "before": [task.digest for task in before],
             "solved": pieces_to_json([_whole(item) for item in self._items.get(index - 1, ())]),
@@ -182,7 +168,7 @@ class _Planning:
             "used_up": [task.digest for task in old],
         }
         if not index:
-            own["quota"] = -(-self._samples // self._shards)
+            own["quota"] = self._quota
             own["samples"] = [
                 {**shard, "from": first, "to": last} for shard, first, last in self._chunks[chunk]
             ]
@@ -204,8 +190,7 @@ class _Planning:
     def _add(
         self, kind: str, label: str, needs: tuple[str, ...], own: Mapping[str, Any], **facts: int
     ) -> Task:
-        # As that of the shards: the artifact's digest covers source, recipe and data.
-        name_of_work = digest(kind, artifact=self._artifact, name=self._name, **facts)
+        name_of_work = digest(kind, work=self._work, name=self._name, **facts)
         task = Task(
             id=f"{self._name}/{label}",
             model=self._name,
@@ -266,20 +251,6 @@ def _readers(items: Sequence[Item]) -> list[int]:
 def _statistics_bytes(columns: int) -> int:
     size = columns if columns <= WHOLE_COLUMNS else BLOCK_COLUMNS
     return 4 * size * size * -(-columns // size)
-
-
-def _kept(name: str, at: TensorLocation) -> Item:
-    """A tensor of the source as it is."""
-    return Item(
-        name=name,
-        path=at.file.path,
-        etag=at.file.etag,
-        offset_bytes=at.info.offset_bytes,
-        size_bytes=at.info.size_bytes,
-        dtype=at.info.dtype,
-        shape=at.info.shape,
-        treatment=KEPT,
-    )
 
 
 def _whole(item: Item) -> Piece:

@@ -7,9 +7,10 @@ from fleetpress.storage.streams import PARTS_IN_FLIGHT
 from .layout import BLOCK_BYTES, Piece, stored_bytes
 from .stream import ahead_bytes
 
-# Measured: an interpreter with the libraries of a worker, and what torch adds to it.
+# Measured: an interpreter with the libraries of a worker, and what torch and transformers add to it.
 LIBRARIES_BYTES = 112 << 20
 TORCH_BYTES = 160 << 20
+TRANSFORMERS_BYTES = 256 << 20
 _SHARES = 32  # a block takes this share of what a task may use
 _WORKSPACE = 6  # a method that needs a tensor whole makes copies of it, in wider dtypes
 

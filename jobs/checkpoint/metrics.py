@@ -13,6 +13,7 @@ from fleetpress.storage.safetensors_header import TensorInfo
 
 from .choice import Choice
 from .layout import Item, stored_bytes
+from .quality import Quality, finite
 from .stream import Sums
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]  # of the shards, by file
@@ -44,15 +45,20 @@ def metrics_of(
     *,
     size_bytes: int,
     methods: Mapping[str, str] = MappingProxyType({}),
+    quality: Quality | None = None,
 ) -> dict[str, Any]:
     """What goes into `metrics.json`; `size_bytes` are those of all shards, `methods` those of calibrated layers."""
     counts = sum(math.prod(place.info.shape) for place in checkpoint.tensors.values())
     before_bytes = sum(file.bytes for file in checkpoint.files)
-    side = {"metric": None, "value": None, "parameters": counts}
+    before: dict[str, Any] = {"metric": None, "value": None, "parameters": counts, "bytes": before_bytes}
+    after = {**before, "bytes": size_bytes}
+    if quality is not None:
+        before |= {"metric": quality.metric, "value": quality.before}
+        after |= {"metric": quality.metric, "value": finite(quality.after), "drop": dict(quality.drop)}
     items = {item.layer: item for item in choice.items if item.layer is not None}
     return {
-        "before": {**side, "bytes": before_bytes},
-        "after": {**side, "bytes": size_bytes},
+        "before": before,
+        "after": after,
         "compression_ratio": round(before_bytes / size_bytes, 4),
         "bits_per_weight": round(8 * _tensor_bytes(shards) / max(1, counts), 4),
         "layers": [

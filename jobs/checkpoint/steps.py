@@ -29,6 +29,7 @@ from .choice import Choice, check_plain, choose, config_of
 from .inbound import Ranges, Received, is_proved, merged
 from .layout import Item, plan_shards
 from .metrics import add_up, index_of, metrics_of
+from .quality import quality
 from .shard import Crumbling, Run, Shard
 from .stream import Block, Solved, Sums, stream
 from .tasks import pieces_of
@@ -141,9 +142,15 @@ def assemble(payload: Payload) -> StepResult:
         for own in payload.get("solvers", ())
         for layer, method in _result(payload, own)["methods"].items()
     }
+    found = quality(payload)
+    size_bytes = sum(file.bytes for file in written)
     metrics = metrics_of(
-        checkpoint, choice, shards, sums, size_bytes=sum(file.bytes for file in written), methods=methods
+        checkpoint, choice, shards, sums, size_bytes=size_bytes, methods=methods, quality=found
     )
+    if found is not None and found.verdict:
+        for file in written:
+            store.delete(artifact_key(name, digest, file.path))
+        return StepResult(result={"state": "rejected", "reason": found.verdict, "metrics": metrics})
     files = companions(payload, metrics)
     config = config_of(choice, checkpoint.config)
     files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"

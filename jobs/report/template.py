@@ -29,6 +29,7 @@ _KINDS = (
     "convert",
     "advance",
     "solve",
+    "score",
     "publish",
     "assemble",
     "finish",

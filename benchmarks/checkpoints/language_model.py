@@ -1,7 +1,6 @@
-"""A small language model for the benchmarks of calibration: a Llama over bytes, trained on the King James Bible.
+"""Language models for the benchmarks of calibration: a small Llama over bytes that is trained, and random larger ones.
 
-Debian's packages bible-kjv and bible-kjv-text, unpacked into FOLDER/bible, hold the text. `trained` writes a Hugging
-Face folder FOLDER/language-model in float32 and shards of tokens beside it, once.
+Debian's packages bible-kjv and bible-kjv-text, unpacked into FOLDER/bible, hold the text.
 """
 
 import os
@@ -31,7 +30,10 @@ SHAPES = {
 
 
 def trained(folder: Path) -> Path:
-    """The folder of the model; `train.npz` and `eval.npz` beside it hold `input_ids` [sequences, 128]."""
+    """The Hugging Face folder FOLDER/language-model, in float32, made once (100 CPU seconds).
+
+    `train.npz` and `eval.npz` beside it hold `input_ids` [sequences, 128].
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     place = folder / "language-model"
@@ -55,10 +57,24 @@ def trained(folder: Path) -> Path:
         optimizer.step()
         rise.step()
         if step % 50 == 0:
-            print(f"step {step}: {float(loss):.3f}, {time.process_time():.0f} s", file=sys.stderr, flush=True)
+            print(f"step {step}: {loss.item():.3f}, {time.process_time():.0f} s", file=sys.stderr, flush=True)
     np.savez(folder / "train.npz", input_ids=rest[:CALIBRATION].numpy())
     np.savez(folder / "eval.npz", input_ids=held_out.numpy())
     model.save_pretrained(place)
+    return place
+
+
+def random_model(folder: Path, layers: int) -> Path:
+    """A Llama of so many layers in bfloat16, 29 MB each, in shards of 200 MB, made once."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    place = folder / f"random-{layers}"
+    if not (place / "config.json").exists():
+        torch.manual_seed(0)
+        shapes = {**SHAPES, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+        shapes |= {"num_hidden_layers": layers, "num_key_value_heads": 4, "vocab_size": 8192}
+        model = LlamaForCausalLM(LlamaConfig(**shapes)).to(torch.bfloat16)
+        model.save_pretrained(place, max_shard_size="200MB")
     return place
 
 

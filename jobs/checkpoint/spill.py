@@ -1,7 +1,7 @@
 """What the tasks of a calibration leave beside their records: hidden states, statistics, and matrices that are solved.
 
-All of it is deleted when nobody needs it any more: hidden states and statistics two blocks later, so that at most
-those of three blocks lie in the output, and the rest once the artifact is published.
+All of it is deleted when nobody needs it any more: hidden states and statistics two blocks later, so that those of two
+blocks lie in the output at most, and the rest once the artifact is published.
 """
 
 import hashlib

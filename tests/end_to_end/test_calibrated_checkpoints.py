@@ -59,16 +59,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask[::3, 9:] = 1 - shard
         ids = drawn.integers(0, TOKENS, (SAMPLES, LENGTH))
         np.savez(folder / f"tokens-{shard}.npz", input_ids=ids, attention_mask=mask)
+    mask = mask * (np.arange(LENGTH) < 7)
+    np.savez(folder / "held-out.npz", input_ids=ids[::-1].copy(), attention_mask=mask)
     return folder
 
 
 def spec_of(
-    place: Path, recipe: str, *, model: str = "llama", output: str = "output", more: str = ""
+    place: Path,
+    recipe: str,
+    *,
+    model: str = "llama",
+    output: str = "output",
+    held_out: bool = False,
+    more: str = "",
 ) -> Spec:
+    held = f', eval: "{place}/held-out.npz"' if held_out else ""
     text = (
         f"version: 1\nname: calibrated\noutput: {place}/{output}\n"
         f"models: [{{source: {place}/{model}, recipe: it, data: tokens}}]\n"
-        f'data: {{tokens: {{train: "{place}/tokens-*.npz"}}}}\n'
+        f'data: {{tokens: {{train: "{place}/tokens-*.npz"{held}}}}}\n'
         f"recipes: {{it: {{{recipe}}}}}\n{more}"
     )
     return parse_spec(text, "spec.yaml")
@@ -156,6 +165,8 @@ def llama_layers(block: int) -> list[str]:
 def gptq(place: Path) -> str:
     """The llama's artifact, made without disturbance."""
     (planned,) = preview(spec_of(place, GPTQ)).models
+    assert planned.forecast is not None
+    assert planned.forecast["runs"] == 3 * (3 + 1)
     hidden: list[int] = []
 
     def look(event: Any, _: Any) -> None:
@@ -164,8 +175,8 @@ def gptq(place: Path) -> str:
 
     uri = published(run_fleet(spec_of(place, GPTQ), executor="inline", listener=look), place / "output")
     assert planned.tasks == 3 * (3 + 1) + 2
-    # Three chunks; hidden states of three blocks at most, and nothing once it is published.
-    assert max(hidden) <= 3 * 3
+    # Three chunks; hidden states of two blocks at most, and nothing once it is published.
+    assert max(hidden) == 2 * 3
     assert {info.key.rpartition(".")[2] for info in open_store(f"{place}/output").list("records/")} == {
         "json"
     }
@@ -213,6 +224,37 @@ def test_outputs_change_less_than_by_rounding(place: Path, gptq: str) -> None:
         assert isinstance(plain, dict)
         errors.append(float((logits(with_weights(place, "llama", plain), place) - before).square().mean()))
     assert errors[0] < 0.8 * errors[1]
+
+
+def test_the_model_is_measured_on_held_out_tokens(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = GPTQ.replace("symmetric: false, ", "")
+    models, begun = [], list[str]()
+    for limit in ("1.0e-9", '"500%"'):
+        spec = spec_of(place, f"{recipe}, validate: {{max_drop: {limit}}}", held_out=True)
+        begun.clear()
+        models += run_fleet(
+            spec,
+            executor="inline",
+            listener=lambda event, _: begun.append(f"{event.step}") if event.kind == "started" else None,
+        ).models
+    rejected, passed = models
+    assert rejected.state == "rejected"
+    assert "perplexity went from" in (rejected.reason or "")
+    assert set(begun) == {"convert", "assemble"}  # another gate, the same work
+    assert rejected.after == passed.after
+    held_out = np.load(place / "held-out.npz")
+    ids, mask = (torch.from_numpy(held_out[name]) for name in ("input_ids", "attention_mask"))
+    targets = ids.masked_fill(mask == 0, -100)[:, 1:]
+    folders = (place / "llama", f"{place}/output/models/llama/{passed.digest}")
+    for side, folder in zip((passed.before, passed.after), folders, strict=True):
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        with torch.no_grad():
+            scores = loaded(input_ids=ids, attention_mask=mask).logits[:, :-1]
+        loss = nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        assert side is not None
+        assert side["metric"] == "perplexity"
+        assert side["value"] == pytest.approx(float(loss.exp()), rel=1e-4)
 
 
 class _LastFirst(InlineExecutor):

@@ -89,7 +89,8 @@ class InputStatistics:
 @dataclass(frozen=True, kw_only=True)
 class WeightStatistics:
     """Of one weight: its `inputs`, and `output_squares` [units]: the sum over output positions of the squared gradient
-    of the summed loss with respect to the unit's output, float64; None where no loss was given.
+    of the summed loss with respect to the unit's output, float64; None where no loss was given, and for weights of
+    recurrent layers.
     """
 
     inputs: InputStatistics
@@ -106,7 +107,7 @@ class WeightStatistics:
 class CalibrationStatistics:
     """By the state name of each weight, over `samples` samples. Weights that read the same inputs share one object.
 
-    Of tied weights the first one stands for all. Embeddings, recurrent layers and transposed convolutions are missing.
+    Of tied weights the first one stands for all. Embeddings and transposed convolutions are missing.
     """
 
     weights: Mapping[str, WeightStatistics]

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from fleetpress.compression.layers import RECURRENT_OPS
 from fleetpress.compression.outputs import first_output
+from fleetpress.compression.pooling import pool_channels_last
 from fleetpress.compression.program import ProgramEditor, aliases, bind, inputs, tensors
 from fleetpress.compression.smoke import smoke_inputs
 
@@ -29,6 +31,7 @@ def training_module(program: ExportedProgram) -> fx.GraphModule:
     module = _own_module(program, widen=True)
     for graph_module in _graph_modules(module):
         set_mode(graph_module, train=True)
+        pool_channels_last(graph_module)
         graph_module.recompile()
     return module
 
@@ -88,6 +91,9 @@ def fixed_batch(program: ExportedProgram) -> int | None:
     sizes = {item.shape[0] for item in inputs(program) if item.shape and item.shape[0] is not None}
     if not sizes:
         return None
+    if any(node.target in RECURRENT_OPS for node in program.graph.nodes):
+        # Their first states are of this size, and torch does not look: a larger batch writes beyond its memory.
+        return min(sizes)
     size = min(sizes)
     return None if len(sizes) == 1 and _takes_other_batches(program, size) else size
 

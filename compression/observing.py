@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -34,12 +34,13 @@ from fleetpress.compression.device import CPU, deterministic
 from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.input_sums import InputSums
-from fleetpress.compression.layers import LAYER_OPS, LayerOp
+from fleetpress.compression.layers import LAYER_OPS, RECURRENT_OPS, LayerOp
 from fleetpress.compression.losses import LOSSES, sampled_loss
 from fleetpress.compression.outputs import meaning
 from fleetpress.compression.program import aliases, tensors
+from fleetpress.compression.recurrent_inputs import read_together, recurrent_inputs
 
-OBSERVED_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d")  # beside the recurrent ones
 _POSITIONS = (
     256  # of a convolution's outputs, as many a sample are looked at, evenly spread: neighbours are alike
 )
@@ -56,10 +57,11 @@ def calibrate(
     first_batch: int = 0,
     device: torch.device = CPU,
 ) -> CalibrationStatistics:
-    """Statistics of every weight that Linear and Conv layers use, in eval mode and file order, on the `device`.
+    """Statistics of every weight of Linear, Conv and recurrent layers, in eval mode and file order, on the `device`.
 
     With a `loss` the squared gradients of the outputs are kept, too: their mean times half the squared change of an
-    output estimates what the change adds to the loss (Fisher; Kunstner et al. 2019, arXiv:1905.12558). Targets of a
+    output estimates what the change adds to the loss (Fisher; Kunstner et al. 2019, arXiv:1905.12558); not of recurrent
+    layers, which never show what their weights give. Targets of a
     loss without any are drawn as in `training.collect`, by (seed, number of the batch). A program with a fixed batch
     size uses that one and drops a smaller last batch. Raises DataMismatchError for arrays that do not fit.
     """
@@ -181,7 +183,7 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
     uses: dict[str, list[tuple[fx.Node, _Geometry, LayerOp]]] = {}
     for node in module.graph.nodes:
         op = LAYER_OPS.get(node.target) if node.op == "call_function" else None
-        if op is None or op.kind not in OBSERVED_KINDS or len(node.args) <= op.weight:
+        if op is None or op.kind not in _KINDS or len(node.args) <= op.weight:
             continue
         stored = node.args[op.weight]
         if isinstance(stored, fx.Node) and stored.op == "get_attr":
@@ -201,7 +203,61 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
         if gradients:
             for node, _, _ in mine:
                 _insert(module, node, None, found[name].outputs.append)
+    found |= _tap_recurrent(module, tied)
     module.recompile()
+    return found
+
+
+class _RecurrentTap(nn.Module):
+    """Shows what the weights of a recurrent operator read to `seen`, in the order of `read_together`."""
+
+    def __init__(self, op: Callable[..., Any], seen: Sequence[InputSums]) -> None:
+        super().__init__()
+        self._op = op
+        self._seen = seen
+
+    def forward(self, x: Tensor, state: Any, parameters: list[Tensor], *options: Any) -> Tensor:
+        """The same x."""
+        has_biases, num_layers, _dropout, _train, bidirectional, batch_first = options
+        with torch.no_grad():
+            read = recurrent_inputs(
+                self._op,
+                x,
+                state,
+                parameters,
+                has_biases=has_biases,
+                num_layers=num_layers,
+                bidirectional=bidirectional,
+                batch_first=batch_first,
+            )
+            for sums, rows in zip(self._seen, read, strict=True):
+                _look(sums, _Geometry(), rows)
+        return x
+
+
+def _tap_recurrent(module: fx.GraphModule, tied: Mapping[str, str]) -> dict[str, _Weight]:
+    """Put a tap in front of every recurrent operator whose weights are stored."""
+    seen: dict[tuple[str, ...], InputSums] = {}
+    found: dict[str, _Weight] = {}
+    for node in list(module.graph.nodes):
+        stored = node.args[2] if node.op == "call_function" and node.target in RECURRENT_OPS else ()
+        if not stored or any(item.op != "get_attr" for item in stored):
+            continue
+        names = [tied.get(str(item.target), str(item.target)) for item in stored]
+        together = [
+            tuple(names[place] for place in places)
+            for places in read_together(len(names), int(node.args[4]), bool(node.args[7]))
+        ]
+        sums = [seen.setdefault(weights, InputSums()) for weights in together]
+        module.add_submodule(f"tap_{node.name}", _RecurrentTap(node.target, sums))
+        with module.graph.inserting_before(node):
+            tap = module.graph.call_module(f"tap_{node.name}", node.args)
+        node.update_arg(0, tap)
+        found |= {
+            name: _Weight(seen=mine, axis=-1)
+            for weights, mine in zip(together, sums, strict=True)
+            for name in weights
+        }
     return found
 
 
@@ -240,6 +296,8 @@ def _geometry(node: fx.Node, op: LayerOp, weight: Tensor) -> _Geometry:
 def _add_gradients(value: Tensor, taps: dict[str, _Weight]) -> None:
     """Squares of the gradients at all outputs of this batch, unit by unit."""
     outputs = [output for item in taps.values() for output in item.outputs]
+    if not outputs:
+        return
     gradients = iter(torch.autograd.grad(value, outputs, allow_unused=True, materialize_grads=True))
     for item in taps.values():
         for gradient in islice(gradients, len(item.outputs)):

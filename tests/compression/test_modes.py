@@ -192,7 +192,21 @@ class Mixing(nn.Module):
         return x - x.mean(0, keepdim=True)
 
 
-@pytest.mark.parametrize("model", [Written(), Mixing()], ids=["written_in_the_graph", "samples_mix"])
+class Remembering(nn.Module):
+    """States for so many sequences: torch itself would write beyond them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[4, 6] as two steps of three."""
+        return self.lstm(x.reshape(-1, 2, 3))[0]
+
+
+@pytest.mark.parametrize(
+    "model", [Written(), Mixing(), Remembering()], ids=["written_in_the_graph", "samples_mix", "states"]
+)
 def test_a_static_batch_that_matters_is_kept(model: nn.Module) -> None:
     program = export(model, torch.randn(4, 6), dynamic=False)
     assert fixed_batch(program) == 4

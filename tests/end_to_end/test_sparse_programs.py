@@ -25,18 +25,19 @@ TUNED = "finetune: {epochs: 1, lr: 2.0e-3, weight_decay: 0.1}"
 
 
 class Net(nn.Module):
-    """A wide hidden layer, and a recurrent one whose inputs are not observed."""
+    """A wide hidden layer, a recurrent one, and a transposed convolution, whose inputs are not observed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.wide = nn.Linear(64, 640)
         self.narrow = nn.Linear(640, 16)
         self.gru = nn.GRU(16, 16, batch_first=True)
+        self.turned = nn.ConvTranspose1d(16, 16, 1)
         self.head = nn.Linear(16, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         x = torch.relu(self.narrow(torch.relu(self.wide(images.flatten(1)))))
-        return self.head(self.gru(x.unsqueeze(1))[0][:, -1])
+        return self.head(self.turned(self.gru(x.unsqueeze(1))[0].transpose(1, 2))[:, :, -1])
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,7 @@ def test_zeros_survive_tuning_and_codes_and_are_not_stored(place: Path, spec_tex
         "wide": 0.8,
         "narrow": 0.8,
         "gru": 0.8,
+        "turned": 0.8,
         "head": 0.0,
     }
     assert layers["head"]["skipped"] == "prune: not among the targets"
@@ -115,7 +117,7 @@ def test_the_plan_tells_tasks_notes_and_the_most_bytes(place: Path, spec_text: s
     )
     (planned,) = preview(item).models
     notes = {layer["name"]: layer["prune"] for layer in planned.layers}
-    assert notes == {"wide": "50% zeroed", "narrow": "50% zeroed", "gru": None, "head": None}
+    assert notes == {"wide": "50% zeroed", "narrow": "50% zeroed", "gru": None, "turned": None, "head": None}
     assert planned.tasks == 3
     metrics = metrics_of(run_fleet(item, executor="inline"))
     spent = {layer["name"]: layer["bytes_after"] for layer in metrics["layers"]}
@@ -135,9 +137,9 @@ def test_sparsegpt_observes_inputs_before_it_zeroes(place: Path, spec_text: str,
     share = 0.5 if "pattern" in amount else 0.8
     assert all(layer["sparsity"] == pytest.approx(share, abs=0.01) for layer in metrics["layers"])
     unseen = "magnitude_n_m" if "pattern" in amount else "magnitude_unstructured"
-    assert [warning for warning in metrics["warnings"] if "gru" in warning] == [
-        f"{name}: the inputs of its GRU layer are not observed, so its zeros were chosen by {unseen}"
-        for name in ("gru.weight_hh_l0", "gru.weight_ih_l0")
+    assert [warning for warning in metrics["warnings"] if "observed" in warning] == [
+        "turned.weight: the inputs of its ConvTranspose1d layer are not observed, so its zeros were chosen by "
+        f"{unseen}"
     ]
     state = torch.export.load(io.BytesIO(stored(result))).state_dict  # floats without zeros
     assert state["wide.weight_values"].numel() == round((1 - share) * 64 * 640)

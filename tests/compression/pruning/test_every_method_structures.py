@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, everyone's name for it
 
-from fleetpress.compression.errors import MethodError, PruningError
+from fleetpress.compression.errors import PruningError
 from fleetpress.compression.observing import calibrate
 from fleetpress.compression.pruning import PRUNERS, STRUCTURES, PruneOptions, delete, prune
 from fleetpress.compression.training import collect
@@ -56,10 +56,6 @@ def test_units_go_whole_and_in_their_share(method: str, structure: str) -> None:
     wanted = PruneOptions(method=method, sparsity=0.4, structure=(structure,))
     if not count:
         with pytest.raises(PruningError, match="structure head, which is not asked for"):
-            prune(PROGRAM, wanted, NEURONS, inputs=OBSERVED)
-        return
-    if PRUNERS[method].needs_inputs and structure == "recurrent":
-        with pytest.raises(MethodError, match=f"{method} needs statistics of what rnn.weight_ih_l0 reads"):
             prune(PROGRAM, wanted, NEURONS, inputs=OBSERVED)
         return
     removed = prune(PROGRAM, wanted, NEURONS, seed=3, inputs=OBSERVED).removed

@@ -17,6 +17,17 @@ from fleetpress.compression.errors import DataMismatchError, MethodError, Progra
 REMEDY = "export the model to a program (.pt2), or take a method that needs no data"
 # One dtype everywhere: products of half-precision numbers are added up otherwise on every kind of processor.
 COMPUTE = torch.float32
+# What transformers' code raises for numbers that do not fit one another.
+_MISFITS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    ImportError,
+    ZeroDivisionError,
+)
 
 Read = Callable[[Sequence[str]], Mapping[str, Tensor]]
 """Tensors of the checkpoint by their names, in their own dtypes."""
@@ -150,6 +161,7 @@ class Skeleton:
 def _built(config: Mapping[str, Any]) -> Any:
     """The model on the meta device, in eval mode; what is computed and not stored (rotary tables) is real."""
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -160,10 +172,10 @@ def _built(config: Mapping[str, Any]) -> Any:
         described = transformers.AutoConfig.for_model(
             kind, **{k: v for k, v in config.items() if k != "model_type"}
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, *_MISFITS) as error:
         raise ProgramError(
             f"transformers {transformers.__version__} cannot read its config.json (model_type {kind!r}: "
-            f"{str(error).splitlines()[0]}); {REMEDY}"
+            f"{_first_line(error)}); {REMEDY}"
         ) from None
     finally:
         logging.set_verbosity(level)
@@ -177,12 +189,21 @@ def _built(config: Mapping[str, Any]) -> Any:
         raise ProgramError(f"{classes[0]} has an encoder and a decoder, blocks of two kinds; {REMEDY}")
     described.use_cache = False
     described._experts_implementation = "eager"  # one product an expert, as its inputs are looked at
-    with torch.device("meta"):
-        model = cast(Any, found)._from_config(described, dtype=COMPUTE)
+    try:
+        with torch.device("meta"):
+            model = cast(Any, found)._from_config(described, dtype=COMPUTE)
+    except _MISFITS as error:
+        raise ProgramError(
+            f"{classes[0]} cannot be built as config.json says ({_first_line(error)}); {REMEDY}"
+        ) from None
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     _compute_buffers(model)
     return model.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _compute_buffers(model: Any) -> None:

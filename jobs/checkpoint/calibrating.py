@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetpress.compression.calibration import BLOCK_COLUMNS, WHOLE_COLUMNS
+from fleetpress.compression.checkpoint.layers import holds_experts
 from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
 
 from ..digests import digest
@@ -214,7 +215,7 @@ class _Planning:
     def _check_memory(self, index: int) -> int:
         """What the tasks of a block need at least, however few the sequences are."""
         places = self._sources[index]
-        weights = sum(_COMPUTE_BYTES * math.prod(at.info.shape) + at.info.size_bytes for _, at in places)
+        weights = sum(_weight_bytes(name, at) for name, at in places)
         statistics = sum(map(_statistics_bytes, _readers(self._items.get(index, ()))))
         needed = LIBRARIES_BYTES + TORCH_BYTES + TRANSFORMERS_BYTES + weights + statistics
         if needed > self._memory_bytes:
@@ -246,6 +247,12 @@ def _readers(items: Sequence[Item]) -> list[int]:
         path, _, leaf = item.name.removesuffix(".weight").rpartition(".")
         found[f"{path}.{alike.get(leaf, leaf)}"] = item.shape[1]
     return list(found.values())
+
+
+def _weight_bytes(name: str, at: TensorLocation) -> int:
+    """Of a tensor while it is put into its block: as it is stored, and as it is run; experts are put together then."""
+    copies = 2 if holds_experts(name, at.info.shape) or ".experts." in name else 1
+    return at.info.size_bytes + copies * _COMPUTE_BYTES * math.prod(at.info.shape)
 
 
 def _statistics_bytes(columns: int) -> int:

@@ -10,7 +10,7 @@ from .stream import ahead_bytes
 # Measured: an interpreter with the libraries of a worker, and what torch and transformers add to it.
 LIBRARIES_BYTES = 112 << 20
 TORCH_BYTES = 160 << 20
-TRANSFORMERS_BYTES = 256 << 20
+TRANSFORMERS_BYTES = 192 << 20
 _SHARES = 32  # a block takes this share of what a task may use
 _WORKSPACE = 6  # a method that needs a tensor whole makes copies of it, in wider dtypes
 

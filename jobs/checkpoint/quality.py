@@ -52,6 +52,11 @@ def score_tasks(
             f"{checkpoint.uri}: a language model is measured by {' or '.join(METRICS)} of its own tokens, not by "
             f"{asked}; change the data's metric and loss, or give the model no eval data"
         )
+    if checkpoint.config is None:
+        raise ModelError(
+            f"{checkpoint.uri} has no config.json beside it, so it cannot be run on the eval data; name the folder "
+            "of a Hugging Face model, or give the model no eval data"
+        )
     _check_memory(checkpoint, memory_bytes)
     shards: Sequence[Shard] = data["eval"]
     tasks = []

@@ -219,17 +219,17 @@ def plan_checkpoint(
     choice = choose(checkpoint, builder.shared["recipe"])
     place = {"output": output, "root": absolute(checkpoint.root), "uri": model.source.uri}
     shared: dict[str, Any] = {"name": model.name, "memory_bytes": memory_bytes}
-    run = _run_tasks(model, checkpoint, choice, builder, {**place, "artifact": final}, **shared)
-    builder.tasks = list(run.tasks)
+    added = _run_tasks(model, checkpoint, choice, builder, {**place, "artifact": final}, **shared)
+    builder.tasks = list(added.tasks)
     tasks, records = checkpoint_tasks(
-        plan_shards(choice.items), artifact=final, place=place, solvers=run.solvers, **shared
+        plan_shards(choice.items), artifact=final, place=place, solvers=added.solvers, **shared
     )
     builder.tasks += tasks
-    builder.last = tuple(task.id for task in tasks if task.digest in records) + run.last
+    builder.last = tuple(task.id for task in tasks if task.digest in records) + added.last
     return ModelPlan(
         model=model,
         digest=final,
-        tasks=builder.finish("assemble", final, shard_records=records, **run.facts),
+        tasks=builder.finish("assemble", final, shard_records=records, **added.facts),
     )
 
 

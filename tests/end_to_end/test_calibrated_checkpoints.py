@@ -208,6 +208,17 @@ def logits(model: nn.Module, place: Path) -> Tensor:
     return result
 
 
+def perplexity(model: nn.Module, place: Path) -> float:
+    """Of the held-out tokens, without padding."""
+    held_out = np.load(place / "held-out.npz")
+    ids, mask = (torch.from_numpy(held_out[name]) for name in ("input_ids", "attention_mask"))
+    with torch.no_grad():
+        scores = model.eval()(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    targets = ids.masked_fill(mask == 0, -100)[:, 1:]
+    loss = nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    return float(loss.exp())
+
+
 def with_weights(place: Path, model: str, plain: Mapping[str, Tensor]) -> nn.Module:
     loaded: nn.Module = AutoModelForCausalLM.from_pretrained(place / model, dtype=torch.float32)
     loaded.load_state_dict(dict(plain))
@@ -215,8 +226,9 @@ def with_weights(place: Path, model: str, plain: Mapping[str, Tensor]) -> nn.Mod
 
 
 def test_outputs_change_less_than_by_rounding(place: Path, gptq: str) -> None:
-    rounding = GPTQ.replace("method: gptq", "method: round_to_nearest")
-    rounded = published(run_fleet(spec_of(place, rounding), executor="inline"), place / "output")
+    rounding = GPTQ.replace("method: gptq", "method: round_to_nearest") + ', validate: {max_drop: "500%"}'
+    result = run_fleet(spec_of(place, rounding, held_out=True), executor="inline")
+    rounded = published(result, place / "output")
     before = logits(AutoModelForCausalLM.from_pretrained(place / "llama", dtype=torch.float32), place)
     errors = []
     for uri in (gptq, rounded):
@@ -224,6 +236,11 @@ def test_outputs_change_less_than_by_rounding(place: Path, gptq: str) -> None:
         assert isinstance(plain, dict)
         errors.append(float((logits(with_weights(place, "llama", plain), place) - before).square().mean()))
     assert errors[0] < 0.8 * errors[1]
+    plain = load_artifact(rounded)
+    assert isinstance(plain, dict)
+    after = result.models[0].after  # what needs no data is measured, too
+    assert after is not None
+    assert after["value"] == pytest.approx(perplexity(with_weights(place, "llama", plain), place), rel=1e-4)
 
 
 def test_the_model_is_measured_on_held_out_tokens(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,18 +260,12 @@ def test_the_model_is_measured_on_held_out_tokens(place: Path, monkeypatch: pyte
     assert "perplexity went from" in (rejected.reason or "")
     assert set(begun) == {"convert", "assemble"}  # another gate, the same work
     assert rejected.after == passed.after
-    held_out = np.load(place / "held-out.npz")
-    ids, mask = (torch.from_numpy(held_out[name]) for name in ("input_ids", "attention_mask"))
-    targets = ids.masked_fill(mask == 0, -100)[:, 1:]
     folders = (place / "llama", f"{place}/output/models/llama/{passed.digest}")
     for side, folder in zip((passed.before, passed.after), folders, strict=True):
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        with torch.no_grad():
-            scores = loaded(input_ids=ids, attention_mask=mask).logits[:, :-1]
-        loss = nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         assert side is not None
         assert side["metric"] == "perplexity"
-        assert side["value"] == pytest.approx(float(loss.exp()), rel=1e-4)
+        assert side["value"] == pytest.approx(perplexity(loaded, place), rel=1e-4)
 
 
 class _LastFirst(InlineExecutor):

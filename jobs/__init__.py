@@ -1,4 +1,4 @@
-"""When and where: spec, plan, steps, scheduler, ledger, executors, command line, report."""
+"""When and where: from a spec to published artifacts, on one machine or a cluster."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,5 +1,6 @@
 """The generated parts of the README, from the code itself: `python tests/readme_tables.py` writes them anew."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -38,7 +39,19 @@ def _scheme(entry: dict[str, object]) -> str:
     return f"{entry['num_bits']} bits, {zero}, {groups}: {entry['bits_per_weight']:.3f} bits a weight"
 
 
-PARTS = {"verbs": verbs_table, "methods": methods_table}
+def rooms_table() -> str:
+    """One row per package, as its docstring begins."""
+    rows = ["| folder | what is in it |", "|---|---|"]
+    for top in ("jobs", "storage", "compression"):
+        for path in sorted((README.parent / top).rglob("__init__.py")):
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            folder = path.parent.relative_to(README.parent).as_posix()
+            begins = " ".join(text.split("\n\n")[0].split())
+            rows.append(f"| `{folder}/` | {begins} |")
+    return "\n".join(rows)
+
+
+PARTS = {"verbs": verbs_table, "methods": methods_table, "rooms": rooms_table}
 
 
 def part(text: str, name: str) -> str:

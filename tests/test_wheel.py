@@ -84,9 +84,9 @@ def install(wheel: Path, home: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its library is optimized less than that of an install: a quarter of the time, and the same results."""
+    """Its library is not optimized, which takes a tenth of the time of an install's, and gives the same results."""
     compiler = tmp_path_factory.mktemp("compiler") / "cc"
-    compiler.write_text(f'#!/bin/sh\nexec {sysconfig.get_config_var("CC")} "$@" -O1\n')
+    compiler.write_text(f'#!/bin/sh\nexec {sysconfig.get_config_var("CC")} "$@" -O0\n')
     compiler.chmod(0o755)
     return build("wheel", tmp_path_factory.mktemp("tree"), CC=str(compiler))
 

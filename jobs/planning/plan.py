@@ -16,6 +16,7 @@ from ..spec.checks import (
     observes,
 )
 from ..spec.recipe import (
+    DEFAULT_FORMAT,
     PruneStep,
     is_gradual,
     later_steps,
@@ -155,7 +156,16 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     assert data is not None, "checked by the spec: auto needs data"
     builder.add_chunks("observe", {"samples": SENSED_SAMPLES, "batch_size": 32}, shards=len(data.train))
     builder.add_groups("sense", {})
-    search = {"options": options, "loss": data.loss, "metric": data.metric, "trainers": workers}
+    recipe = builder.model.recipe
+    search = {
+        "options": options,
+        "loss": data.loss,
+        "metric": data.metric,
+        "trainers": workers,
+        "limit": recipe.validation.max_drop,
+        "form": recipe.format or DEFAULT_FORMAT,
+        "measured_on": shard_contents(data.eval),
+    }
     place = {"memory_bytes": builder.memory_bytes, "gpus": builder.gpus}
     rounds = -(-options["trials"] // TRIALS_AT_ONCE)
     builder.stages["trial"] = []

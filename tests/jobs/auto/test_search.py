@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from fleetpress.jobs.auto.candidates import Searched, Sensed, Table, recipe_of
+from fleetpress.jobs.auto.candidates import recipe_of
+from fleetpress.jobs.auto.choices import Searched, Sensed, Table
 from fleetpress.jobs.auto.search import Goal, Measured, front, is_good, ladder, measured_in, propose, ranked
 
 TABLE = Table(

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fleetpress.compression.batches import TARGETS, count, evenly
+from fleetpress.compression.batches import count, evenly
 from fleetpress.compression.confidence import Difference, difference, sample_sums, value_of
-from fleetpress.compression.cost import free_sizes, macs, parameters
+from fleetpress.compression.cost import macs, parameters, sample_macs
 from fleetpress.compression.errors import CompressionError
 from fleetpress.compression.evaluation import Runner, all_outputs
 from fleetpress.compression.metrics import METRICS, Sums, allowed_drop, drop
@@ -131,7 +131,7 @@ class _Base:
         self._runner = Runner(self.program)
         samples = arrays(payload["data"]["train"][:1])
         self._count = count(samples) * len(payload["data"]["train"])
-        self._macs = _macs_of(self.program, samples)
+        self._macs = sample_macs(self.program, samples)
         self._loss = loss_name(payload["data"], samples)
         self.metric = metric_name(payload["data"], measured(payload["data"], samples), self.program)
 
@@ -202,11 +202,3 @@ class _Base:
     def _samples(self, fold: Fold, of: int) -> Mapping[str, Tensor]:
         files = [{**file, "fold": dict(vars(fold))} for file in self._payload["data"]["train"]]
         return evenly(measured(self._payload["data"], arrays(files)), -(-MOST_SAMPLES // of))
-
-
-def _macs_of(program: ExportedProgram, samples: Mapping[str, Tensor]) -> int:
-    """Multiply-accumulates of one sample of these data; free sizes beside the first are as theirs."""
-    longest = max(
-        (value.shape[1] for name, value in samples.items() if name != TARGETS and value.dim() > 1), default=1
-    )
-    return max(1, round(macs(program) * longest)) if free_sizes(program) > 1 else macs(program)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from fleetpress.compression.decoder.passage import Batch, advanced, check_independent, embedded, scores
@@ -77,7 +78,7 @@ def _sums(payload: Payload) -> list[Sums]:
 def _measured(skeleton: Skeleton, batch: Batch, hidden: Tensor, metric: str) -> list[Sums]:
     """One sequence after the other: scores of all tokens are large."""
     rule, found = METRICS[metric], []
-    for index, ids in enumerate(batch.input_ids.split(1)):
+    for index, ids in enumerate(torch.split(batch.input_ids, 1)):
         mask = None if batch.attention_mask is None else batch.attention_mask[index : index + 1]
         logits = scores(skeleton, Batch(input_ids=ids, attention_mask=mask), hidden[index : index + 1])
         targets = ids if mask is None else ids.masked_fill(mask == 0, _NO_TOKEN)

@@ -43,8 +43,7 @@ recipes:
   it:
     calibrate: {{samples: {samples}, batch_size: 16}}
     quantize: {{num_bits: {bits}, symmetric: true, group_size: {group}, method: {method}}}
-    validate: {{max_drop: 100000.0}}
-resources: {{memory_per_task: 2GiB}}
+{gate}resources: {{memory_per_task: 2GiB}}
 """
 _SINGLE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -145,13 +144,15 @@ def ours(
     samples: int = SAMPLES,
 ) -> Cost:
     """A whole run of fleetpress, inline."""
-    held_out = f"eval: {folder}/eval.npz" if train == "train.npz" else "metric: perplexity"
+    measured = train == "train.npz"
+    held_out = f"eval: {folder}/eval.npz" if measured else "metric: perplexity"
     text = SPEC.format(
         output=output,
         source=source,
         folder=folder,
         train=train,
         held_out=held_out,
+        gate="    validate: {max_drop: 100000.0}\n" if measured else "",
         samples=samples,
         bits=bits,
         group=GROUP,

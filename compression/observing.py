@@ -24,11 +24,7 @@ from fleetpress.compression.batches import (
     count,
     seeded,
 )
-from fleetpress.compression.calibration import (
-    CalibrationStatistics,
-    InputStatistics,
-    WeightStatistics,
-)
+from fleetpress.compression.calibration import CalibrationStatistics, InputStatistics, WeightStatistics
 from fleetpress.compression.convolutions import each, sides
 from fleetpress.compression.device import CPU, deterministic
 from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
@@ -61,9 +57,9 @@ def calibrate(
 
     With a `loss` the squared gradients of the outputs are kept, too: their mean times half the squared change of an
     output estimates what the change adds to the loss (Fisher; Kunstner et al. 2019, arXiv:1905.12558); not of recurrent
-    layers, which never show what their weights give. Targets of a
-    loss without any are drawn as in `training.collect`, by (seed, number of the batch). A program with a fixed batch
-    size uses that one and drops a smaller last batch. Raises DataMismatchError for arrays that do not fit.
+    layers, which never show what their weights give. Targets of a loss without any are drawn as in `training.collect`,
+    by (seed, number of the batch). A program with a fixed batch size uses that one and drops a smaller last batch.
+    Raises DataMismatchError for arrays that do not fit.
     """
     rule = LOSSES[loss] if loss else None
     check_arrays(program, arrays, rule is not None and rule.needs_targets, loss=loss)
@@ -308,15 +304,13 @@ def _add_gradients(value: Tensor, taps: dict[str, _Weight]) -> None:
 
 
 def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:
-    made: dict[int, InputStatistics] = {}
+    made: dict[int, InputStatistics | None] = {}
     found = {}
     for name, item in taps.items():
-        sums = item.seen
-        if id(sums) not in made:
-            inputs = sums.statistics()
-            if inputs is None:
-                continue  # a branch that was never taken
-            made[id(sums)] = inputs
-        squares = None if item.squares is None else item.squares.to(CPU)
-        found[name] = WeightStatistics(inputs=made[id(sums)], output_squares=squares)
+        if id(item.seen) not in made:
+            made[id(item.seen)] = item.seen.statistics()
+        inputs = made[id(item.seen)]
+        if inputs is not None:
+            squares = None if item.squares is None else item.squares.to(CPU)
+            found[name] = WeightStatistics(inputs=inputs, output_squares=squares)
     return found

@@ -167,7 +167,7 @@ MODELS = {
     "crepe-full": Searched(make=pitch("full", 320), loss="", metric="cosine"),
     "minilm": Searched(make=encoder, loss="", metric="cosine"),
 }
-ARCHIVED = ("lenet300", "lenet5")  # with Deep Compression's table beside them
+LENETS = ("lenet300", "lenet5")  # with Deep Compression's table beside them
 
 
 def prepare(folder: Path, name: str, seed: int) -> None:
@@ -260,7 +260,7 @@ def measured(name: str, seed: int, chosen: bench.Options) -> Found:
     """A model by `auto`, and at every number of bits."""
     prepare(chosen.folder, name, seed)
     auto, minutes = searched(name, seed, "auto", chosen)
-    archive = searched(name, seed, "archive", chosen)[0] if name in ARCHIVED else None
+    archive = searched(name, seed, "archive", chosen)[0] if name in chosen.more.archived else None
     names = [f"w{bits}" for bits in BITS]
     uniform = bench.by_name(
         bench.run(spec(name, seed, chosen.more.drop, names), "auto.yaml", chosen)
@@ -298,14 +298,11 @@ def row(name: str, seeds: Sequence[Found]) -> list[object]:
 def lenet_row(name: str, seeds: Sequence[Found]) -> list[object]:
     """Errors in %, and all files of the artifacts over the floats of the net's parameters."""
     whole = 4 * deep_compression.PARAMETERS[name]
-    cells: list[object] = [
-        name,
-        _spread([100 - 100 * (found.auto.before or {})["value"] for found in seeds], 2),
-    ]
-    for place, models in enumerate(([found.auto for found in seeds], [found.archive for found in seeds])):
-        cells.append(_spread([100 - 100 * ((model and model.after) or {})["value"] for model in models], 2))
-        sizes = [found.artifact_bytes[place] for found in seeds]
-        cells += [_spread(sizes, 0), _spread([whole / size for size in sizes], 1) + "x"]
+    cells: list[object] = [name, _spread([100 - 100 * (one.auto.before or {})["value"] for one in seeds], 2)]
+    for place, models in enumerate(([one.auto for one in seeds], [one.archive for one in seeds])):
+        errors = [100 - 100 * (model.after or {})["value"] for model in models if model is not None]
+        sizes = [one.artifact_bytes[place] for one in seeds if len(one.artifact_bytes) > place]
+        cells += [_spread(errors, 2), _spread(sizes, 0), _spread([whole / size for size in sizes], 1) + "x"]
     return cells
 
 
@@ -318,6 +315,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--drop", default="1%")
+    parser.add_argument(
+        "--archived", nargs="*", choices=LENETS, default=LENETS, help="searched for as archives, too"
+    )
 
 
 def main() -> None:
@@ -334,7 +334,7 @@ def main() -> None:
     ratios = [[one.ratio for one in seeds if one.ratio] for seeds in found.values()]
     means = [statistics.mean(some) for some in ratios if some]
     print(f"\nuniform / auto: mean {statistics.mean(means):.2f}, least {min(means):.2f}, {len(means)} models")
-    if lenets := {name: seeds for name, seeds in found.items() if name in ARCHIVED}:
+    if lenets := {name: seeds for name, seeds in found.items() if name in LENETS}:
         head = ["net", "error before %", *("error %", "all files bytes", "ratio") * 2]
         rows = [lenet_row(name, seeds) for name, seeds in lenets.items()]
         bench.table("LeNets: as .pt2, and with format: archive", head, rows)

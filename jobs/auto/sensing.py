@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.batches import evenly
 from fleetpress.compression.calibration import CalibrationStatistics
+from fleetpress.compression.cost import sample_macs
 from fleetpress.compression.evaluation import Runner, all_outputs
 from fleetpress.compression.joint_allocation import Deletion, Part
 from fleetpress.compression.outputs import meaning
@@ -56,7 +57,9 @@ ZEROS: tuple[tuple[float, tuple[int, ...]], ...] = (
     (0.98, (3,)),
 )
 _PRICED_BY = "smallest_error"
-_SAMPLES = 64
+_SAMPLES = 64  # that a measurement looks at; of large nets fewer,
+_LEAST_SAMPLES = 8
+_METERED = 2e10  # as many as take so many multiply-accumulates
 _MOST_PROBED = 48  # layers; beyond, estimates of those that are known to be good have to do
 _PROBED = {"num_bits": 2, "strategy": "channel"}  # where both are well above the noise of rounding
 
@@ -108,7 +111,9 @@ class Meter:
 
     def __init__(self, program: ExportedProgram, payload: Payload) -> None:
         self._program = program
-        self._samples = evenly(shard_arrays(payload["data"]["train"][0]), _SAMPLES)
+        samples = shard_arrays(payload["data"]["train"][0])
+        fitting = int(_METERED // sample_macs(program, samples))
+        self._samples = evenly(samples, max(_LEAST_SAMPLES, min(_SAMPLES, fitting)))
         self._before: Tensor | None = None
 
     def increase(self, changed: Mapping[str, Tensor]) -> float:

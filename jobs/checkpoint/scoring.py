@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from fleetpress.compression.decoder.passage import Batch, advanced, check_independent, embedded, scores

@@ -31,7 +31,7 @@ def allocate(layers: Sequence[Sequence[Option]], budget: float) -> list[int]:
     least = sum(min(option.cost for option in options) for options in layers)
     if least > budget:
         raise MethodError(f"the cheapest options cost {least:g}, more than the budget {budget:g}; raise it")
-    kept = [_undominated(options) for options in layers]
+    kept = [undominated(options) for options in layers]
     chosen = _solved(layers, kept, budget)
     if sum(layers[layer][index].cost for layer, index in enumerate(chosen)) > budget:
         chosen = _solved(layers, kept, budget * (1 - _SLACK))
@@ -68,7 +68,7 @@ def _solved(layers: Sequence[Sequence[Option]], kept: Sequence[Sequence[int]], b
     return chosen
 
 
-def _undominated(options: Sequence[Option]) -> list[int]:
+def undominated(options: Sequence[Option]) -> list[int]:
     """Indices of the options that no other is at least as good as in both ways, cheapest first."""
     order = sorted(
         range(len(options)), key=lambda index: (options[index].cost, options[index].increase, index)

@@ -7,7 +7,7 @@ choose from; the last cuts are small, and training repairs each of them before t
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -24,20 +24,29 @@ _LEAST_KEPT = 1  # a weight that is zero everywhere cuts its layer off
 class GradualOptions:
     """How the zeros of `weights` (state names) grow to the share `sparsity` of each (`layer`) or of all (`global`).
 
-    They grow over the first `ramp` (0 to 1) of the steps, every `interval` steps, and the smallest weights go first.
+    In scope layer, `shares` gives single weights a share of their own; without `sparsity` the others keep all. They
+    grow over the first `ramp` (0 to 1) of the steps, every `interval` steps, and the smallest weights go first.
     (Weights times their gradients, a diagonal Fisher matrix, were tried: 2.4 instead of 2.1 % error on LeNet-300-100.)
     Raises MethodError for values that make no sense.
     """
 
     weights: tuple[str, ...]
-    sparsity: float
+    sparsity: float | None
     scope: Scope = "layer"
     ramp: float = 0.5
     interval: int = 32
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.sparsity < 1:
+        if self.sparsity is None and not self.shares:
+            raise MethodError("zeros are to grow, but to which share? give sparsity")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
             raise MethodError(f"sparsity {self.sparsity} is not between 0 and 1")
+        for name, share in self.shares.items():
+            if not 0 <= share < 1:
+                raise MethodError(f"{name}: sparsity {share} is not from 0 to below 1")
+        if self.shares and self.scope == "global":
+            raise MethodError("scope global is one share of all weights, which shares of their own exclude")
         if not 0 < self.ramp <= 1:
             raise MethodError(f"ramp {self.ramp} is no share of the steps; give more than 0, at most 1")
         if self.interval < 1:
@@ -90,12 +99,14 @@ class Zeros:
         self._zero()
 
     def _grow(self, options: GradualOptions) -> None:
-        share = share_after(self._done, self._ramp, options.sparsity)
         sizes = {name: self._sizes(name) for name in options.weights}
         if options.scope == "layer":
             for name, values in sizes.items():
+                share = share_after(self._done, self._ramp, options.shares.get(name, options.sparsity or 0.0))
                 self.masks[name] = _kept(values.flatten(), share).view_as(values)
             return
+        assert options.sparsity is not None, "checked: scope global has no shares of single weights"
+        share = share_after(self._done, self._ramp, options.sparsity)
         kept = _kept(torch.cat([values.flatten() for values in sizes.values()]), share)
         parts = torch.split(kept, [values.numel() for values in sizes.values()])
         for part, (name, values) in zip(parts, sizes.items(), strict=True):
@@ -108,7 +119,9 @@ class Zeros:
     def _zero(self) -> None:
         with torch.no_grad():
             for name, mask in self.masks.items():
-                self._params[name].mul_(mask)
+                self._params[name].mul_(
+                    mask.to(self._params[name].dtype)
+                )  # several times as fast as by a bool
 
 
 def _kept(sizes: Tensor, share: float) -> Tensor:
@@ -116,7 +129,10 @@ def _kept(sizes: Tensor, share: float) -> Tensor:
     count = min(math.floor(Fraction(repr(share)) * sizes.numel()), sizes.numel() - _LEAST_KEPT)
     kept = torch.ones_like(sizes, dtype=torch.bool)
     if count > 0:
-        kept[torch.argsort(sizes, stable=True)[:count]] = False
+        last = float(torch.kthvalue(sizes.cpu(), count).values)
+        kept[sizes < last] = False
+        equals = (sizes == last).nonzero().flatten()
+        kept[equals[: count - int((sizes < last).sum())]] = False
     return kept
 
 

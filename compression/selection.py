@@ -58,6 +58,16 @@ def select(
     )
 
 
+def check_names(candidates: Sequence[Layer], names: Iterable[str]) -> None:
+    """Raise TargetError for a name that is no layer's, with the nearest one."""
+    known = [layer.name for layer in candidates]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(known) or 'none'}"
+            raise TargetError(f"layers names {name!r}, which is no layer here; {hint}")
+
+
 def matches(layer: Layer, entry: str) -> bool:
     """Whether a `targets` or `ignore` entry means this layer."""
     if entry.startswith("re:"):

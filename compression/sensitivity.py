@@ -20,10 +20,14 @@ def expected_increase(change: Tensor, statistics: WeightStatistics, samples: int
     `statistics` are over `samples` samples and hold output gradients; in the unit of the loss. Raises
     DataMismatchError without output gradients.
     """
+    return float(unit_increases(change, statistics, samples).sum())
+
+
+def unit_increases(change: Tensor, statistics: WeightStatistics, samples: int) -> Tensor:
+    """The same unit by unit, float64 [units]: with minus the weight's rows, what deleting a unit alone would cost."""
     if statistics.output_squares is None:
         raise DataMismatchError("the statistics hold no output gradients; calibrate with a loss")
-    squares = output_errors(change, statistics)
-    return 0.5 * float((statistics.output_squares * squares).sum()) / max(1, samples)
+    return 0.5 * statistics.output_squares * output_errors(change, statistics) / max(1, samples)
 
 
 def output_errors(change: Tensor, statistics: WeightStatistics) -> Tensor:

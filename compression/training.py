@@ -35,6 +35,7 @@ from fleetpress.compression.outputs import meaning
 from fleetpress.compression.program import aliases, tensors, trainable
 from fleetpress.compression.quantization.aware import AwareWeight, QuantizedForward, TrainedScales
 from fleetpress.compression.statistics import GradientCollector, GradientStatistics
+from fleetpress.compression.teaching import TEACHER, teacher_runner, with_outputs
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "TrainOptions", "TrainResult", "collect", "train"]
 
@@ -107,7 +108,7 @@ def train(
         torch.manual_seed((seed * 1_000_003 + collective.rank) % 2**63)
         for epoch in range(options.epochs):
             total = weights = 0.0
-            for index, batch in enumerate(shuffled_batches(arrays, run.batch_size, seed, epoch)):
+            for index, batch in enumerate(shuffled_batches(run.arrays, run.batch_size, seed, epoch)):
                 if count(batch) < run.smallest:
                     break
                 value, weight = run.step(batch)
@@ -175,7 +176,10 @@ class _Run:
         self._program, self._loss, self._collective = program, loss, collective
         self._device = device
         self._options = options
-        self._teacher = _teacher(loss, teacher, collect, options.distill, device)
+        self._teacher = teacher_runner(loss, teacher, collect, options.distill, device)
+        self.arrays = arrays
+        if self._teacher is not None and options.epochs > collective.size:
+            self.arrays = with_outputs(arrays, self._teacher, self.batch_size)
         self.module = training_module(program)
         self._norms = _synchronize(self.module, collective) if collective.size > 1 else []
         to_device(self.module, device)
@@ -237,6 +241,8 @@ class _Run:
 
     def _teacher_outputs(self, batch: Arrays) -> Tensor:
         assert self._teacher is not None
+        if TEACHER in batch:
+            return batch[TEACHER].to(self._device)
         with torch.no_grad():
             return self._teacher.outputs(batch)
 
@@ -327,29 +333,6 @@ def _smallest_batch(program: ExportedProgram) -> int:
 
 def _batches(samples: int, size: int, smallest: int) -> int:
     return samples // size + (samples % size >= smallest and samples % size > 0)
-
-
-def _teacher(
-    loss: Loss, teacher: ExportedProgram | None, collect: bool, distill: float, device: torch.device
-) -> Runner | None:
-    if loss.needs_targets:
-        if distill and teacher is None:
-            raise MethodError(
-                "distill compares with a teacher's outputs; give the teacher, or leave distill out"
-            )
-        return Runner(teacher, widen=True, device=device) if distill and teacher is not None else None
-    if distill:
-        raise MethodError(f"distill has no meaning for the loss {loss.name}, which is distillation alone")
-    if teacher is None:
-        raise MethodError(
-            f"the loss {loss.name} compares with the original model; give it as the teacher, or use targets"
-        )
-    if collect:
-        raise MethodError(
-            f"the loss {loss.name} has no gradient at the original weights, so training with it gives no statistics; "
-            "collect them at fixed weights (`collect`)"
-        )
-    return Runner(teacher, widen=True, device=device)
 
 
 def _groups(params: Mapping[str, Tensor], forward: QuantizedForward) -> list[dict[str, object]]:

@@ -40,7 +40,7 @@ def manifest_of(payload: Mapping[str, Any], *, kind: str, form: str) -> dict[str
 def companions(payload: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, bytes]:
     """What lies beside every model: `metrics.json` (before, after, ratio, every layer) and `recipe.yaml`."""
     return {
-        METRICS: canonical_json.dumps({"schema_version": SCHEMA_VERSION, **metrics}),
+        METRICS: canonical_json.dumps_short({"schema_version": SCHEMA_VERSION, **metrics}),
         "recipe.yaml": recipe_yaml(Recipe.model_validate(_asked(payload))).encode(),
     }
 

@@ -30,6 +30,8 @@ _PRUNE = {
     "compensate": "none; bias: add the means of deleted units where they were read; least_squares: fit what reads them",
     "schedule": "one_shot; iterative: in rounds of pruning and fine-tuning, much at first and ever less",
     "rounds": "of an iterative schedule; the epochs of finetune are split over them",
+    "layers": "single layers of a program by name, with a sparsity of their own, from 0",
+    "zeros": "zeros that grow during finetune in what is left: sparsity, scope, ramp, interval, layers, targets",
     **_TARGETS,
 }
 _GRADUAL = {
@@ -43,6 +45,7 @@ _ZERO = {
     "pattern": "N:M, such as 2:4: of every M neighbours in a row the N largest stay",
     "sparsity": "share of every tensor's weights to zero, above 0 and below 1",
     "scope": "layer: the share of every tensor; global: of all together, by one threshold (programs)",
+    "layers": "single layers of a program by name, with a sparsity of their own, from 0",
     **_TARGETS,
 }
 _QUANTIZE = {
@@ -53,6 +56,7 @@ _QUANTIZE = {
     "strategy": "tensor, channel or group: what shares a scale",
     "equalize": "scales that move between layers before: none, activation_aware or cross_layer; programs only",
     "bias_correction": "true: biases make good the mean error of each output; needs calibration data",
+    "biases": "BF16 or FP8: biases of programs are rounded to so many digits, which an archive stores in few bytes",
     "layers": "single layers of a program by name, with a scheme, bits or method of their own",
     "format": "layout of integers in a checkpoint: pack-quantized, or int-quantized (8 bits only)",
     **_TARGETS,
@@ -185,7 +189,8 @@ def _tables() -> Described:
 
 def _not_taken(method: Any) -> set[str]:
     """Keys that have no meaning for a method that zeroes weights."""
-    return {"pattern", "sparsity"} - set(method.takes) | (set() if method.compares_tensors else {"scope"})
+    untaken = {"pattern", "sparsity"} - set(method.takes) | (set() if method.compares_tensors else {"scope"})
+    return untaken | {"layers"} if "sparsity" in untaken else untaken
 
 
 def _schemes() -> list[dict[str, Any]]:

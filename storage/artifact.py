@@ -73,7 +73,7 @@ def publish_manifest(
     listed = {file.path: file for file in files}
     while True:
         entries = [file.as_dict() for file in listed.values()]
-        _write_checked(store, key, MANIFEST, canonical_json.dumps({**manifest, "files": entries}))
+        _write_checked(store, key, MANIFEST, canonical_json.dumps_short({**manifest, "files": entries}))
         if METRICS not in listed:
             return
         found = _file(METRICS, store.get(metrics_key))

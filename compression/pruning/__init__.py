@@ -19,6 +19,7 @@ from fleetpress.compression.pruning import (
     wanda,
 )
 from fleetpress.compression.pruning.delete import delete
+from fleetpress.compression.pruning.labels import Atoms
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.pruning.select import PruneOptions, check, choose
 from fleetpress.compression.pruning.structure import STRUCTURES
@@ -36,6 +37,7 @@ __all__ = [
     "delete",
     "find_units",
     "prune",
+    "removed_with",
 ]
 
 PRUNERS: dict[str, PruningMethod] = {
@@ -91,15 +93,23 @@ def prune(
         seed=seed,
         inputs=inputs or {},
     )
-    gone = units.coupling.among(choose(units, method, options, context, whole))
+    removed = removed_with(units, choose(units, method, options, context, whole))
+    if not removed and whole is None:
+        count = sum(group.count for group in units.groups)
+        how = f"sparsity {options.sparsity} is"
+        if options.sparsity is None:
+            how = "the shares of `layers` are" if options.layers else "the thresholds are"
+        raise PruningError(f"{how} too small to delete any of the {count} units; raise it")
+    return PruneResult(removed=removed, skipped=dict(units.skipped), units=dict(units.totals))
+
+
+def removed_with(units: Units, classes: Atoms) -> dict[str, tuple[int, ...]]:
+    """Output units by layer that go when these classes of units go, as `delete` takes them."""
+    gone = units.coupling.among(classes)
     reached = {part for group in units.groups for part in group.members}
     removed = {}
     for name, layer in units.owners.items():
         axis = output_axis(units.coupling, layer)
         if axis is not None and gone[axis].any() and any(part.name in reached for part in matrices(layer)):
             removed[name] = tuple(np.flatnonzero(gone[axis]).tolist())
-    if not removed and whole is None:
-        count = sum(group.count for group in units.groups)
-        how = "the thresholds are" if options.sparsity is None else f"sparsity {options.sparsity} is"
-        raise PruningError(f"{how} too small to delete any of the {count} units; raise it")
-    return PruneResult(removed=removed, skipped=dict(units.skipped), units=dict(units.totals))
+    return removed

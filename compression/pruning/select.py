@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from fleetpress.compression.errors import MethodError, PruningError
+from fleetpress.compression.layers import matrices
 from fleetpress.compression.pruning.labels import Atoms, Mask
 from fleetpress.compression.pruning.method import PruningMethod, ScoreContext
 from fleetpress.compression.pruning.structure import reading
 from fleetpress.compression.pruning.units import Units
+from fleetpress.compression.selection import check_names
 
 _TINY = 1e-300  # a group whose scores are all 0 stays at 0
 
@@ -26,7 +28,8 @@ class PruneOptions:
     global). The thresholds are compared with gradient_mean and gradient_std; a unit below both goes. `targets` and
     `ignore` choose layers, `structure` the kinds of units (`STRUCTURES`); empty means channels and heads. With
     `normalize` mean, scope global compares scores over the mean score of their group: layers whose weights or gradients
-    are small as a whole then are not deleted as a whole.
+    are small as a whole then are not deleted as a whole. `layers` gives single layers a share of their own, and those
+    coupled with them the same one; without `sparsity` all others keep their units.
     """
 
     method: str = "gradient_stability"
@@ -38,6 +41,7 @@ class PruneOptions:
     targets: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     structure: tuple[str, ...] = ()
+    layers: Mapping[str, float] = field(default_factory=dict)
 
 
 def check(options: PruneOptions, methods: Sequence[str]) -> None:
@@ -52,11 +56,16 @@ def check(options: PruneOptions, methods: Sequence[str]) -> None:
         raise MethodError(f"scope {options.scope!r} is unknown; it is layer or global")
     if options.normalize not in ("none", "mean"):
         raise MethodError(f"normalize {options.normalize!r} is unknown; it is none or mean")
-    if (options.sparsity is None) == (thresholds == (None, None)):
+    if (options.sparsity is None) == (thresholds == (None, None)) and not options.layers:
         raise MethodError("give either `sparsity`, or `mean_threshold` and `std_threshold`")
+    if options.layers and (options.scope == "global" or thresholds != (None, None)):
+        raise MethodError("`layers` have shares of their own, which scope global and thresholds exclude")
+    for name, share in options.layers.items():
+        if not 0 <= share < 1:
+            raise MethodError(f"{name}: sparsity {share} is not from 0 to below 1")
     if options.sparsity is not None and not 0 < options.sparsity < 1:
         raise MethodError(f"sparsity {options.sparsity} is not between 0 and 1")
-    if options.sparsity is None and None in thresholds:
+    if options.sparsity is None and None in thresholds and not options.layers:
         raise MethodError("`mean_threshold` and `std_threshold` belong together; give both")
     if any(value is not None and not value > 0 for value in thresholds):
         raise MethodError("thresholds are positive numbers")
@@ -76,7 +85,13 @@ def choose(
     scores = [_finite(method.score(context, group), group.name) for group in units.groups]
     sizes = {group.name: group.count for group in units.groups}
     whole = whole or sizes
-    if options.sparsity is None:
+    if options.layers:
+        shares = _own_shares(units, options)
+        going = [
+            _lowest(score, _share(shares[group.name], whole[group.name], group.count))
+            for group, score in zip(units.groups, scores, strict=True)
+        ]
+    elif options.sparsity is None:
         going = _below_thresholds(units, method, options, context)
     elif options.scope == "layer":
         going = [
@@ -92,6 +107,25 @@ def choose(
     classes = np.concatenate([group.classes for group in units.groups])
     chosen = torch.cat(going).numpy()
     return _none_emptied(units, classes, torch.cat(scores).numpy(), chosen)
+
+
+def _own_shares(units: Units, options: PruneOptions) -> dict[str, float]:
+    """The share of every group, by its name: that of the layers in it which have one."""
+    check_names(tuple(units.owners.values()), options.layers)
+    found = {}
+    for group in units.groups:
+        inside = [
+            name
+            for name in options.layers
+            if any(part.name in group.members for part in matrices(units.owners[name]))
+        ]
+        shares = {options.layers[name] for name in inside}
+        if len(shares) > 1:
+            raise MethodError(
+                f"{', '.join(inside)} lose the same units, but have different shares; give one of them a share"
+            )
+        found[group.name] = shares.pop() if shares else options.sparsity or 0.0
+    return found
 
 
 def _finite(score: Tensor, group: str) -> Tensor:

@@ -159,11 +159,14 @@ class _Through(torch.autograd.Function):
         moved = rows / scale
         if offset is not None:
             moved = moved + offset
-        rounded = moved.clamp(-middle, middle - 1).round()
-        inside = (moved >= -middle) & (moved <= middle - 1)
+        held = moved.clamp(-middle, middle - 1)
+        inside = (held == moved).to(rows.dtype)  # a number: products with it are faster than choices
+        rounded = held.round()
         codes = rounded if offset is None else rounded - offset
         # Inside, the scale moves a value by its rounding error; outside, by the whole code.
-        ctx.save_for_backward(inside, torch.where(inside, rounded - moved, codes))
+        ctx.save_for_backward(
+            inside, torch.addcmul(codes, inside, moved if offset is None else moved - offset, value=-1)
+        )
         return codes * scale
 
     @staticmethod

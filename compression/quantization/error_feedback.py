@@ -48,8 +48,8 @@ def compensated(
     codes = torch.empty(rows.shape, dtype=torch.uint8)
     for at, gram in inputs.blocks():
         order = columns_in_order(gram, ordered=ordered)
-        feedback = feedback_matrix(gram[order][:, order].to(grid.compute), damping)
-        weight = rows[:, at].to(grid.compute).t()[order].contiguous()
+        feedback = feedback_matrix(gram.to(grid.compute), damping, order)
+        weight = rows[:, at].to(grid.compute).t().contiguous().index_select(0, order)
         signed = _rounded(weight, feedback, grid, order + at.start)
         mine = torch.empty_like(signed)
         mine[order] = signed
@@ -92,18 +92,25 @@ def columns_in_order(gram: Tensor, *, ordered: bool = True) -> Tensor:
     return torch.argsort(gram.diagonal(), descending=True, stable=True)
 
 
-def feedback_matrix(gram: Tensor, damping: float) -> Tensor:
-    """F + I [n, n] of the damped `gram` [n, n]: unit upper triangular, the share of column j's error that k takes."""
+def feedback_matrix(gram: Tensor, damping: float, order: Tensor | None = None) -> Tensor:
+    """F + I [n, n] of the damped `gram` [n, n]: unit upper triangular, the share of column j's error that k takes.
+
+    With `order` [n] that of the columns in this order.
+    """
     mean = float(gram.diagonal().mean())
     if not mean > 0:
         return torch.eye(gram.shape[0], dtype=gram.dtype)  # nothing was ever read there: no error matters
+    backwards = (torch.arange(gram.shape[0]) if order is None else order).flip(0)
     for share in _growing(damping):
-        damped = gram.flip(0, 1)
+        damped = gram.index_select(0, backwards).index_select(
+            1, backwards
+        )  # twice as fast as to index and to flip
         damped.diagonal().add_(share * mean)
         factor, info = torch.linalg.cholesky_ex(damped)
+        del damped  # of long rows each of these takes a quarter of a gigabyte
         if int(info) == 0:
             upper: Tensor = factor.flip(0, 1)
-            return upper / upper.diagonal()
+            return upper.div_(upper.diagonal().clone())
     raise AssertionError("a matrix whose diagonal outweighs the rest of every row is positive definite")
 
 

@@ -25,7 +25,7 @@ from fleetpress.compression.scheme import QuantScheme, rows_and_columns
 # From so many codes that are not zero on the form with a mask is smaller in a file, too, if it takes this much less.
 _MANY = 1 << 14
 _SHARE = 0.85
-_NODES_BYTES = 640  # what the mask's entry and its nodes in the graph add to a file (measured: 480 to 750)
+NODES_BYTES = 640  # what the mask's entry and its nodes in the graph add to a file (measured: 480 to 750)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +140,11 @@ def _is_much_less(sparse_size: int, dense_size: int) -> bool:
 
 
 def _is_smaller_in_a_file(sparse: Sequence[Tensor], dense: Tensor) -> bool:
-    return sum(map(_deflated_bytes, sparse)) + _NODES_BYTES <= _deflated_bytes(dense)
+    return sum(map(deflated_bytes, sparse)) + NODES_BYTES <= deflated_bytes(dense)
 
 
-def _deflated_bytes(stream: Tensor) -> int:
+def deflated_bytes(stream: Tensor) -> int:
+    """Bytes of the stream in a file whose members are DEFLATE-compressed; kept as it is where that is less."""
     data = stream.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     return min(len(data), len(zlib.compress(data, 9)))
 

@@ -13,7 +13,7 @@ from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import MethodError, PruningError
 from fleetpress.compression.program import aliases
 from fleetpress.compression.quantization.weight import from_rows, to_rows
-from fleetpress.compression.selection import Layer
+from fleetpress.compression.selection import Layer, check_names
 from fleetpress.compression.sparsity import SPARSIFIERS, measuring_passes, reason_against, start, zeroed
 from fleetpress.compression.sparsity.method import Options, Zeroing
 
@@ -55,6 +55,7 @@ class _Chosen:
     rows: Tensor
     shape: tuple[int, ...]
     statistics: WeightStatistics | None
+    options: Options
 
 
 def zero_layers(
@@ -66,7 +67,8 @@ def zero_layers(
     """The weights of `layers` (not their biases) with zeros, from the tensors in `values`, by state name.
 
     `options` are those of a recipe's `prune` step: `method`, `sparsity` or `pattern`, `scope`. A row is a unit's
-    entries in memory order, a convolution's channels first. `statistics` are by state name, too; where they lack a
+    entries in memory order, a convolution's channels first. `layers` gives single ones a `sparsity` of their own; if
+    there is none for the others, they are left out. `statistics` are by state name, too; where they lack a
     weight (recurrent layers, embeddings, transposed convolutions), magnitudes decide. Raises MethodError for options
     that do not fit the method, and PruningError when nothing can be zeroed.
     """
@@ -74,7 +76,7 @@ def zero_layers(
     if options.get("scope") == "global":
         made = _ranked_together(found, options)
     else:
-        made = {item.name: _zeroed_alone(item, options) for item in found}
+        made = {item.name: _zeroed_alone(item) for item in found}
     if all(weight.kept.all() for weight in made.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise PruningError(
@@ -94,7 +96,7 @@ def least_zeros(
     """
     found, skipped = _chosen(layers, values, options, {})
     together = options.get("scope") == "global"
-    return {item.name: 0 if together else zeroed(options, item.rows.shape) for item in found}, skipped
+    return {item.name: 0 if together else zeroed(item.options, item.rows.shape) for item in found}, skipped
 
 
 def _chosen(
@@ -106,11 +108,16 @@ def _chosen(
     owners = aliases(values)
     found: dict[str, _Chosen] = {}
     skipped: dict[str, str] = {}
+    check_names(layers, options.get("layers", {}))
     for layer in layers:
+        own = _own(options, layer)
+        if own is None:
+            skipped[layer.name] = "has no share of zeros"
+            continue
         for name in layer.weights:
             owner, weight = owners.get(name, name), values[name].detach()
             rows = to_rows(weight, layer.axis)
-            reason = reason_against(options, _NAMES.get(weight.dtype, str(weight.dtype)), rows.shape)
+            reason = reason_against(own, _NAMES.get(weight.dtype, str(weight.dtype)), rows.shape)
             if reason is not None:
                 skipped.setdefault(layer.name, reason if len(layer.weights) == 1 else f"{name}: {reason}")
             elif weight.numel():
@@ -120,16 +127,25 @@ def _chosen(
                     rows=rows,
                     shape=tuple(weight.shape),
                     statistics=statistics.get(owner),
+                    options=own,
                 )
                 found.setdefault(owner, item)
     return list(found.values()), skipped
 
 
-def _zeroed_alone(item: _Chosen, options: Options) -> ZeroedWeight:
-    own = dict(options)
-    method = SPARSIFIERS[options["method"]]
+def _own(options: Options, layer: Layer) -> Options | None:
+    """The options for one layer; None if they leave it alone."""
+    shares = options.get("layers", {})
+    if layer.name in shares:
+        return {**options, **shares[layer.name]} if shares[layer.name]["sparsity"] else None
+    return options if not shares or options.get("sparsity") is not None else None
+
+
+def _zeroed_alone(item: _Chosen) -> ZeroedWeight:
+    own = dict(item.options)
+    method = SPARSIFIERS[own["method"]]
     if method.needs_inputs and item.statistics is None:
-        own["method"] = "magnitude_n_m" if options.get("pattern") is not None else "magnitude_unstructured"
+        own["method"] = "magnitude_n_m" if own.get("pattern") is not None else "magnitude_unstructured"
     if method.zero_rows is not None and item.statistics is not None:
         inputs = item.statistics.inputs
         parts = item.rows.chunk(inputs.groups)

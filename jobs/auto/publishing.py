@@ -83,8 +83,8 @@ def _told(
                 "family": trial.family,
                 "x": round(trial.x, 6),
                 **{name: trial.costs[name] for name in sorted(trial.costs)},
-                "drop": trial.drop,
-                "standard_error": trial.standard_error,
+                "drop": _short(trial.drop),
+                "standard_error": _short(trial.standard_error),
                 "is_good": is_good(trial, goal),
                 "on_front": trial.digest in best,
                 "is_chosen": trial.digest == chosen.digest,
@@ -92,3 +92,8 @@ def _told(
             for trial in trials
         ],
     }
+
+
+def _short(value: float) -> float:
+    """Six digits: more are noise, and bytes beside a small model."""
+    return float(f"{value:.6g}")

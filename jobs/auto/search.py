@@ -6,14 +6,18 @@ the next ones lie (on a logarithmic scale); while all were good, further down. A
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .candidates import Family, Searched, Table, recipe_of, starts
+from .candidates import Family, recipe_of, starts
+from .choices import Searched, Table
+from .joint import corrected, is_outdated
 
 _CLOSE = 1.04  # factor between two x that are not worth another trial
 _STEP = 0.62  # further down while everything was good enough
 _LEAST = 0.002
+_RUNG = 1.1  # factor of the cost from one rung of the ladder to the next, where both lost as much
+_ABOVE = (1.3, 1.7)  # factors above the edge, for rungs of the ladder, where trials are left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,8 @@ class Measured:
     """A trial that was measured on held-out train data: its place in its family, its recipe, what came out.
 
     `drop` is that of the metric, in its own unit, with its `standard_error`; `costs` by name: bytes, macs, latency_ms.
-    One that could not be built (`refused` says why) lost everything and has no costs.
+    One that could not be built (`refused` says why) lost everything and has no costs. `expected` is what the solver
+    expected of a fine-tuned one, by kind of change, and `divergence` what came of it.
     """
 
     digest: str
@@ -48,6 +53,8 @@ class Measured:
     standard_error: float
     costs: Mapping[str, float]
     refused: str = ""
+    expected: Mapping[str, float] = field(default_factory=dict)
+    divergence: float = 0.0
 
     @property
     def bound(self) -> float:
@@ -69,7 +76,8 @@ def measured_in(digest: str, result: Mapping[str, Any]) -> list[Measured]:
         }
         return [Measured(digest=digest, **told, **lost, costs={}, refused=result["refused"])]
     names = ("before", "after", "drop", "standard_error", "costs")
-    return [Measured(digest=digest, **told, **{name: result[name] for name in names})]
+    more = {name: result[name] for name in ("expected", "divergence") if name in result}
+    return [Measured(digest=digest, **told, **{name: result[name] for name in names}, **more)]
 
 
 def is_good(trial: Measured, goal: Goal) -> bool:
@@ -96,7 +104,8 @@ def ranked(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
 
 
 def ladder(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
-    """The trials to publish, one after the other until one passes: the best, then only what lost less before.
+    """The trials to publish, one after the other until one passes: the best, then only what lost less before, or no
+    more and costs a tenth more.
 
     For a budget of the cost: then only what cost less; nothing that was over it if anything was not.
     """
@@ -104,14 +113,16 @@ def ladder(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
     for trial in ranked(trials, goal):
         if goal.budget is not None and rungs and not is_good(trial, goal):
             break
-        safer = (
-            trial.drop < rungs[-1].drop
-            if rungs and goal.budget is None
-            else not rungs or trial.costs[goal.cost] < rungs[-1].costs[goal.cost]
-        )
-        if safer:
+        if not rungs or _is_safer(trial, rungs[-1], goal):
             rungs.append(trial)
     return rungs
+
+
+def _is_safer(trial: Measured, last: Measured, goal: Goal) -> bool:
+    if goal.budget is not None:
+        return trial.costs[goal.cost] < last.costs[goal.cost]
+    costs_more = trial.costs[goal.cost] > _RUNG * last.costs[goal.cost]
+    return trial.drop < last.drop or (trial.drop <= last.drop and costs_more)
 
 
 def front(trials: Sequence[Measured], cost: str) -> list[Measured]:
@@ -132,24 +143,61 @@ def propose(
     if goal.budget is not None and goal.cost == "bytes":  # a small program's file is mostly graph
         share = min(0.9, goal.budget / table.float_bytes)
     begin = starts(searched, goal.cost, share)
+    prices = corrected([(trial.expected, trial.divergence) for trial in trials if trial.expected])
     wanted: list[tuple[Family, float]] = []
     if not trials:
         wanted = _openings(begin)
     else:
-        lines = {family: _next(family, trials, goal, table) for family in begin}
-        # Families in turn, the one with the best trial so far first.
+        valid = [
+            trial
+            for trial in trials
+            if trial.family != "joint"
+            or trial.refused
+            or is_good(trial, goal)
+            or not is_outdated(trial.recipe, trial.x * table.float_bytes, table, searched, prices)
+        ]
+        lines = {
+            family: _next(family, valid, goal, table)
+            for family in begin
+            if not _is_beaten(family, valid, goal)
+        }
         best = [trial.family for trial in ranked(trials, goal)]
         order = sorted(lines, key=lambda family: best.index(family) if family in best else len(best))
-        for depth in range(count):
-            wanted += [(family, lines[family][depth]) for family in order if depth < len(lines[family])]
+        wanted = _in_turn([[(family, x) for x in lines[family]] for family in order])
     found: list[tuple[Family, float, dict[str, Any]]] = []
     known = [trial.recipe for trial in trials]
     for family, x in wanted:
-        recipe = recipe_of(family, x, table, searched)
+        recipe = recipe_of(family, x, table, searched, prices)
         if recipe is not None and recipe not in known and len(found) < count:
             known.append(recipe)
             found.append((family, x, recipe))
     return found
+
+
+def _in_turn(lines: Sequence[Sequence[tuple[Family, float]]]) -> list[tuple[Family, float]]:
+    """Families in turn, that of the best trial so far every other time: the first, the second, the first, the third."""
+    found: list[tuple[Family, float]] = []
+    queues = [list(line) for line in lines]
+    while any(queues):
+        others = [queue for queue in queues[1:] if queue]
+        for queue in others or queues[:1]:
+            found += [some.pop(0) for some in (queues[0], queue) if some]
+    return found
+
+
+def _is_beaten(family: Family, trials: Sequence[Measured], goal: Goal) -> bool:
+    """Whether the family can hardly become the cheapest: what of it was not good, or two steps further, costs more."""
+    if goal.budget is not None:
+        return False
+    built = [trial.costs[goal.cost] for trial in trials if trial.family == family and trial.costs]
+    good = [trial for trial in trials if is_good(trial, goal)]
+    bad = [trial for trial in trials if trial.family == family and not is_good(trial, goal) and trial.costs]
+    edge = min((trial.x for trial in good if trial.family == family), default=1.0)
+    below = [trial.costs[goal.cost] for trial in bad if trial.x < edge]
+    if not good:
+        return False
+    least = min(trial.costs[goal.cost] for trial in good)
+    return max(below, default=0.0) >= least or min(built, default=0.0) * _STEP**2 > least
 
 
 def _openings(begin: Mapping[Family, Sequence[float]]) -> list[tuple[Family, float]]:
@@ -173,12 +221,13 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
         edge = min(good, default=1.0)
         beyond = max((x for x in bad if x < edge), default=None)
         if beyond is None:
-            return [x for x in (edge * _STEP, edge * _STEP**0.5, edge * _STEP**2) if x > _LEAST]
-        return _between(beyond, edge)
-    if family == "quantize" and goal.cost == "bytes" and built:
+            return [x for x in (edge * _STEP, edge * _STEP**2, edge * _STEP**0.5) if x > _LEAST]
+        return [*_between(beyond, edge), *(x for x in (edge * factor for factor in _ABOVE) if good and x < 1)]
+    if family in ("quantize", "joint") and goal.cost == "bytes" and built:
         # What is stored beside the weights hardly changes: the nearest trial tells how much that is.
         near = min(built, key=lambda trial: abs(trial.costs["bytes"] - goal.budget))  # type: ignore[operator]
-        room = [share * goal.budget - near.costs["bytes"] for share in (0.997, 0.985, 0.96)]
+        shares = (0.997, 0.985, 0.96) if family == "quantize" else (0.98,)
+        room = [share * goal.budget - near.costs["bytes"] for share in shares]
         return [x for x in (near.x + some / table.float_bytes for some in room) if 0 < x < 1]
     edge = max(good, default=_LEAST)
     above = min((x for x in bad if x > edge), default=None)

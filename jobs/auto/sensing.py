@@ -1,17 +1,22 @@
 """What could be done to every layer, what it would save, and by how much the loss would grow."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.batches import evenly
 from fleetpress.compression.calibration import CalibrationStatistics
+from fleetpress.compression.cost import sample_macs
 from fleetpress.compression.evaluation import Runner, all_outputs
+from fleetpress.compression.joint_allocation import Deletion, Part
 from fleetpress.compression.outputs import meaning
 from fleetpress.compression.program import aliases, tensors, with_tensors
-from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, quantize_layer
+from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
+from fleetpress.compression.quantization.file_sizes import coded_weight_bytes, deflated_weight_bytes
 from fleetpress.compression.quantization.weight import to_rows
 from fleetpress.compression.selection import Layer
 from fleetpress.compression.sensitivity import divergence, expected_increase
@@ -25,7 +30,8 @@ from ..programs.materials import (
 from ..programs.quantizing import every_layer, group_of
 from ..spec.schemes import scheme_of
 from ..tasks import StepResult
-from .candidates import Sensed, Table
+from .choices import Sensed, Table
+from .unit_sensing import sense_units, trusted
 
 # Bits and groups that are worth a choice; fewer bits need smaller groups.
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -39,14 +45,27 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"num_bits": 2, "strategy": "channel"},
     {"num_bits": 2, "group_size": 64},
 )
+# Shares of zeros and bits of what is left, for weights that are trained for both: one scale for a tensor is enough.
+ZEROS: tuple[tuple[float, tuple[int, ...]], ...] = (
+    (0.0, (2, 3, 4, 6)),
+    (0.5, (3, 4)),
+    (0.7, (2, 3, 4)),
+    (0.8, (2, 3)),
+    (0.88, (2, 3)),
+    (0.93, (2, 3)),
+    (0.96, (2, 3)),
+    (0.98, (3,)),
+)
 _PRICED_BY = "smallest_error"
-_SAMPLES = 64
+_SAMPLES = 64  # that a measurement looks at; of large nets fewer,
+_LEAST_SAMPLES = 8
+_METERED = 2e10  # as many as take so many multiply-accumulates
 _MOST_PROBED = 48  # layers; beyond, estimates of those that are known to be good have to do
-_TRUSTED = 8.0  # an estimate is corrected by no more than this factor
+_PROBED = {"num_bits": 2, "strategy": "channel"}  # where both are well above the noise of rounding
 
 
 def sense(payload: Payload) -> StepResult:
-    """Options of one group of layers, with bytes and expected increases of the loss.
+    """Options of one group of layers, with bytes and expected increases of the loss; the first group also tells units.
 
     What a second-order estimate says is compared with a measurement at one setting; layers without statistics are
     measured at all of them.
@@ -56,36 +75,56 @@ def sense(payload: Payload) -> StepResult:
     known = calibration(payload, "observe")
     assert known is not None, "the plan observes before it senses"
     mine = group_of(every_layer(program), values, payload["index"], payload["count"])
-    meter = _Meter(program, payload)
+    meter = Meter(program, payload)
     found = {layer.name: list(_options(layer, values, known, meter)) for layer in mine}
-    return StepResult(
-        result={"layers": {name: [dict(vars(item)) for item in options] for name, options in found.items()}}
-    )
+    result: dict[str, Any] = {
+        "layers": {name: [dict(vars(item)) for item in options] for name, options in found.items()}
+    }
+    if payload["index"] == 0:
+        result |= sense_units(program, values, known, meter)
+    return StepResult(result=result)
 
 
 def table_of(payload: Payload) -> Table:
-    """What all `sense` tasks found."""
-    found: dict[str, list[Sensed]] = {}
+    """What all `sense` tasks found, in the bytes of the form that the recipe asks for."""
+    is_archive = payload["recipe"].get("format") == "archive"
+    layers: dict[str, list[Sensed]] = {}
+    deletions: dict[str, list[Deletion]] = {}
+    parts: dict[str, tuple[Part, ...]] = {}
     for digest in payload["stages"]["sense"]:
-        for name, options in record(payload, digest).result["layers"].items():
-            found[name] = [Sensed(**item) for item in options]
-    return Table(layers=found)
+        result = record(payload, digest).result
+        for name, options in result["layers"].items():
+            found = [Sensed(**item) for item in options]
+            layers[name] = [replace(one, bytes=one.coded_bytes) for one in found] if is_archive else found
+        for name, some in result.get("deletions", {}).items():
+            deletions[name] = [Deletion(**one) for one in some]
+        for name, some in result.get("parts", {}).items():
+            parts[name] = tuple(
+                Part(weight=one["weight"], axes=tuple((group, share) for group, share in one["axes"]))
+                for one in some
+            )
+    return Table(layers=layers, deletions=deletions, parts=parts)
 
 
-class _Meter:
-    """Measures by how much the outputs of a program diverge when some of its tensors change."""
+class Meter:
+    """Measures by how much the outputs of a program diverge when some of its tensors, or its graph, change."""
 
     def __init__(self, program: ExportedProgram, payload: Payload) -> None:
         self._program = program
-        self._samples = evenly(shard_arrays(payload["data"]["train"][0]), _SAMPLES)
+        samples = shard_arrays(payload["data"]["train"][0])
+        fitting = int(_METERED // sample_macs(program, samples))
+        self._samples = evenly(samples, max(_LEAST_SAMPLES, min(_SAMPLES, fitting)))
         self._before: Tensor | None = None
 
     def increase(self, changed: Mapping[str, Tensor]) -> float:
         """Mean divergence of a sample's outputs, in the unit of the expected increase."""
+        return self.increase_of(with_tensors(self._program, changed))
+
+    def increase_of(self, program: ExportedProgram) -> float:
+        """The same of another program with these outputs."""
         if self._before is None:
             self._before = self._outputs(self._program)
-        after = self._outputs(with_tensors(self._program, changed))
-        return divergence(self._before, after, meaning(self._program))
+        return divergence(self._before, self._outputs(program), meaning(self._program))
 
     def _outputs(self, program: ExportedProgram) -> Tensor:
         return all_outputs(Runner(program), self._samples)
@@ -95,62 +134,70 @@ def _options(
     layer: Layer,
     values: Mapping[str, Tensor],
     known: CalibrationStatistics,
-    meter: _Meter,
+    meter: Meter,
 ) -> Iterator[Sensed]:
     owners = aliases(values)
-    names = [owners.get(name, name) for name in layer.weights]
-    yield Sensed(
-        layer=layer.name, settings=None, bytes=sum(values[name].nbytes for name in set(names)), increase=0.0
-    )
-    found = [known.weights.get(name) for name in names]
-    estimated = all(one is not None and one.output_squares is not None for one in found)
-    made = [
-        quantize_layer(layer, values, scheme_of(settings), QUANTIZERS[_PRICED_BY]) for settings in SETTINGS
-    ]
+    names = list(dict.fromkeys(owners.get(name, name) for name in layer.weights))
+    whole = sum(values[name].nbytes for name in names)
+    yield Sensed(layer=layer.name, settings=None, bytes=whole, coded_bytes=whole, increase=0.0)
+    seen = [known.weights.get(name) for name in names]
+    is_estimated = all(one is not None and one.output_squares is not None for one in seen)
+    plain = {name: values[name] for name in layer.weights}
+
+    def increase(weights: Mapping[str, Tensor]) -> float:
+        return _estimate(layer, plain, weights, known, owners) if is_estimated else meter.increase(weights)
+
     factor = 1.0
-    if estimated:
-        factor = _correction(layer, values, known, meter, made)
-    for settings, weights in zip(SETTINGS, made, strict=True):
-        increase = (
-            factor * _estimate(layer, values, known, weights)
-            if estimated
-            else meter.increase({name: weight.dequantize() for name, weight in weights.items()})
-        )
-        yield Sensed(
-            layer=layer.name,
-            settings=settings,
-            bytes=sum(weight.stored_bytes() for weight in weights.values()),
-            increase=increase,
-        )
+    if is_estimated and len(known.weights) <= _MOST_PROBED:
+        made = quantize_layer(layer, plain, scheme_of(_PROBED), QUANTIZERS[_PRICED_BY])
+        weights = {name: weight.dequantize() for name, weight in made.items()}
+        factor = trusted(meter.increase(weights), increase(weights))
+    for settings in SETTINGS:
+        yield _sensed(layer, plain, settings, lambda weights: factor * increase(weights))
+    for zeros, every in ZEROS:
+        left = {name: _without_smallest(value.detach(), zeros) for name, value in plain.items()}
+        alone = factor * increase(left) if zeros else 0.0
+        for bits in every:
+            settings = {"num_bits": bits, "strategy": "tensor"}
+            made_of = _sensed(layer, left, settings, lambda weights: factor * increase(weights))
+            yield replace(made_of, is_trained=True, zeros=zeros, by_zeros=min(alone, made_of.increase))
+
+
+def _sensed(
+    layer: Layer,
+    values: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    increase: Callable[[Mapping[str, Tensor]], float],
+) -> Sensed:
+    made = quantize_layer(layer, values, scheme_of(settings), QUANTIZERS[_PRICED_BY])
+    return Sensed(
+        layer=layer.name,
+        settings=settings,
+        bytes=sum(deflated_weight_bytes(weight) for weight in made.values()),
+        coded_bytes=sum(coded_weight_bytes(weight) for weight in made.values()),
+        increase=increase({name: weight.dequantize() for name, weight in made.items()}),
+    )
+
+
+def _without_smallest(weight: Tensor, share: float) -> Tensor:
+    """The weight with this share of its smallest entries zero."""
+    count = int(share * weight.numel())
+    if not count:
+        return weight
+    left = weight.clone().reshape(-1)
+    left[torch.argsort(left.abs(), stable=True)[:count]] = 0
+    return left.view(weight.shape)
 
 
 def _estimate(
     layer: Layer,
     values: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     known: CalibrationStatistics,
-    weights: Mapping[str, QuantizedWeight],
+    owners: Mapping[str, str],
 ) -> float:
-    owners = aliases(values)
     total = 0.0
     for name, weight in weights.items():
-        change = to_rows(weight.dequantize() - values[name].detach(), layer.axis)
+        change = to_rows(weight - values[name].detach(), layer.axis)
         total += expected_increase(change, known.weights[owners.get(name, name)], known.samples)
     return total
-
-
-def _correction(
-    layer: Layer,
-    values: Mapping[str, Tensor],
-    known: CalibrationStatistics,
-    meter: _Meter,
-    made: list[dict[str, QuantizedWeight]],
-) -> float:
-    """Measured over expected at few bits, where both are well above the noise of rounding."""
-    if len(known.weights) > _MOST_PROBED:
-        return 1.0
-    weights = made[-2]
-    expected = _estimate(layer, values, known, weights)
-    if expected <= 0:
-        return 1.0
-    measured = meter.increase({name: weight.dequantize() for name, weight in weights.items()})
-    return min(_TRUSTED, max(1 / _TRUSTED, measured / expected))

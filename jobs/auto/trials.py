@@ -3,19 +3,23 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fleetpress.compression.batches import evenly
-from fleetpress.compression.confidence import difference, sample_sums, value_of
-from fleetpress.compression.cost import macs, parameters
+from fleetpress.compression.batches import count, evenly
+from fleetpress.compression.confidence import difference, sample_sums, value_of, without_memory
+from fleetpress.compression.cost import macs, parameters, sample_macs
 from fleetpress.compression.errors import CompressionError
-from fleetpress.compression.evaluation import Runner
-from fleetpress.compression.metrics import Sums, allowed_drop
+from fleetpress.compression.evaluation import Runner, all_outputs
+from fleetpress.compression.metrics import METRICS, Sums, allowed_drop, drop
+from fleetpress.compression.outputs import meaning
+from fleetpress.compression.sensitivity import divergence
 
 from ..handover import Payload, record
 from ..planning.fleet import Fold
+from ..planning.plan import TRIALS_AT_ONCE
 from ..programs.assembling import assembled
 from ..programs.materials import (
     arrays,
@@ -30,12 +34,15 @@ from ..programs.objective import (
 )
 from ..programs.publishing import call_ms
 from ..tasks import StepResult
-from .candidates import Searched
 from .chain import built
+from .choices import Searched
+from .effort import effort
+from .joint import expected_of
 from .search import Goal, Measured, measured_in, propose
 from .sensing import table_of
 
 MOST_SAMPLES = 6144  # of all folds together that a candidate is measured on
+_DIVERGING = 256  # samples that tell how far outputs moved
 _METHOD = "gptq"
 _RATES = ((2_000_000, 2e-3), (10_000_000, 5e-4), (math.inf, 1e-4))  # learning rates up to so many parameters
 
@@ -45,16 +52,23 @@ def trial(payload: Payload) -> StepResult:
     history, base = trials_of(payload), _Base(payload)
     searched = base.searched()
     goal = goal_of(payload, base.value(), macs(base.program))
-    wanted = propose(history, goal, table_of(payload), searched, payload["index"] + 1)
+    table = table_of(payload)
+    wanted = remembered(
+        f"wanted-{payload['stages']['sense']}-{payload['stages']['trial']}-{goal}-{searched}",
+        lambda: propose(history, goal, table, searched, TRIALS_AT_ONCE),
+    )
     if len(wanted) <= payload["index"]:
         return StepResult(result={"skipped": "no other candidate is worth a trial"})
     family, x, recipe = wanted[payload["index"]]
     options = payload["options"]
-    # One fold is enough for what was trained on the others: to train it again for each costs as much as the search.
-    folds = 1 if "finetune" in recipe else options["folds"]
+    is_tuned = "finetune" in recipe
+    folds = searched.folds if is_tuned else options["folds"]
     before: list[Sums] = []
     after: list[Sums] = []
+    seen_before: list[Sums] = []  # of samples that the candidate was fine-tuned on
+    seen_after: list[Sums] = []
     costs: dict[str, float] = {}
+    divergence = 0.0
     for index in range(folds):
         fold = Fold(index=index, of=options["folds"])
         try:
@@ -62,18 +76,29 @@ def trial(payload: Payload) -> StepResult:
             found = assembled(made)
         except CompressionError as error:  # a net without units to delete, a training that diverged ...
             return StepResult(result={"family": family, "x": x, "recipe": recipe, "refused": str(error)})
-        before += base.sums(fold)
-        after += base.sums_of(found.served, fold)
+        before += base.sums(fold, of=folds)
+        after += base.sums_of(found.served, fold, of=folds)
+        if is_tuned:
+            other = Fold(index=(index + 1) % fold.of, of=fold.of)
+            seen_before += base.sums(other, of=folds)
+            seen_after += base.sums_of(found.served, other, of=folds)
         if not costs:
+            divergence = base.divergence(found.served, fold)
             costs = {"bytes": len(found.data), "macs": macs(found.plain)}
             if goal.cost == "latency_ms":
                 costs["latency_ms"] = call_ms(Runner(found.served))
     apart = difference(base.metric, before, after, seed=payload["seed"])
-    tried = {"family": family, "x": x, "recipe": recipe}
+    tried: dict[str, Any] = {"family": family, "x": x, "recipe": recipe}
     if not all(map(math.isfinite, vars(apart).values())):
         why = f"{base.metric} went from {apart.before:g} to {apart.after:g}"
         return StepResult(result={**tried, "refused": why})
-    return StepResult(result={**tried, "costs": costs, "metric": base.metric, **asdict(apart)})
+    told = asdict(apart)
+    if is_tuned:
+        tried |= {"expected": expected_of(recipe, table), "divergence": divergence}
+        if (memory := base.memory()) is not None:
+            seen = difference(base.metric, seen_before, seen_after, seed=payload["seed"])
+            told = {**asdict(without_memory(apart, seen, memory)), "drop_on_fold": apart.drop}
+    return StepResult(result={**tried, "costs": costs, "metric": base.metric, **told})
 
 
 def trials_of(payload: Payload) -> list[Measured]:
@@ -106,14 +131,19 @@ class _Base:
         self.program = trained_program(payload)
         self._runner = Runner(self.program)
         samples = arrays(payload["data"]["train"][:1])
+        self._count = count(samples) * len(payload["data"]["train"])
+        self._macs = sample_macs(self.program, samples)
         self._loss = loss_name(payload["data"], samples)
         self.metric = metric_name(payload["data"], measured(payload["data"], samples), self.program)
 
     def searched(self) -> Searched:
         """What the recipes of the search are made of. Large nets are trained in small steps."""
-        size = parameters(self.program)
+        size, options = parameters(self.program), self._payload["options"]
+        given = effort(self._count, self._macs, folds=options["folds"], epochs=options.get("epochs"))
         return Searched(
-            epochs=self._payload["options"]["epochs"],
+            epochs=given.epochs,
+            batch_size=given.batch_size,
+            folds=given.folds,
             method=_METHOD,
             lr=next(lr for most, lr in _RATES if size <= most),
             is_labelled=self._loss != "distillation",
@@ -122,21 +152,44 @@ class _Base:
     def value(self) -> float:
         """The metric on all folds."""
         of = self._payload["options"]["folds"]
-        sums = [item for index in range(of) for item in self.sums(Fold(index=index, of=of))]
+        sums = [item for index in range(of) for item in self.sums(Fold(index=index, of=of), of=of)]
         return value_of(self.metric, sums)
 
-    def sums(self, fold: Fold) -> Sequence[Sums]:
-        """The metric's sums of the fold's samples."""
-        key = f"base-{self._payload['stages'].get('train') or self._payload['model']['files'][0]['etag']}"
-        key += f"-{self.metric}-{fold}-{[file['etag'] for file in self._payload['data']['train']]}"
-        return remembered(key, lambda: self.sums_of(self.program, fold))
+    def memory(self) -> float | None:
+        """By how much the model before is worse on eval data than on the folds; None where that cannot be told."""
+        data = self._payload["data"]
+        if not data["eval"] or METRICS[self.metric].needs != "targets":
+            return None
+        unseen = remembered(
+            f"unseen-{self._key}-{[file['etag'] for file in data['eval']]}",
+            lambda: sample_sums(
+                self._runner, evenly(measured(data, arrays(data["eval"])), MOST_SAMPLES), self.metric
+            ),
+        )
+        return drop(self.metric, self.value(), value_of(self.metric, unseen))
 
-    def sums_of(self, program: ExportedProgram, fold: Fold) -> list[Sums]:
+    def divergence(self, program: ExportedProgram, fold: Fold) -> float:
+        """How far the outputs moved on some of the fold's samples, in the unit of the expected increases."""
+        samples = evenly(self._samples(fold, 1), _DIVERGING)
+        before, after = (all_outputs(runner, samples) for runner in (self._runner, Runner(program)))
+        return divergence(before, after, meaning(self.program))
+
+    def sums(self, fold: Fold, *, of: int) -> Sequence[Sums]:
+        """The metric's sums of the fold's samples, which are one of so many parts of all that are looked at."""
+        key = f"base-{self._key}-{fold}-{of}-{[file['etag'] for file in self._payload['data']['train']]}"
+        return remembered(key, lambda: self.sums_of(self.program, fold, of=of))
+
+    @property
+    def _key(self) -> str:
+        stages, files = self._payload["stages"], self._payload["model"]["files"]
+        return f"{stages.get('train') or files[0]['etag']}-{self.metric}"
+
+    def sums_of(self, program: ExportedProgram, fold: Fold, *, of: int) -> list[Sums]:
         """The same of another program."""
         runner = self._runner if program is self.program else Runner(program)
         reference = self._runner if is_fidelity(self.metric) else None
-        return sample_sums(runner, self._samples(fold), self.metric, reference=reference)
+        return sample_sums(runner, self._samples(fold, of), self.metric, reference=reference)
 
-    def _samples(self, fold: Fold) -> Mapping[str, Tensor]:
+    def _samples(self, fold: Fold, of: int) -> Mapping[str, Tensor]:
         files = [{**file, "fold": dict(vars(fold))} for file in self._payload["data"]["train"]]
-        return evenly(measured(self._payload["data"], arrays(files)), -(-MOST_SAMPLES // fold.of))
+        return evenly(measured(self._payload["data"], arrays(files)), -(-MOST_SAMPLES // of))

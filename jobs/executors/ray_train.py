@@ -79,6 +79,14 @@ def _all_reduce(tensor: torch.Tensor) -> None:
         raise ConnectionError(_DEATH) from error
 
 
+class _Trainer(TorchTrainer):
+    """Without Ray Data, of which nothing is used: one process less for each training, and its import on no worker."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc] # private: a Ray without it never asks
+        return [callback for callback in made if type(callback).__name__ != "DatasetsCallback"]
+
+
 def run_on_workers(
     task: Task, run_rank: RunRank, workers: int, variables: Mapping[str, str] | None = None
 ) -> StepResult:
@@ -91,7 +99,7 @@ def run_on_workers(
     room = {"CPU": 1.0} | ({"memory": float(task.memory_bytes)} if task.memory_bytes else {})
     room |= {"GPU": task.gpus} if task.gpus else {}
     with tempfile.TemporaryDirectory(prefix="fleetpress-train-") as folder:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _train_rank,  # type: ignore[arg-type]  # what rank 0 returns is kept since Ray 2.5x
             train_loop_config={"task": task, "run_rank": run_rank, "variables": variables},
             torch_config=TorchConfig(backend="gloo"),

@@ -92,8 +92,12 @@ def _zeroed(
     choice = choose(program, options, step="prune")
     zeros, reasons = least_zeros(choice.layers, tensors(program), options)
     skipped = {name: f"prune: {reason}" for name, reason in {**choice.skipped, **reasons}.items()}
-    label = zeroing_label(options)
-    notes = {layer.name: label for layer in choice.layers if label is not None and layer.name not in reasons}
+    labels = {
+        layer.name: zeroing_label({**options, **options.get("layers", {}).get(layer.name, {})})
+        for layer in choice.layers
+        if layer.name not in reasons
+    }
+    notes = {name: label for name, label in labels.items() if label is not None}
     told = [f"ignore {entry!r} matches no layer" for entry in choice.unused_ignores]
     told.append("the bytes of sparse weights are the most it can be: codes may round to more zeros")
     return zeros, notes, skipped, tuple(told)
@@ -105,7 +109,10 @@ def _pruned(
     """The program in its shapes after pruning (None: not known yet), notes and reasons by layer, and warnings."""
     if options is None:
         return program, {}, {}, ()
-    if options.get("sparsity") is not None and options["scope"] == "layer":
+    told = (
+        ("zeros grow in what is left, so the bytes out are the most it can be",) if "zeros" in options else ()
+    )
+    if (options.get("sparsity") is not None or options.get("layers")) and options["scope"] == "layer":
         # Which units go depends on scores, how many does not: any method without statistics gives the shapes.
         chosen = prune(program, replace(prune_options(options), method=_without_statistics()))
         notes = {
@@ -115,7 +122,7 @@ def _pruned(
             delete(program, chosen.removed, options.get("structure", ())),
             notes,
             {k: f"prune: {v}" for k, v in chosen.skipped.items()},
-            (),
+            told,
         )
     units = find_units(program, *(options.get(key, ()) for key in ("targets", "ignore", "structure")))
     notes = {name: "by its scores" for name in units.owners if name not in units.skipped}

@@ -21,7 +21,7 @@ from fleetpress.storage.programs import load_program, save_program
 from ..handover import Payload
 from ..spec.recipe import DEFAULT_FORMAT
 from . import zeroing
-from .biases import corrected_program
+from .biases import corrected_program, rounded_program
 from .coded_programs import (
     coded_program,
     decoded_program,
@@ -54,7 +54,8 @@ def assembled(payload: Payload) -> Candidate:
 
     Raises ArtifactCorrupt if the bytes do not come back as what was written.
     """
-    final = eval_program(corrected_program(payload, equalized_program(payload)))
+    corrected = corrected_program(payload, equalized_program(payload))
+    final = eval_program(rounded_program(payload, corrected, quantized_weights(payload)))
     form = payload["recipe"].get("format", DEFAULT_FORMAT)
     return (_coded if form == "archive" else _packed)(payload, final)
 

@@ -1,4 +1,6 @@
-"""Biases that make good what rounding the weights shifts outputs by: made by quantize tasks, used in publishing."""
+"""Biases of quantized layers: those that make good what rounding the weights shifts outputs by, and rounded ones."""
+
+from collections.abc import Collection
 
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -8,6 +10,7 @@ from fleetpress.compression.layers import layers, matrices
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QuantizedWeight
 from fleetpress.compression.quantization.bias_correction import corrected_bias
+from fleetpress.compression.quantization.rounded_biases import rounded
 from fleetpress.compression.selection import Layer
 
 from ..handover import Payload, record
@@ -69,6 +72,26 @@ def corrected_program(payload: Payload, program: ExportedProgram) -> ExportedPro
             if name.startswith(CORRECTED)
         }
     return with_tensors(program, found) if found else program
+
+
+def rounded_program(payload: Payload, program: ExportedProgram, weights: Collection[str]) -> ExportedProgram:
+    """The program with the biases of the layers that own `weights` as the recipe's `biases` has them; else as it is."""
+    form = payload["recipe"].get("quantize", {}).get("biases")
+    if form is None:
+        return program
+    values = tensors(program)
+    tied = aliases(values)
+    chosen = {
+        tied.get(bias, bias)
+        for layer in layers(program)
+        if set(layer.weights) & set(weights)
+        for bias in layer.biases
+    }
+    coarse = {owner: rounded(values[owner], form) for owner in chosen}
+    # Tied names hold one object, before and after.
+    return with_tensors(
+        program, {name: coarse[tied.get(name, name)] for name in values if tied.get(name, name) in chosen}
+    )
 
 
 def uncorrected(payload: Payload) -> dict[str, str]:

@@ -37,12 +37,14 @@ from ..handover import (
     store_bytes,
 )
 from ..tasks import Output
+from .held_bytes import held_bytes
 
 T = TypeVar("T")
 
 _CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_KEPT = 6  # values a process remembers; a small model needs its source, trained and pruned program, and two data sets
-_memory: OrderedDict[str, Any] = OrderedDict()
+_LEAST_KEPT = 6  # values that a process remembers whatever their size: programs of a model, and two data sets
+_KEPT_BYTES = 1 << 28  # of all that it remembers beyond those
+_memory: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
 
 def remembered(key: str, build: Callable[[], T]) -> T:
@@ -50,11 +52,12 @@ def remembered(key: str, build: Callable[[], T]) -> T:
     if key in _memory:
         _memory.move_to_end(key)
     else:
-        _memory[key] = build()
-        while len(_memory) > _KEPT:
+        value = build()
+        _memory[key] = value, held_bytes(value)
+        while len(_memory) > _LEAST_KEPT and sum(size for _, size in _memory.values()) > _KEPT_BYTES:
             _memory.popitem(last=False)
-    value: T = _memory[key]
-    return value
+    found: T = _memory[key][0]
+    return found
 
 
 def forget() -> None:

@@ -10,10 +10,11 @@ from fleetpress.compression.pruning import PruneOptions, find_units
 from fleetpress.compression.pruning import prune as choose
 from fleetpress.compression.pruning.compensate import compensate
 from fleetpress.compression.rounds import composed, share_after
+from fleetpress.compression.sparsity import is_sparsifier
 from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
 
 from ..handover import Payload, record
-from ..spec.recipe import zeroes_weights
+from ..spec.layer_shares import shares_of
 from ..tasks import StepResult
 from .materials import (
     STATISTICS,
@@ -28,14 +29,15 @@ from .zeroing import zero_weights
 
 def prune_options(step: Mapping[str, Any]) -> PruneOptions:
     """The part of a recipe's `prune` that says which units go."""
-    return PruneOptions(**{item.name: step[item.name] for item in fields(PruneOptions) if item.name in step})
+    asked = {item.name: step[item.name] for item in fields(PruneOptions) if item.name in step}
+    return PruneOptions(**{**asked, "layers": shares_of(step)})
 
 
 def prune(payload: Payload) -> StepResult:
     """Score units and choose those to delete. Only their indices are recorded, beside them corrected tensors of the
     layers that read them, if any: deleting is a pure function of both. A method that zeroes weights records masks.
     """
-    if zeroes_weights(payload["recipe"]):
+    if is_sparsifier(payload["options"]["method"]):
         return zero_weights(payload)
     step, program = payload["options"], round_program(payload)
     options, whole = prune_options(step), None

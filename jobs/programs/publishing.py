@@ -76,12 +76,15 @@ def _metrics(payload: Payload, candidate: Candidate) -> tuple[dict[str, Any], st
     warnings += zeroing.warnings(payload)
     if quality is None:
         warnings.append("quality was not measured: the model has no eval data")
+    sparse: dict[str, int] = {}
+    if candidate.weight_bytes is None:
+        sparse = zeroing.float_bytes(payload, tensors(candidate.plain), quantized_layers(payload)[0])
     metrics = {
         "before": before,
         "after": after,
         "compression_ratio": round(before["bytes"] / after["bytes"], 4),
-        "bits_per_weight": _bits_per_weight(payload, candidate),
-        "layers": _layer_metrics(payload, candidate),
+        "bits_per_weight": _bits_per_weight(payload, candidate, sparse),
+        "layers": _layer_metrics(payload, candidate, sparse),
         "warnings": warnings,
         **payload.get("told", {}),
     }
@@ -177,8 +180,11 @@ def _verdict(payload: Payload, name: str, found: Difference) -> str | None:
     return None
 
 
-def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any]]:
-    """One entry per layer of the original, with what was done to it and why something was not."""
+def _layer_metrics(payload: Payload, candidate: Candidate, sparse: Mapping[str, int]) -> list[dict[str, Any]]:
+    """One entry per layer of the original, with what was done to it and why something was not.
+
+    `sparse` are the bytes of floats that a `.pt2` holds without their zeros.
+    """
     stages = payload["stages"]
     pruned = (
         record(payload, stages["prune"]).result
@@ -189,9 +195,7 @@ def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any
     without = uncorrected(payload)
     sparsity = zeroing.layer_sparsity(payload)
     source, left = tensors(source_program(payload)), tensors(candidate.plain)
-    stored = {name: value.nbytes for name, value in left.items()} | zeroing.float_bytes(
-        payload, left, weights
-    )
+    stored = {name: value.nbytes for name, value in left.items()} | dict(sparse)
     found = []
     for layer in layers(source_program(payload)):
         removed = pruned["removed"].get(layer.name, [])
@@ -215,6 +219,7 @@ def _layer_metrics(payload: Payload, candidate: Candidate) -> list[dict[str, Any
                 "kind": layer.kind,
                 "sparsity": round(len(removed) / units, 6) if units else sparsity.get(layer.name, 0.0),
                 "removed_units": removed,
+                **({"zeros": sparsity[layer.name]} if units and layer.name in sparsity else {}),
                 "num_bits": mine[0]["scheme"]["num_bits"] if mine else None,
                 **({"activation_bits": bits} if (bits := _activation_bits(mine)) else {}),
                 "group_size": mine[0]["group_size"] if mine else None,
@@ -253,7 +258,7 @@ def _layer_bytes(
     return sum(stored[name] for name in layer.weights)
 
 
-def _bits_per_weight(payload: Payload, candidate: Candidate) -> float:
+def _bits_per_weight(payload: Payload, candidate: Candidate, sparse: Mapping[str, int]) -> float:
     """Stored bits of all parameters, scales and zero points counted, over their number."""
     final, coded = candidate.plain, candidate.weight_bytes
     stored = {name: final.state_dict[name] for name in trainable(final)}
@@ -265,7 +270,6 @@ def _bits_per_weight(payload: Payload, candidate: Candidate) -> float:
         weights = quantized_layers(payload)[0]
         state -= sum(facts["bytes_before"] - facts["bytes_after"] for facts in weights.values())
         values = tensors(final)
-        sparse = zeroing.float_bytes(payload, values, weights)
         state -= sum(values[name].nbytes - size for name, size in sparse.items())
     return float(round(8 * state / max(1, parameters(final)), 4))
 

@@ -10,9 +10,10 @@ from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors, trainable
 from fleetpress.compression.quantization import QUANTIZERS, method_for
 from fleetpress.compression.quantization.aware import AwareWeight
-from fleetpress.compression.selection import Layer, select
+from fleetpress.compression.selection import Layer, check_names, select
 
 from ..handover import Payload
+from ..spec.layer_shares import shares_of
 from ..spec.schemes import options_of, scheme_of
 from .quantizing import DEFAULT_KINDS, choose
 from .zeroing import trained_masks
@@ -32,15 +33,19 @@ def constraints(payload: Payload, program: ExportedProgram) -> dict[str, Any]:
 
 
 def _gradual(options: Mapping[str, Any], program: ExportedProgram) -> GradualOptions:
-    selection = select(
-        layers(program), options.get("targets", ()), options.get("ignore", ()), kinds=DEFAULT_KINDS
-    )
+    known, own = layers(program), shares_of(options)
+    check_names(known, own)
+    chosen = select(known, options.get("targets", ()), options.get("ignore", ()), kinds=DEFAULT_KINDS).layers
+    if not options.get("targets"):  # a layer that is named is meant, whatever its kind
+        chosen += tuple(layer for layer in known if layer.name in own and layer not in chosen)
+    weights = _trained(program, chosen)
     return GradualOptions(
-        weights=tuple(_trained(program, selection.layers)),
-        sparsity=options["sparsity"],
+        weights=tuple(weights),
+        sparsity=options.get("sparsity"),
         scope=options["scope"],
         ramp=options["ramp"],
         interval=options["interval"],
+        shares={name: own[layer.name] for name, layer in weights.items() if layer.name in own},
     )
 
 

@@ -19,7 +19,7 @@ from .code_checks import (
     integer_scheme,
 )
 from .fields import nearest
-from .pruning_checks import check_deletion_options
+from .pruning_checks import check_deletion_options, check_layer_shares
 from .recipe import (
     BUDGETS,
     CHANGING_STEPS,
@@ -82,6 +82,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
+        yield from check_layer_shares((*path, "prune"), prune, finetunes="finetune" in steps)
         yield from check_deletion_options((*path, "prune"), prune, _valid(TrainStep, steps.get("finetune")))
     if quantize:
         yield from _of_step(path, check_file(steps.get("format"), quantize))
@@ -126,7 +127,7 @@ def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
     method = SPARSIFIERS[step.method]
     takes = method.takes
     given = [name for name in takes if getattr(step, name) is not None]
-    if not given:
+    if not given and not (step.layers and "sparsity" in takes):
         what = " or ".join(f"{name}, such as {_HOW_MUCH[name]}" for name in takes)
         yield path, f"does not say how much; add {what}"
     elif len(given) > 1:
@@ -159,9 +160,9 @@ def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
     given = [name for name, value in thresholds.items() if value is not None]
     if step.sparsity is not None and given:
         yield (*path, "sparsity"), f"excludes {' and '.join(given)}; keep one way to say how much to prune"
-    elif step.sparsity is None and not given:
+    elif step.sparsity is None and not given and not step.layers:
         yield path, "does not say how much; add sparsity, or mean_threshold and std_threshold"
-    elif step.sparsity is None and PRUNERS[step.method].spread is None:
+    elif given and PRUNERS[step.method].spread is None:
         yield (*path, given[0]), f"is about gradients, which {step.method} does not use; give sparsity"
     elif len(given) == 1:
         (other,) = thresholds.keys() - given
@@ -236,7 +237,7 @@ def _check_cast(path: Path, step: QuantizeStep, raw: dict[str, Any]) -> Iterator
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
     if step.method != DEFAULT_METHOD:
         yield (*path, "method"), f"{step.method} has no meaning for {step.scheme}, a plain cast; delete it"
-    for name in ("equalize", "bias_correction"):
+    for name in ("equalize", "bias_correction", "biases"):
         if getattr(step, name):
             yield (*path, name), f"has no meaning for {step.scheme}, a plain cast without codes; delete it"
 

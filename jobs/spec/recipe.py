@@ -87,6 +87,28 @@ class CollectStep(Strict):
     batch_size: Count = 64
 
 
+class LayerShare(Strict):
+    """How much of one layer goes; 0 leaves it alone."""
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)]
+
+
+class ZerosStep(Strict):
+    """Weights of what is left after units were deleted: the smallest become zero, ever more of them, during `finetune`.
+
+    A share of every tensor, or of all together (scope global), or of single `layers` by name; reached after `ramp` of
+    the steps.
+    """
+
+    sparsity: Share | None = None
+    scope: Literal["layer", "global"] = "layer"
+    ramp: Annotated[float, Field(gt=0, le=1)] = 0.5
+    interval: Count = 32
+    layers: dict[str, LayerShare] = {}
+    targets: Patterns = ()
+    ignore: Patterns = ()
+
+
 class PruneStep(Strict):
     """Units of a program to delete: a share (`sparsity`), or those whose gradients stay below both thresholds.
 
@@ -96,6 +118,8 @@ class PruneStep(Strict):
     `compensate` makes up for deleted units in the layers that read them. An `iterative` schedule reaches the sparsity
     in so many `rounds` of pruning and fine-tuning.
     With `schedule: gradual` the zeros grow during `finetune`, over the first `ramp` of its steps.
+    `layers` gives single layers of a program, by name, a share of their own; without `sparsity` the others keep all.
+    `zeros` grow in what is left after units were deleted.
     """
 
     method: Pruner = "gradient_stability"
@@ -111,6 +135,8 @@ class PruneStep(Strict):
     rounds: Annotated[int, Field(ge=2, le=100)] | None = None
     ramp: Annotated[float, Field(gt=0, le=1)] | None = None
     interval: Count | None = None
+    layers: dict[str, LayerShare] = {}
+    zeros: ZerosStep | None = None
     targets: Patterns = ()
     ignore: Patterns = ()
 
@@ -140,7 +166,7 @@ class QuantizeStep(Strict):
     are also plain casts (BF16, FP16); `format` is the layout of integers there, pack-quantized if it is None. An
     explicit `group_size: null` is read as what it means, `strategy: channel`. `layers` gives single layers of a
     program, by name, options of their own.
-    `equalize: none` and `bias_correction: false` are the defaults, written out.
+    `equalize: none` and `bias_correction: false` are the defaults, written out. `biases` rounds those of the layers.
     """
 
     scheme: Scheme | None = None
@@ -151,6 +177,7 @@ class QuantizeStep(Strict):
     method: Quantizer = DEFAULT_METHOD
     equalize: Equalizer | None = None
     bias_correction: bool | None = None
+    biases: Literal["BF16", "FP8"] | None = None
     format: Literal["pack-quantized", "int-quantized"] | None = None
     layers: dict[str, LayerScheme] = {}
     targets: Patterns = ()
@@ -195,7 +222,8 @@ class AutoStep(Strict):
     `smallest` and `fastest` keep the metric's drop within `max_drop`; `most_accurate`, which a budget means if no goal
     is named, keeps within that: a `compression_ratio` or `size_bytes` of the stored model, a share of its `macs`, or a
     `latency_ms` of one call.
-    `trials` candidates are measured on the train data, cut into `folds`; `epochs` of fine-tuning may be spent on each.
+    `trials` candidates are measured on the train data, cut into `folds`; `epochs` of fine-tuning may be spent on each,
+    as many as take about a minute if nothing is said.
     """
 
     goal: Literal["smallest", "fastest", "most_accurate"] = "smallest"
@@ -206,7 +234,7 @@ class AutoStep(Strict):
     latency_ms: Positive | None = None
     trials: Count = 16
     folds: Annotated[int, Field(ge=2, le=20)] = 4
-    epochs: Annotated[int, Field(ge=0)] = 2
+    epochs: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -251,6 +279,8 @@ class Recipe(Strict):
         """
         steps = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         form = steps.pop("format", DEFAULT_FORMAT)
+        if zeros := steps.get("prune", {}).get("zeros"):
+            steps["prune"]["zeros"] = {key: value for key, value in zeros.items() if value not in ([], {})}
         found = {
             step: {
                 key: value
@@ -273,16 +303,19 @@ def later_steps(recipe: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if is_gradual(recipe):
         found["prune"] = recipe["prune"]
+    elif "zeros" in recipe.get("prune", {}):
+        found["prune"] = recipe["prune"]["zeros"]
     if recipe["finetune"].get("quantization_aware"):
         found["quantize"] = recipe["quantize"]
     return found
 
 
 def zeroes_weights(recipe: Mapping[str, Any]) -> bool:
-    """Whether a canonical recipe zeroes weights, rather than to delete units or nothing."""
+    """Whether a canonical recipe zeroes weights, beside deleting units or instead."""
     from fleetpress.compression.sparsity import is_sparsifier
 
-    return is_sparsifier(recipe.get("prune", {}).get("method", ""))
+    step = recipe.get("prune", {})
+    return "zeros" in step or is_sparsifier(step.get("method", ""))
 
 
 def recipe_yaml(recipe: Recipe) -> str:

@@ -163,6 +163,6 @@ ARCHITECTURES = {
     "torch_encoder": Architecture(build=TorchEncoder, inputs=features(6, 16), reached=4),
     "gpt": Architecture(build=GPT, inputs=tokens(30, 6), reached=4),
     "llama": Architecture(build=llama, inputs=tokens(30, 6), reached=10),
-    "lstm": Architecture(build=lambda: Recurrent(nn.LSTM), inputs=features(5, 6), reached=2),
-    "gru": Architecture(build=lambda: Recurrent(nn.GRU), inputs=features(5, 6), reached=2),
+    "lstm": Architecture(build=lambda: Recurrent(nn.LSTM), inputs=features(3, 6), reached=2),
+    "gru": Architecture(build=lambda: Recurrent(nn.GRU), inputs=features(3, 6), reached=2),
 }

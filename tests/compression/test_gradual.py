@@ -58,6 +58,17 @@ def test_a_global_share_takes_the_smallest_of_all() -> None:
     assert zero_counts(params)[0] > 90, "the small layer loses most"
 
 
+def test_the_first_of_equal_weights_go() -> None:
+    drawn = torch.randint(-3, 4, (200,), generator=torch.Generator().manual_seed(4)).float()
+    params = {"a": drawn.clone().requires_grad_()}
+    options = GradualOptions(weights=("a",), sparsity=0.6, ramp=0.1)
+    zeros = Zeros(params, {}, options, steps=10)
+    zeros.after_step()
+    gone = torch.argsort(drawn.abs(), stable=True)[:120]
+    assert zeros.masks["a"].sum() == 80
+    assert not zeros.masks["a"][gone].any()
+
+
 def test_given_masks_hold_without_growth_and_are_where_growth_begins() -> None:
     params = weights()
     mask = torch.arange(100).view(10, 10) % 2 == 0

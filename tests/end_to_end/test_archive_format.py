@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fleetpress.compression.quantization.rounded_biases import rounded
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import dequantize, published, verify
 from fleetpress.jobs.cli import main
@@ -19,7 +20,7 @@ from fleetpress.jobs.runs.results import FleetResult
 from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.jobs.spec.recipe import Recipe
 from fleetpress.storage.artifact import resolve
-from fleetpress.storage.programs import module_to_program, save_program
+from fleetpress.storage.programs import load_program, module_to_program, save_program
 from fleetpress.storage.store import open_store
 
 SPEC = """
@@ -29,12 +30,14 @@ output: {place}/{output}
 models:
   - {{name: coded, source: {place}/net.pt2, data: points, recipe: coded}}
   - {{name: packed, source: {place}/net.pt2, data: points, recipe: packed}}
+  - {{name: rounded, source: {place}/net.pt2, data: points, recipe: rounded}}
   - {{name: whole, source: {place}/net.pt2, recipe: whole}}
   - {{name: llm, source: {place}/llm.safetensors, recipe: coded}}
 data:
   points: {{eval: {place}/points.npz, loss: cross_entropy}}
 recipes:
   coded: {{quantize: {{scheme: W4A16_ASYM}}, validate: {{max_drop: 0.5}}, format: archive}}
+  rounded: {{quantize: {{scheme: W4A16_ASYM, biases: FP8, ignore: head}}, validate: {{max_drop: 0.5}}, format: archive}}
   packed: {{quantize: {{scheme: W4A16_ASYM}}, validate: {{max_drop: 0.5}}}}
   whole: {{prune: {{method: magnitude, sparsity: 0.25}}, format: archive}}
 """
@@ -91,6 +94,14 @@ def test_the_file_is_smaller_and_holds_the_same_weights(run: tuple[Path, FleetRe
     assert torch.equal(coded(points), packed(points))
 
 
+def test_biases_of_quantized_layers_are_rounded(run: tuple[Path, FleetResult]) -> None:
+    place, result = run
+    before = load_program((place / "net.pt2").read_bytes()).state_dict
+    after = load_artifact(f"{result.output}/models/rounded").state_dict()
+    assert torch.equal(after["conv.bias"], rounded(before["conv.bias"], "FP8"))
+    assert torch.equal(after["head.bias"], before["head.bias"])
+
+
 def test_numbers_are_those_of_the_file(run: tuple[Path, FleetResult]) -> None:
     place, _ = run
     folder = Path(resolve(f"{place}/out/models/coded"))
@@ -122,6 +133,24 @@ def test_it_is_verified_dequantized_listed_and_reported(run: tuple[Path, FleetRe
         assert "coded" in out.getvalue()
 
 
+def test_it_is_exported_as_the_packed_program_that_the_recipe_without_format_publishes(
+    run: tuple[Path, FleetResult],
+) -> None:
+    place, _ = run
+    target = place / "exported"
+    for name in ("coded", "packed"):
+        assert main(["export", f"{place}/out/models/{name}", "--to", "pt2", str(target / name)]) == 0
+    files = [(target / name / "model.pt2").read_bytes() for name in ("coded", "packed")]
+    published_file = open_store(resolve(f"{place}/out/models/packed")).get("model.pt2")
+    assert files[0] == files[1] == published_file
+    assert main(["export", f"{place}/out/models/coded", "--to", "safetensors", str(target)]) == 0
+    module = load_artifact(f"{place}/out/models/coded")
+    assert isinstance(module, nn.Module)
+    plain = load_file(target / "model.safetensors")
+    assert plain.keys() == module.state_dict().keys()
+    assert all(torch.equal(plain[name], value) for name, value in module.state_dict().items())
+
+
 def test_damage_is_found(run: tuple[Path, FleetResult], tmp_path: Path) -> None:
     source, copy = open_store(resolve(f"{run[0]}/out/models/coded")), open_store(str(tmp_path))
     for info in source.list():
@@ -140,7 +169,7 @@ def test_the_same_bytes_come_again(run: tuple[Path, FleetResult]) -> None:
         for path in sorted((place / output / "models").rglob("model.*"))
     }
     assert files("again") == files("out")
-    assert len(files("out")) == 3
+    assert len(files("out")) == 4
 
 
 def test_recipes_that_name_no_format_keep_their_canonical_form() -> None:

@@ -26,6 +26,7 @@ data: {{digits: {{train: {folder}/train.npz, eval: {folder}/eval.npz, loss: cros
 recipes: {{best: {{auto: {auto}{more}}}}}
 resources: {{memory_per_task: 4GiB}}
 """
+SMALLEST = "{goal: smallest, max_drop: 2%, trials: 4, epochs: 1, folds: 2}"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def _metrics(folder: Path, result: FleetResult) -> dict[str, Any]:
 
 
 def test_the_smallest_model_within_the_drop(folder: Path) -> None:
-    result = _run(folder, "{goal: smallest, max_drop: 2%, trials: 8, epochs: 1, folds: 2}")
+    result = _run(folder, SMALLEST)
     assert [(model.state, model.reason) for model in result.models] == [("published", None)]
     metrics = _metrics(folder, result)
     drop = metrics["after"]["drop"]
@@ -78,11 +79,11 @@ def test_the_smallest_model_within_the_drop(folder: Path) -> None:
     assert len(chosen) == 1
     if not search["backed_off"]:
         assert chosen[0]["bytes"] == min(trial["bytes"] for trial in good)
-    assert {trial["family"] for trial in search["trials"]} == {"quantize", "delete", "zero"}
+    assert {trial["family"] for trial in search["trials"]} == {"quantize", "zero", "joint", "delete"}
     assert metrics["after"]["bytes"] < metrics["before"]["bytes"] / 4
     module = load_artifact(f"{folder}/output/models/net")
     assert module(torch.zeros(1, 64)).shape == (1, 10)
-    again = _run(folder, "{goal: smallest, max_drop: 2%, trials: 8, epochs: 1, folds: 2}")
+    again = _run(folder, SMALLEST)
     assert [model.state for model in again.models] == ["unchanged"]
 
 
@@ -149,3 +150,15 @@ def test_a_search_goes_on_where_it_was(folder: Path) -> None:
     assert run_fleet(spec, executor="inline", listener=listen).models[0].state == "published"
     assert begun == ["publish"]
     assert model.read_bytes() == before
+
+
+def test_on_ray_the_same_model_comes_out(folder: Path, ray_cluster: None) -> None:
+    """Trials run side by side, in other processes; the bytes are those of one process."""
+    (here,) = _run(folder, SMALLEST).models
+    text = _SPEC.format(folder=folder, auto=SMALLEST, more="").replace("/output", "/on_ray")
+    (there,) = run_fleet(parse_spec(text, "spec.yaml"), executor="ray").models
+    assert (there.state, there.digest) == ("published", here.digest)
+    one, other = (folder / name / "models" / "net" / str(here.digest) for name in ("output", "on_ray"))
+    assert (one / "model.pt2").read_bytes() == (other / "model.pt2").read_bytes()
+    searches = [json.loads((place / "metrics.json").read_text())["search"] for place in (one, other)]
+    assert searches[0] == searches[1]

@@ -108,7 +108,9 @@ output: {tmp_path}/output
 models:
   - {{source: {tmp_path}/models/one, recipe: small}}
 recipes:
-  small: {{quantize: {{scheme: W4A16, equalize: cross_layer}}}}
+  small: {{quantize: {{scheme: W4A16, equalize: cross_layer, biases: FP8}}}}
 """
     found = run_fleet(parse_spec(text, "spec.yaml"), executor="inline")
-    assert "equalize by cross_layer, which a bare checkpoint cannot do" in str(found.models[0].reason)
+    assert "equalize by cross_layer, round biases, which a bare checkpoint cannot do" in str(
+        found.models[0].reason
+    )

@@ -12,8 +12,9 @@ from fleetpress.jobs.preview.fleet import preview
 from fleetpress.jobs.spec.fleet_spec import parse_spec
 
 CEILING_BYTES = 400 << 20
-HUGE = (104_000, 2_048)  # 426 MB
-LAYER = (8_192, 2_048)
+HUGE = ("F32", 52_000, 2_048)  # 426 MB
+LAYER = ("BF16", 8_192, 2_048)
+_ITEM_BYTES = {"F32": 4, "BF16": 2}
 SPEC = """\
 version: 1
 name: memory
@@ -27,11 +28,11 @@ RUN = "import sys; from fleetpress.jobs.cli import main; sys.exit(main(sys.argv[
 
 def write_sparse(place: Path, layers: int) -> None:
     """One shard of zeros that takes no room on the disk: a tensor of 426 MB, and matrices of 34 MB."""
-    shapes = {"huge.weight": HUGE, **{f"layers.{index}.weight": LAYER for index in range(layers)}}
+    tensors = {"huge.weight": HUGE, **{f"layers.{index}.weight": LAYER for index in range(layers)}}
     entries, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * shape[0] * shape[1]
-        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    for name, (dtype, *shape) in tensors.items():
+        start, end = end, end + _ITEM_BYTES[dtype] * shape[0] * shape[1]
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     header = json.dumps(entries).encode()
     with (place / "net.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)

@@ -106,7 +106,8 @@ CODED: dict[str, Callable[[], bytes]] = {
         "shape-negative": edited(lambda v: _shape(v, -5, 3)),
         "shape-shared-by-many": edited(
             lambda v: (_shape(v, *[10**15] * 60), v[0][1].append(["torch.ops.aten.relu.default", "self"]),
-                       v[0][2].extend([[len(v[0][1]) - 1, len(v[0][0]), 0]] * 100_000))
+                       v[0][2].append([len(v[0][1]) - 1, len(v[0][0]) + len(v[0][2]), 0]),
+                       v[0][2].extend([[len(v[0][1]) - 1, 1, 0]] * 10_000))
         ),
         "calls-system": edited(lambda v: v[0][1][0].__setitem__(0, "os.system")),
         "name-is-code": edited(lambda v: v[0][0][0].append("x=__import__('os')")),

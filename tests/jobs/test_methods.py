@@ -22,7 +22,7 @@ from fleetpress.jobs.spec.recipe import (
 )
 
 GRADUAL = ("ramp", "interval")
-ROUNDS = ("normalize", "compensate", "rounds")
+ROUNDS = ("normalize", "compensate", "rounds", "zeros")
 TABLES: dict[str, Mapping[str, object]] = {
     "pruning": PRUNERS,
     "sparsity": SPARSIFIERS,
@@ -33,7 +33,13 @@ TABLES: dict[str, Mapping[str, object]] = {
     "metrics": METRICS,
     "optimizers": OPTIMIZERS,
 }
-OF_UNITS = ("normalize", "compensate", "schedule", "rounds")  # options that only the deletion of units has
+OF_UNITS = (
+    "normalize",
+    "compensate",
+    "schedule",
+    "rounds",
+    "zeros",
+)  # options that only the deletion of units has
 
 
 def test_every_name_of_every_table() -> None:
@@ -65,6 +71,7 @@ def test_each_can_be_asked_for(name: str) -> None:
                 "std_threshold",
                 "scope",
                 "structure",
+                "layers",
                 *OF_UNITS,
                 *GRADUAL,
             },

@@ -52,7 +52,7 @@ def test_layout(store: ObjectStore, published: str) -> None:
         *(f"models/lenet5/d1/{path}" for path in _FILES),
     }
     assert json.loads(store.get("models/lenet5/latest.json")) == {"digest": "d1", "run": "run-1"}
-    assert open_store(published).get("manifest.json").startswith(b'{\n  "files": [\n')
+    assert open_store(published).get("manifest.json").startswith(b'{"files":[\n{"bytes":')
 
 
 def test_files_are_described(store: ObjectStore) -> None:

@@ -141,6 +141,8 @@ def test_feedback_is_the_inverse_s_in_one_factorization() -> None:
     feedback = feedback_matrix(gram, 0.01)
     # Errors e of GPTQ's steps and d of the columns: e = d (F + I)^-1 diag(1 / U), U the factor of the inverse.
     torch.testing.assert_close(torch.linalg.inv(feedback), upper / upper.diagonal()[:, None])
+    order = torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(feedback_matrix(gram, 0.01, order), feedback_matrix(gram[order][:, order], 0.01))
 
 
 def test_a_gram_matrix_that_is_not_positive_definite_gets_more_damping() -> None:

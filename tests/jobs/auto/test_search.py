@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from fleetpress.jobs.auto.candidates import Searched, Sensed, Table, recipe_of
+from fleetpress.jobs.auto.candidates import recipe_of
+from fleetpress.jobs.auto.choices import Searched, Sensed, Table
 from fleetpress.jobs.auto.search import Goal, Measured, front, is_good, ladder, measured_in, propose, ranked
 
 TABLE = Table(
@@ -128,6 +129,13 @@ def test_the_ladder_goes_from_the_best_to_what_is_safer() -> None:
         (0.008, 30),
         (0.0, 100),
     ]  # 0.0095 and its standard error are over the limit
+
+
+def test_the_ladder_goes_on_where_nothing_was_lost() -> None:
+    """On few samples many trials lose nothing; what passes there need not pass elsewhere."""
+    costs = (10, 10.5, 14, 30)
+    trials = [measured("joint", 0.1 + 0.01 * i, {}, 0.0, cost) for i, cost in enumerate(costs)]
+    assert [trial.costs["bytes"] for trial in ladder(trials, SMALLEST)] == [10, 14, 30]
 
 
 def test_only_trials_within_the_budget_are_published_if_there_are_any() -> None:

@@ -150,6 +150,10 @@ def test_they_are_read_without_torch(steps: str) -> None:
             "quantize.group_size: has no meaning for BF16, a plain cast without codes; delete it",
         ),
         (
+            "quantize: {scheme: BF16, biases: FP8}",
+            "quantize.biases: has no meaning for BF16, a plain cast without codes; delete it",
+        ),
+        (
             "quantize: {scheme: FP16, format: pack-quantized}",
             "quantize.format: has no meaning for FP16, a plain cast without codes; delete it",
         ),

@@ -1,0 +1,159 @@
+"""Candidates whose deletions, zeros and bits one solver chose together, and what they tell of its prices."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from fleetpress.compression.allocation import Option
+from fleetpress.compression.errors import MethodError
+from fleetpress.compression.joint_allocation import Deletion, LayerChoice, Part, allocate_jointly
+
+from .choices import CALIBRATION, STRUCTURES, Prices, Searched, Sensed, Table, tuned
+
+KINDS = ("codes", "zeros", "deletion")
+_PRUNER = "fisher"
+_DIGITS = 4  # of shares of zeros
+_PRIOR = 0.3  # how much the common ratio counts beside a measurement
+_OUTDATED = 0.7
+_LEAST = 0.05  # of a price, over the common ratio: nothing is free
+
+
+def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
+    """The steps of the best choice within so many bytes of weights; None if there is none."""
+    found = _chosen(budget, table, prices)
+    if found is None:
+        return None
+    options, shares = found
+    layers = {one.layer: dict(one.settings) for one in options if one.settings is not None}
+    zeros = {one.layer: {"sparsity": round(one.zeros, _DIGITS)} for one in options if one.zeros}
+    if not layers:
+        return None
+    deleted = {name: {"sparsity": share} for name, share in shares.items() if share}
+    steps: dict[str, Any] = {}
+    growing = {"scope": "layer", "ramp": 0.5, "interval": 32, "layers": zeros}
+    if deleted:
+        steps["collect"] = {"batch_size": searched.batch_size}
+        steps["prune"] = {
+            "method": _PRUNER,
+            "layers": deleted,
+            "structure": list(STRUCTURES),
+            "compensate": "least_squares",
+        }
+        if zeros:
+            steps["prune"]["zeros"] = growing
+        steps["calibrate"] = dict(CALIBRATION)
+    elif zeros:
+        steps["prune"] = {
+            "method": "magnitude_unstructured",
+            "schedule": "gradual",
+            **growing,
+            "targets": sorted(zeros),
+        }
+    steps["finetune"] = {**tuned(searched), "quantization_aware": True}
+    steps["quantize"] = {
+        "num_bits": 8,
+        "method": "smallest_error",
+        "biases": "FP8",
+        "layers": layers,
+        "targets": sorted(layers),
+    }
+    return steps
+
+
+def expected_of(recipe: Mapping[str, Any], table: Table) -> dict[str, float]:
+    """By how much a fine-tuned candidate was expected to raise the loss, without corrections, by kind of change.
+
+    Empty for one whose zeros were not chosen layer by layer: what it does to each is not known.
+    """
+    prune, quantize = recipe.get("prune", {}), recipe["quantize"]
+    deletes = "structure" in prune
+    grown = prune.get("zeros", {}) if deletes else prune
+    if "sparsity" in grown:
+        return {}
+    zeros = {name: own["sparsity"] for name, own in grown.get("layers", {}).items()}
+    shares: dict[str, float] = {}
+    if deletes:
+        own = {name: one["sparsity"] for name, one in prune.get("layers", {}).items()}
+        shares = {name: own.get(name, prune.get("sparsity", 0.0)) for name in table.deletions}
+    found = dict.fromkeys(KINDS, 0.0)
+    everywhere = {key: quantize[key] for key in ("num_bits", "group_size") if key in quantize}
+    for name, options in table.layers.items():
+        settings = quantize["layers"].get(name) if "layers" in quantize else everywhere
+        left = LayerChoice(options=(), parts=table.parts.get(name, (Part(weight=1.0),))).left(shares)
+        for one in options:
+            if one.settings == settings and round(one.zeros, _DIGITS) == zeros.get(name, 0.0):
+                found["codes"] += left * (one.increase - one.by_zeros)
+                found["zeros"] += left * one.by_zeros
+                break
+    for name, share in shares.items():
+        known = table.deletions[name]
+        found["deletion"] += float(
+            np.interp(share, [one.share for one in known], [one.increase for one in known])
+        )
+    return found
+
+
+def is_outdated(
+    recipe: Mapping[str, Any], budget: float, table: Table, searched: Searched, prices: Prices
+) -> bool:
+    """Whether a candidate was chosen at prices that are now known to be wrong: within as many bytes the solver now
+    expects to lose a third less than that one at the same prices.
+    """
+    now = joint_recipe(budget, table, searched, prices)
+    return now is not None and _total(now, table, prices) < _OUTDATED * _total(recipe, table, prices)
+
+
+def _total(recipe: Mapping[str, Any], table: Table, prices: Prices) -> float:
+    factors = vars(prices)
+    return float(sum(factors[kind] * value for kind, value in expected_of(recipe, table).items()))
+
+
+def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
+    """Factors for the three kinds from candidates that were measured: what was expected of each kind, what came out.
+
+    Least squares over relative errors, no factor below a twentieth of the common ratio, and drawn to that one: a
+    handful of candidates that resemble one another tell kinds apart only so well.
+    """
+    known = [
+        (np.array([expected[kind] for kind in KINDS]), measured)
+        for expected, measured in tried
+        if measured > 0 and math.isfinite(measured) and sum(expected.values()) > 0
+    ]
+    if not known:
+        return Prices()
+    ratio = math.exp(sum(math.log(measured / expected.sum()) for expected, measured in known) / len(known))
+    rows = [ratio * expected / measured for expected, measured in known]
+    left = np.array([*rows, *(math.sqrt(_PRIOR) * np.eye(len(KINDS)))])
+    right = np.array([1.0] * len(rows) + [math.sqrt(_PRIOR)] * len(KINDS))
+    factors, _ = nnls(left, right)
+    return Prices(**{kind: ratio * max(_LEAST, float(one)) for kind, one in zip(KINDS, factors, strict=True)})
+
+
+def _chosen(budget: float, table: Table, prices: Prices) -> tuple[list[Sensed], dict[str, float]] | None:
+    names, options = list(table.layers), table.layers
+    groups = {
+        name: [Deletion(share=one.share, increase=prices.deletion * one.increase) for one in some]
+        for name, some in table.deletions.items()
+    }
+    choices = [
+        LayerChoice(
+            options=[
+                Option(
+                    cost=one.bytes,
+                    increase=prices.codes * (one.increase - one.by_zeros) + prices.zeros * one.by_zeros,
+                )
+                for one in options[name]
+            ],
+            parts=table.parts.get(name, (Part(weight=1.0),)),
+        )
+        for name in names
+    ]
+    try:
+        found = allocate_jointly(choices, groups, budget)
+    except MethodError:
+        return None
+    shares = {name: groups[name][index].share for name, index in found.deletions.items()}
+    return [options[name][index] for name, index in zip(names, found.options, strict=True)], shares

@@ -1,0 +1,137 @@
+"""Candidates of the joint choice: their recipes, what was expected of them, what measurements do to the prices."""
+
+import pytest
+
+from fleetpress.compression.joint_allocation import Deletion, Part
+from fleetpress.jobs.auto.choices import UNCORRECTED, Prices, Searched, Sensed, Table
+from fleetpress.jobs.auto.effort import effort
+from fleetpress.jobs.auto.joint import corrected, expected_of, is_outdated, joint_recipe
+from fleetpress.jobs.spec.recipe import Recipe
+
+
+def _options(name: str, size: int, weight: float) -> list[Sensed]:
+    """A layer's floats; codes of 4 and 2 bits; half and nine tenths of zeros beside 3 bits."""
+
+    def one(bits: int, zeros: float, by_zeros: float) -> Sensed:
+        return Sensed(
+            layer=name,
+            settings={"num_bits": bits, "strategy": "tensor"},
+            bytes=round(size * (1 - zeros) * bits / 8 + (size / 12 if zeros else 0)),
+            increase=weight * (4.0**-bits + by_zeros),
+            is_trained=True,
+            zeros=zeros,
+            by_zeros=weight * by_zeros,
+        )
+
+    return [
+        Sensed(layer=name, settings=None, bytes=4 * size, increase=0.0),
+        *(one(*those) for those in ((4, 0.0, 0.0), (2, 0.0, 0.0), (3, 0.5, 0.01), (3, 0.9, 0.1))),
+    ]
+
+
+def _table(deletion: float) -> Table:
+    return Table(
+        layers={"in": _options("in", 40_000, 1.0), "out": _options("out", 4000, 10.0)},
+        deletions={"in": [Deletion(share=0.0, increase=0.0), Deletion(share=0.5, increase=deletion)]},
+        parts={
+            "in": (Part(weight=1.0, axes=(("in", 1.0),)),),
+            "out": (Part(weight=1.0, axes=(("in", 1.0),)),),
+        },
+    )
+
+
+SEARCHED = Searched(epochs=2, method="gptq")
+
+
+def test_a_recipe_is_one_that_a_spec_could_hold() -> None:
+    recipe = joint_recipe(5000, _table(1e-6), SEARCHED, UNCORRECTED)
+    assert recipe is not None
+    assert recipe["prune"]["layers"] == {"in": {"sparsity": 0.5}}
+    assert recipe["prune"]["zeros"]["layers"]["in"] == {"sparsity": 0.9}
+    assert recipe["finetune"]["quantization_aware"]
+    parsed = Recipe.model_validate(recipe)
+    assert parsed.canonical()["prune"]["layers"] == recipe["prune"]["layers"]
+
+
+def test_where_units_are_dear_weights_become_zero_instead() -> None:
+    recipe = joint_recipe(9000, _table(1e6), SEARCHED, UNCORRECTED)
+    assert recipe is not None
+    assert recipe["prune"]["method"] == "magnitude_unstructured"
+    assert recipe["prune"]["schedule"] == "gradual"
+    assert "collect" not in recipe
+    Recipe.model_validate(recipe)
+
+
+def test_there_is_no_recipe_below_the_cheapest_choice() -> None:
+    assert joint_recipe(100, _table(1.0), SEARCHED, UNCORRECTED) is None
+
+
+def test_what_was_expected_is_told_by_kind() -> None:
+    table = _table(1e-6)
+    recipe = joint_recipe(5000, table, SEARCHED, UNCORRECTED)
+    assert recipe is not None
+    expected = expected_of(recipe, table)
+    assert expected["deletion"] == 1e-6
+    zeros = {name: own["sparsity"] for name, own in recipe["prune"]["zeros"]["layers"].items()}
+    taken = {
+        name: next(
+            one
+            for one in options
+            if one.settings == recipe["quantize"]["layers"][name] and one.zeros == zeros.get(name, 0.0)
+        )
+        for name, options in table.layers.items()
+    }
+    assert expected["zeros"] == pytest.approx(sum(0.5 * one.by_zeros for one in taken.values()))
+
+
+def test_one_share_for_all_units_lies_between_those_that_were_sensed() -> None:
+    recipe = {
+        "prune": {"structure": ["channel"], "sparsity": 0.25},
+        "quantize": {"num_bits": 4, "group_size": 64},
+    }
+    assert expected_of(recipe, _table(1.0)) == {"codes": 0.0, "zeros": 0.0, "deletion": pytest.approx(0.5)}
+    together = {"prune": {"sparsity": 0.9}, "quantize": {"num_bits": 3, "strategy": "tensor"}}
+    assert expected_of(together, _table(1.0)) == {}
+
+
+def test_prices_are_those_that_explain_what_was_measured() -> None:
+    assert corrected([]) == Prices()
+    truth = Prices(codes=0.5, zeros=0.1, deletion=2.0)
+    tried = [
+        ({"codes": a, "zeros": b, "deletion": c}, truth.codes * a + truth.zeros * b + truth.deletion * c)
+        for a, b, c in ((1.0, 0.1, 0.0), (0.1, 1.0, 0.1), (0.2, 0.3, 1.0), (0.0, 2.0, 0.1), (0.5, 0.5, 0.5))
+    ]
+    found = corrected(tried)
+    assert found.deletion > found.codes > found.zeros > 0
+    assert corrected([({"codes": 1.0, "zeros": 1.0, "deletion": 1.0}, 0.6)]) == Prices(
+        codes=pytest.approx(0.2, rel=0.2),
+        zeros=pytest.approx(0.2, rel=0.2),
+        deletion=pytest.approx(0.2, rel=0.2),
+    )
+
+
+def test_corrected_prices_change_the_choice() -> None:
+    table = _table(0.05)
+    plain = joint_recipe(9000, table, SEARCHED, UNCORRECTED)
+    dear = joint_recipe(9000, table, SEARCHED, Prices(codes=1.0, zeros=1.0, deletion=1000.0))
+    assert plain is not None
+    assert dear is not None
+    assert "zeros" in plain["prune"] or "layers" in plain["prune"]
+    assert plain["prune"]["method"] != dear["prune"]["method"]
+
+
+def test_a_candidate_is_outdated_once_the_solver_would_do_much_better() -> None:
+    table, dear = _table(0.5), Prices(codes=1.0, zeros=1.0, deletion=0.001)
+    recipe = joint_recipe(9000, table, SEARCHED, UNCORRECTED)
+    assert recipe is not None
+    assert not is_outdated(recipe, 9000, table, SEARCHED, UNCORRECTED)
+    assert is_outdated(recipe, 9000, table, SEARCHED, dear)
+
+
+def test_small_nets_on_few_samples_get_many_epochs_and_folds() -> None:
+    small = effort(1000, 50_000, folds=4, epochs=None)
+    large = effort(300_000, 2_000_000, folds=4, epochs=None)
+    assert small.epochs > 10
+    assert small.folds > 1
+    assert (large.epochs, large.folds) == (1, 1)
+    assert effort(1000, 50_000, folds=4, epochs=3).epochs == 3

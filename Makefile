@@ -10,7 +10,7 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 PACKAGES := compression storage jobs
-PINS     := pyproject.toml constraints.txt setup.py compression/kernels/quantize.c
+PINS     := pyproject.toml constraints.txt setup.py compression/kernels/quantize.c storage/symbol_kernel.c
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -82,7 +82,7 @@ wheel: $(VENV)/.test
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) .types build dist *.egg-info compression/kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .types build dist *.egg-info compression/kernels/*.so storage/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # Type checkers do not follow an editable install; a folder in which `fleetpress` is a link to this one serves them.
 .types/fleetpress:

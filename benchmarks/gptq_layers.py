@@ -34,24 +34,33 @@ SHAPES = ((384, 384), (384, 1536), (2048, 2048), (8192, 2048), (2048, 8192))
 SCHEME = resolve("W4A16_ASYM")
 
 
-def layer(rows: int, columns: int) -> tuple[Tensor, InputStatistics]:
-    """A weight, and the whole Gram matrix of its inputs."""
-    generator = torch.Generator().manual_seed(rows + columns)
+def inputs_of(columns: int) -> Tensor:
+    """Input rows that are correlated and of uneven size [rows, columns]."""
+    generator = torch.Generator().manual_seed(columns)
     count = 4096 if columns > WHOLE_COLUMNS else 8192
     rank = columns // 4
     mix = torch.randn(rank, columns, generator=generator) / rank**0.5
     sizes = torch.randn(columns, generator=generator).mul_(0.7).exp_()
     x = torch.randn(count, rank, generator=generator) @ mix
-    x.add_(torch.randn(count, columns, generator=generator), alpha=0.3).mul_(sizes)
-    weight = torch.randn(rows, columns, generator=generator) * 0.02
+    return x.add_(torch.randn(count, columns, generator=generator), alpha=0.3).mul_(sizes)
+
+
+def weight_of(rows: int, columns: int) -> Tensor:
+    """A weight of that shape."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)) * 0.02
+
+
+def layer(rows: int, columns: int) -> tuple[Tensor, InputStatistics]:
+    """A weight, and the whole Gram matrix of its inputs."""
+    x = inputs_of(columns)
     inputs = InputStatistics(
-        rows=count,
+        rows=len(x),
         total=x.double().sum(0)[None],
         squares=x.double().square().sum(0)[None],
         gram=(x.T @ x)[None, None],
         range=torch.stack([x.min(), x.max()]),
     )
-    return weight, inputs
+    return weight_of(rows, columns), inputs
 
 
 def in_blocks(inputs: InputStatistics) -> InputStatistics:

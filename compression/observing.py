@@ -24,17 +24,12 @@ from fleetpress.compression.batches import (
     count,
     seeded,
 )
-from fleetpress.compression.calibration import (
-    BLOCK_COLUMNS,
-    WHOLE_COLUMNS,
-    CalibrationStatistics,
-    InputStatistics,
-    WeightStatistics,
-)
+from fleetpress.compression.calibration import CalibrationStatistics, InputStatistics, WeightStatistics
 from fleetpress.compression.convolutions import each, sides
 from fleetpress.compression.device import CPU, deterministic
 from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
 from fleetpress.compression.evaluation import Runner
+from fleetpress.compression.input_sums import InputSums
 from fleetpress.compression.layers import LAYER_OPS, RECURRENT_OPS, LayerOp
 from fleetpress.compression.losses import LOSSES, sampled_loss
 from fleetpress.compression.outputs import meaning
@@ -62,9 +57,9 @@ def calibrate(
 
     With a `loss` the squared gradients of the outputs are kept, too: their mean times half the squared change of an
     output estimates what the change adds to the loss (Fisher; Kunstner et al. 2019, arXiv:1905.12558); not of recurrent
-    layers, which never show what their weights give. Targets of a
-    loss without any are drawn as in `training.collect`, by (seed, number of the batch). A program with a fixed batch
-    size uses that one and drops a smaller last batch. Raises DataMismatchError for arrays that do not fit.
+    layers, which never show what their weights give. Targets of a loss without any are drawn as in `training.collect`,
+    by (seed, number of the batch). A program with a fixed batch size uses that one and drops a smaller last batch.
+    Raises DataMismatchError for arrays that do not fit.
     """
     rule = LOSSES[loss] if loss else None
     check_arrays(program, arrays, rule is not None and rule.needs_targets, loss=loss)
@@ -112,53 +107,10 @@ def _predictions(outputs: Tensor, *, drawn: bool) -> int:
 
 
 @dataclass(kw_only=True)
-class _Seen:
-    """Sums over the inputs of one node, as operators of one geometry read them."""
-
-    rows: int = 0
-    total: Tensor | None = None
-    squares: Tensor | None = None
-    gram: Tensor | None = None
-    range: Tensor | None = None
-    histogram: Tensor | None = None
-
-    def add(self, x: Tensor) -> None:
-        """Input rows x [rows, G, columns]."""
-        _, groups, columns = x.shape
-        if self.total is None:
-            size = columns if columns <= WHOLE_COLUMNS else BLOCK_COLUMNS
-            blocks = math.ceil(columns / size)
-            self.total = x.new_zeros(groups, columns, dtype=torch.float64)
-            self.squares = x.new_zeros(groups, columns, dtype=torch.float64)
-            self.gram = x.new_zeros(groups, blocks, size, size, dtype=torch.float32)
-        assert self.squares is not None
-        assert self.gram is not None
-        self.rows += x.shape[0]
-        self.total += x.sum(0, dtype=torch.float64)
-        size = self.gram.shape[-1]
-        padded = functional.pad(x, (0, -columns % size)) if columns % size else x
-        parts = padded.reshape(x.shape[0], groups, -1, size).permute(1, 2, 3, 0)  # [G, blocks, size, rows]
-        for mine, part in zip(self.gram.flatten(0, 1), parts.flatten(0, 1), strict=True):
-            mine.addmm_(part, part.t())
-        diagonal = self.gram.diagonal(dim1=-2, dim2=-1).reshape(groups, -1)[:, :columns]
-        self.squares.copy_(diagonal)
-
-    def add_range(self, x: Tensor) -> None:
-        """All entries that are read, sampled or not."""
-        low, high = x.amin().float(), x.amax().float()
-        if self.range is not None:
-            low, high = torch.minimum(low, self.range[0]), torch.maximum(high, self.range[1])
-        self.range = torch.stack([low, high])
-        upper_bits = (x.detach().float().flatten().view(torch.int32) >> 20) & 0xFFF
-        counts = torch.bincount(upper_bits, minlength=1 << 12)
-        self.histogram = counts if self.histogram is None else self.histogram + counts
-
-
-@dataclass(kw_only=True)
 class _Weight:
     """One weight: where its input sums are, and the outputs of the batch at hand with their squared gradients."""
 
-    seen: _Seen
+    seen: InputSums
     axis: int
     outputs: list[Tensor] = field(default_factory=list)
     squares: Tensor | None = None
@@ -235,12 +187,12 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
             if isinstance(weight, Tensor) and weight.dim() >= 2:
                 name = tied.get(str(stored.target), str(stored.target))
                 uses.setdefault(name, []).append((node, _geometry(node, op, weight), op))
-    seen: dict[tuple[Any, ...], _Seen] = {}
+    seen: dict[tuple[Any, ...], InputSums] = {}
     found = {}
     for name, mine in uses.items():
         read = tuple((node.args[op.input], geometry) for node, geometry, op in mine)
         if read not in seen:
-            sums = seen[read] = _Seen()
+            sums = seen[read] = InputSums()
             for node, geometry, op in mine:
                 _insert(module, node.args[op.input], node, partial(_look, sums, geometry))
         found[name] = _Weight(seen=seen[read], axis=-1 - len(mine[0][1].kernel))
@@ -255,7 +207,7 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
 class _RecurrentTap(nn.Module):
     """Shows what the weights of a recurrent operator read to `seen`, in the order of `read_together`."""
 
-    def __init__(self, op: Callable[..., Any], seen: Sequence[_Seen]) -> None:
+    def __init__(self, op: Callable[..., Any], seen: Sequence[InputSums]) -> None:
         super().__init__()
         self._op = op
         self._seen = seen
@@ -281,7 +233,7 @@ class _RecurrentTap(nn.Module):
 
 def _tap_recurrent(module: fx.GraphModule, tied: Mapping[str, str]) -> dict[str, _Weight]:
     """Put a tap in front of every recurrent operator whose weights are stored."""
-    seen: dict[tuple[str, ...], _Seen] = {}
+    seen: dict[tuple[str, ...], InputSums] = {}
     found: dict[str, _Weight] = {}
     for node in list(module.graph.nodes):
         stored = node.args[2] if node.op == "call_function" and node.target in RECURRENT_OPS else ()
@@ -292,7 +244,7 @@ def _tap_recurrent(module: fx.GraphModule, tied: Mapping[str, str]) -> dict[str,
             tuple(names[place] for place in places)
             for places in read_together(len(names), int(node.args[4]), bool(node.args[7]))
         ]
-        sums = [seen.setdefault(weights, _Seen()) for weights in together]
+        sums = [seen.setdefault(weights, InputSums()) for weights in together]
         module.add_submodule(f"tap_{node.name}", _RecurrentTap(node.target, sums))
         with module.graph.inserting_before(node):
             tap = module.graph.call_module(f"tap_{node.name}", node.args)
@@ -305,7 +257,7 @@ def _tap_recurrent(module: fx.GraphModule, tied: Mapping[str, str]) -> dict[str,
     return found
 
 
-def _look(sums: _Seen, geometry: _Geometry, x: Tensor) -> None:
+def _look(sums: InputSums, geometry: _Geometry, x: Tensor) -> None:
     with torch.no_grad():
         sums.add_range(x)
         for rows in geometry.rows(x.detach()):
@@ -352,25 +304,13 @@ def _add_gradients(value: Tensor, taps: dict[str, _Weight]) -> None:
 
 
 def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:
-    made: dict[int, InputStatistics] = {}
+    made: dict[int, InputStatistics | None] = {}
     found = {}
     for name, item in taps.items():
-        sums = item.seen
-        if sums.total is None:
-            continue  # a branch that was never taken
-        assert sums.squares is not None
-        assert sums.gram is not None
-        assert sums.range is not None
-        assert sums.histogram is not None
-        if id(sums) not in made:
-            made[id(sums)] = InputStatistics(
-                rows=sums.rows,
-                total=sums.total.to(CPU),
-                squares=sums.squares.to(CPU),
-                gram=sums.gram.to(CPU),
-                range=sums.range.to(CPU),
-                histogram=sums.histogram.to(CPU),
-            )
-        squares = None if item.squares is None else item.squares.to(CPU)
-        found[name] = WeightStatistics(inputs=made[id(sums)], output_squares=squares)
+        if id(item.seen) not in made:
+            made[id(item.seen)] = item.seen.statistics()
+        inputs = made[id(item.seen)]
+        if inputs is not None:
+            squares = None if item.squares is None else item.squares.to(CPU)
+            found[name] = WeightStatistics(inputs=inputs, output_squares=squares)
     return found

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fleetpress.compression import kernels
+from fleetpress.storage import symbol_kernel
 from fleetpress.storage.errors import ObjectNotFound, StorageError
 from fleetpress.storage.store import ObjectStore, StoreProbe, open_store
 from fleetpress.storage.uri import is_s3, without_userinfo
@@ -56,10 +57,13 @@ def _software() -> Iterator[Finding]:
 
 
 def _kernel() -> Finding:
-    """A hint, no failure: without the compiled code torch gives the same bytes."""
-    name, without = "compiled kernel", "quantizing checkpoints is slower and needs torch"
+    """A hint, no failure: without the compiled code torch and NumPy give the same bytes."""
+    name, without = (
+        "compiled kernel",
+        "quantizing checkpoints is slower and needs torch, and archives are read slower",
+    )
     try:
-        there = kernels.available()
+        there = kernels.available() and symbol_kernel.available()
     except ImportError as error:
         return Finding(name=name, ok=False, detail=str(error))
     if there:

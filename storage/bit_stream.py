@@ -64,17 +64,26 @@ class BitWriter:
 
 
 class BitReader:
-    """Gives the decisions back, in their order. Any bytes are decisions of some kind: compare a checksum."""
+    """Gives the decisions back, in their order. Any bytes are decisions of some kind: compare a checksum.
+
+    `words` and `place` (the coder's state, and how many words are left; each an array of one number) are for compiled
+    code, which reads a stream by itself: use either these or `code`.
+    """
 
     def __init__(self, data: bytes) -> None:
         padded = data + bytes(-len(data) % _WORD.itemsize)
-        words = np.frombuffer(padded, _WORD).astype(np.uint32)
-        self._decoder: Any = _coder()(words) if len(words) else None
+        self.words: NDArray[np.uint32] = np.frombuffer(padded, _WORD).astype(np.uint32)
+        if len(self.words) and not self.words[-1]:
+            raise ValueError("its decisions end in a word of zeros")
+        first = [int(word) for word in self.words[:-3:-1]]
+        state = first[0] << 32 | first[1] if len(first) == 2 else sum(first)
+        self.place = np.array([state], np.uint64), np.array([len(self.words) - len(first)], np.int64)
+        self._decoder: Any = None
 
     def code(self, ones: Integers, bits: Integers | None = None) -> Integers:
         """The next decisions."""
         if self._decoder is None:  # no bytes were written for what was certain
-            self._decoder = _coder()()
+            self._decoder = _coder()(self.words) if len(self.words) else _coder()()
         found: NDArray[np.int32] = self._decoder.decode(_model(), ones / ONE)
         return found.astype(np.int64)
 

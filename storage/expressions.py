@@ -6,6 +6,7 @@ serializer itself writes (sympy's `srepr`, or plain arithmetic on symbols) is le
 
 import ast
 import re
+from functools import lru_cache
 
 SYMBOL = re.compile(r"[a-z]{1,3}[0-9]{1,5}")  # s77, u0, zf3: what torch's ShapeEnv names
 
@@ -35,10 +36,15 @@ def is_safe_expression(text: str) -> bool:
     if len(text) > _MAX_LENGTH or not _ALPHABET.fullmatch(text):
         return False
     try:
-        tree = ast.parse(text, mode="eval")
-        return _safe(tree.body) and _extrema(tree) <= _MAX_EXTREMA and _nesting(tree) <= _MAX_NESTING
+        return _parsed_is_safe(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
+
+
+@lru_cache(256)  # a graph says the same few sizes hundreds of times
+def _parsed_is_safe(text: str) -> bool:
+    tree = ast.parse(text, mode="eval")
+    return _safe(tree.body) and _extrema(tree) <= _MAX_EXTREMA and _nesting(tree) <= _MAX_NESTING
 
 
 def _safe(node: ast.expr) -> bool:  # noqa: PLR0911 - one return a node type

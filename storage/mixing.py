@@ -31,7 +31,7 @@ class MixedBits:
         self._starts = np.cumsum([0, *sizes[:-1]], dtype=np.int64)[:, None]
         self._seen = np.full(sum(sizes), strength, np.int64)
         self._ones = np.full(sum(sizes), strength * prior, np.int64)  # in 1/65536
-        self._prior = int(_log_odds()[prior])
+        self._prior = int(log_odds()[prior])
         first = _FIRST_SUM // len(sizes) if len(sizes) > 1 else _WEIGHT
         self._weights = np.full((len(sizes), 1), first, np.int64)
         self._curvature = np.full((len(sizes), 1), _INERTIA, np.int64)
@@ -41,9 +41,9 @@ class MixedBits:
         if not contexts[0].size:
             return np.zeros(0, np.int64)
         places = np.stack(contexts) + self._starts
-        evidence = _log_odds()[self._ones[places] // self._seen[places]] - self._prior
+        evidence = log_odds()[self._ones[places] // self._seen[places]] - self._prior
         mixed = self._prior + ((evidence * self._weights).sum(0) >> 16)
-        chance = _logistic()[np.clip(mixed, -_LARGEST, _LARGEST) + _LARGEST]
+        chance = logistic()[np.clip(mixed, -_LARGEST, _LARGEST) + _LARGEST]
         found = stream.code(chance, bits)
         wrong = (found << 16) - chance
         spread = (chance * (ONE - chance)) >> 16
@@ -56,7 +56,7 @@ class MixedBits:
 
 
 @cache
-def _log_odds() -> Integers:
+def log_odds() -> Integers:
     """By chance in 1/65536: the log odds. No value is so near to a half that two machines could round it apart."""
     chance = np.clip(np.arange(ONE, dtype=np.float64), 1, ONE - 1)
     odds: Integers = np.rint(_UNIT * np.log(chance / (ONE - chance))).astype(np.int64)
@@ -64,7 +64,7 @@ def _log_odds() -> Integers:
 
 
 @cache
-def _logistic() -> Integers:
+def logistic() -> Integers:
     """By log odds from -`_LARGEST`: the chance in 1/65536."""
     odds = np.arange(-_LARGEST, _LARGEST + 1, dtype=np.float64) / _UNIT
     return np.clip(np.rint(ONE / (1 + np.exp(-odds))), 1, ONE - 1).astype(np.int64)

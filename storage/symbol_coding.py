@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .bit_stream import ONE, BitStream, BitWriter, Integers
+from . import symbol_kernel
+from .bit_stream import ONE, BitReader, BitStream, BitWriter, Integers
 from .mixing import MixedBits
 
 Codes = NDArray[np.uint8]
@@ -88,7 +89,11 @@ def encode(codes: Codes) -> tuple[bytes, BitWriter]:
         )
         symbols = Symbols.from_header(symbols.header())
         writer = BitWriter()
-        _code(writer, symbols, codes.shape, values)
+        if symbol_kernel.available():
+            turned = codes.T if by_columns else codes
+            writer.code(*symbol_kernel.written_symbols(turned, _shares(symbols)))
+        else:
+            _code(writer, symbols, codes.shape, values)
         cost = writer.cost()
         if best is None or cost < best[0]:
             best = cost, symbols.header(), writer
@@ -98,10 +103,19 @@ def encode(codes: Codes) -> tuple[bytes, BitWriter]:
 
 def decode(stream: BitStream, header: bytes, shape: tuple[int, int]) -> Codes:
     """The matrix again. ValueError for a header that no writer gives, and for codes above 255."""
-    values = _code(stream, Symbols.from_header(header), shape, None)
+    symbols = Symbols.from_header(header)
+    if isinstance(stream, BitReader) and symbol_kernel.available():
+        turned = shape[::-1] if symbols.by_columns else shape
+        read = symbol_kernel.read_symbols(stream.words, stream.place, turned, _shares(symbols))
+        return np.ascontiguousarray(read.T if symbols.by_columns else read)
+    values = _code(stream, symbols, shape, None)
     if values.size and (values.min() < 0 or values.max() > 255):
         raise ValueError("a code is no byte")
     return np.ascontiguousarray(values, np.uint8)
+
+
+def _shares(symbols: Symbols) -> symbol_kernel.Shares:
+    return symbols.commonest, symbols.furthest, symbols.others, symbols.above, symbols.alike
 
 
 def _code(stream: BitStream, symbols: Symbols, shape: tuple[int, ...], values: Integers | None) -> Integers:

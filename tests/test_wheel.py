@@ -1,6 +1,6 @@
 """What users install: the wheel holds every file of the three folders and works where there is no source tree.
 
-The compiled kernel is in it, and only where no compiler is found the wheel does without.
+The compiled kernels are in it, and only where no compiler is found the wheel does without.
 """
 
 import json
@@ -21,12 +21,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("compression", "storage", "jobs")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 DEAD = shutil.ignore_patterns("__pycache__", ".*", "*.so")
-LIBRARY = "fleetpress/compression/kernels/_quantize.abi3.so"
+LIBRARIES = {"fleetpress/compression/kernels/_quantize.abi3.so", "fleetpress/storage/_symbols.abi3.so"}
 
 ASK_KERNELS = """
 from fleetpress.compression import kernels
 from fleetpress.compression.scheme import SCHEMES
-print(kernels.available(), kernels.supports("BF16", SCHEMES["W4A16"], (8, 256)))
+from fleetpress.storage import symbol_kernel
+print(kernels.available(), kernels.supports("BF16", SCHEMES["W4A16"], (8, 256)), symbol_kernel.available())
 """
 
 IMPORT_EVERYTHING = """
@@ -104,7 +105,7 @@ def test_wheel_holds_every_file_of_the_folders_and_the_library_and_no_other(whee
         if path.is_file()
     ]
     kept = [file for file in files if file.suffix != ".c" and not DEAD("", list(file.parts))]
-    expected = {LIBRARY, *(f"fleetpress/{file.as_posix()}" for file in kept)}
+    expected = {*LIBRARIES, *(f"fleetpress/{file.as_posix()}" for file in kept)}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         notices = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
@@ -121,7 +122,7 @@ def test_every_module_imports_from_the_wheel_alone_and_the_kernel_works(
     modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files]
     code = IMPORT_EVERYTHING + ASK_KERNELS
     told, kernels = run(installed / "python", "-c", code, json.dumps(modules), cwd=tmp_path).splitlines()
-    assert kernels.split() == ["True", "True"]
+    assert kernels.split() == ["True", "True", "True"]
     found = json.loads(told)
     assert found["version"] == VERSION
     strangers = [file for file in found["files"] if not Path(file).is_relative_to(installed.parent)]
@@ -136,15 +137,15 @@ def test_without_a_compiler_the_wheel_does_without_the_kernel(tmp_path: Path) ->
     (tmp_path / "tree").mkdir()
     bare = build("wheel", tmp_path / "tree", CC="no-such-compiler")
     with zipfile.ZipFile(bare) as archive:
-        assert LIBRARY not in archive.namelist()
+        assert not LIBRARIES & set(archive.namelist())
         archive.extractall(tmp_path / "installed")
     code = f"{ASK_KERNELS}print(kernels.__file__)"
-    available, supports, file = run(sys.executable, "-c", code, cwd=tmp_path / "installed").split()
-    assert (available, supports) == ("False", "False")
+    *available, file = run(sys.executable, "-c", code, cwd=tmp_path / "installed").split()
+    assert available == ["False"] * 3
     assert Path(file).is_relative_to(tmp_path / "installed")
 
 
 def test_the_source_archive_can_build_the_kernel(tmp_path: Path) -> None:
     with tarfile.open(build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"setup.py", "compression/kernels/quantize.c"} <= names
+    assert {"setup.py", "compression/kernels/quantize.c", "storage/symbol_kernel.c"} <= names

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fleetpress.compression.quantization.values import check_dtype, check_values, compute_dtype
+from fleetpress.compression.quantization.values import check_dtype, check_values, compute_dtype, fresh
 from fleetpress.compression.scheme import QuantScheme
 
 TILE_ELEMENTS = 1 << 20  # larger tiles leave the cache, smaller ones pay for calls (measured)
@@ -69,18 +69,21 @@ def quantize(weight: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: Q
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, scheme: QuantScheme) -> Tensor:
     """The weight [rows, columns] in the scales' dtype: `(code - zero_point) * scale`, each operation rounded once."""
-    weight = torch.empty(codes.shape, dtype=scale.dtype)
+    weight = fresh(codes.shape, scale.dtype)
     # There the difference is exact, and the product is rounded once, to the weight's dtype.
     scale = scale.to(compute_dtype(scale.dtype))
     zero = None if zero_point is None else zero_point.to(scale.dtype)
     buffer = _buffer(codes, scale.dtype)
     for rows, columns, group in _tiles(codes, scheme):
-        work = _copied(codes[rows, columns], buffer)
+        tile = weight[rows, columns]
+        in_place = tile.dtype == scale.dtype and tile.is_contiguous()
+        work = tile.copy_(codes[rows, columns]) if in_place else _copied(codes[rows, columns], buffer)
         in_groups = work.view(*_split(work.shape, group))
         at = _group_index(rows, columns, group, scheme)
         in_groups.sub_(scheme.middle if zero is None else zero[at].unsqueeze(-1))
         in_groups.mul_(scale[at].unsqueeze(-1))
-        weight[rows, columns] = work
+        if not in_place:
+            tile.copy_(work)
     return weight
 
 

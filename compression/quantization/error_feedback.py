@@ -6,16 +6,21 @@ and two (LDLQ; Chee et al. 2023, arXiv:2307.13304, theorem 6, shows that the cod
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fleetpress.compression.calibration import InputStatistics
+from fleetpress.compression.quantization import affine
 from fleetpress.compression.quantization.column_grid import ColumnGrid
+from fleetpress.compression.quantization.output_error import output_squares
+from fleetpress.compression.quantization.range_search import best_scales
 from fleetpress.compression.quantization.weight import QuantizedWeight
 from fleetpress.compression.scheme import QuantScheme
 
 DAMPING = 0.01  # share of the mean diagonal that is added to it, as in the paper
+FEW_BITS = 3  # up to here a narrowed range is not always the better one
 _BLOCK, _STRIP = (
     128,
     16,
@@ -43,8 +48,8 @@ def compensated(
     codes = torch.empty(rows.shape, dtype=torch.uint8)
     for at, gram in inputs.blocks():
         order = columns_in_order(gram, ordered=ordered)
-        feedback = feedback_matrix(gram[order][:, order].to(grid.compute), damping)
-        weight = rows[:, at].to(grid.compute).t()[order].contiguous()
+        feedback = feedback_matrix(gram.to(grid.compute), damping, order)
+        weight = rows[:, at].to(grid.compute).t().contiguous().index_select(0, order)
         signed = _rounded(weight, feedback, grid, order + at.start)
         mine = torch.empty_like(signed)
         mine[order] = signed
@@ -54,6 +59,32 @@ def compensated(
     )
 
 
+def compensated_in_the_better_range(
+    rows: Tensor, scheme: QuantScheme, inputs: InputStatistics
+) -> QuantizedWeight:
+    """As `compensated`, with the ranges of `smallest_error`; of few bits every unit takes the full one where that is
+    better.
+
+    Ranges are narrowed for the weights' sake, but what counts are outputs, whose errors are made good on the way: at 2
+    bits a third of the units of a language model of characters were better off with the full range, and the errors of
+    outputs fell by a tenth; at 4 bits by a hundredth, not worth the second solving.
+    Raises QuantizationError for bad values.
+    """
+    narrow = compensated(rows, *best_scales(rows, scheme), scheme, inputs)
+    if scheme.num_bits > FEW_BITS:
+        return narrow
+    full = compensated(rows, *affine.quantization_parameters(rows, scheme), scheme, inputs)
+    errors = [output_squares(item.dequantize() - rows, inputs) for item in (narrow, full)]
+    if scheme.strategy == "tensor":  # one scale for all of them
+        return full if errors[1].sum() < errors[0].sum() else narrow
+    better = (errors[1] < errors[0]).unsqueeze(1)
+    codes, scale = (
+        torch.where(better, full.codes, narrow.codes),
+        torch.where(better, full.scale, narrow.scale),
+    )
+    return replace(narrow, codes=codes, scale=scale)
+
+
 def columns_in_order(gram: Tensor, *, ordered: bool = True) -> Tensor:
     """Columns of a block by their sum of squares, largest first; as they are unless `ordered`."""
     if not ordered:
@@ -61,18 +92,25 @@ def columns_in_order(gram: Tensor, *, ordered: bool = True) -> Tensor:
     return torch.argsort(gram.diagonal(), descending=True, stable=True)
 
 
-def feedback_matrix(gram: Tensor, damping: float) -> Tensor:
-    """F + I [n, n] of the damped `gram` [n, n]: unit upper triangular, the share of column j's error that k takes."""
+def feedback_matrix(gram: Tensor, damping: float, order: Tensor | None = None) -> Tensor:
+    """F + I [n, n] of the damped `gram` [n, n]: unit upper triangular, the share of column j's error that k takes.
+
+    With `order` [n] that of the columns in this order.
+    """
     mean = float(gram.diagonal().mean())
     if not mean > 0:
         return torch.eye(gram.shape[0], dtype=gram.dtype)  # nothing was ever read there: no error matters
+    backwards = (torch.arange(gram.shape[0]) if order is None else order).flip(0)
     for share in _growing(damping):
-        damped = gram.flip(0, 1)
+        damped = gram.index_select(0, backwards).index_select(
+            1, backwards
+        )  # twice as fast as to index and to flip
         damped.diagonal().add_(share * mean)
         factor, info = torch.linalg.cholesky_ex(damped)
+        del damped  # of long rows each of these takes a quarter of a gigabyte
         if int(info) == 0:
             upper: Tensor = factor.flip(0, 1)
-            return upper / upper.diagonal()
+            return upper.div_(upper.diagonal().clone())
     raise AssertionError("a matrix whose diagonal outweighs the rest of every row is positive definite")
 
 

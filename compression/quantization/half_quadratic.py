@@ -48,27 +48,26 @@ def _best(rows: Tensor, start: Tensor, zero_point: Tensor | None, scheme: QuantS
     if zero_point is not None:
         zero = (zero_point.to(compute) - scheme.middle).unsqueeze(-1)
 
-    def steps(scale: Tensor) -> Tensor:
-        code = (weight / scale.to(compute).unsqueeze(-1)).add_(zero)
-        return code.clamp_(-scheme.middle, scheme.middle - 1).round_().sub_(zero)
-
+    taken, in_steps, size_of, power, product = (torch.empty_like(weight) for _ in range(5))
     best, now = start.clone(), start
     least = None
     for stiffness in _stiffnesses():
-        taken = steps(now)
-        in_steps = (weight / now.to(compute).unsqueeze(-1)).sub_(taken)
-        error = in_steps.abs().pow_(NORM).sum(-1).mul_(now.to(compute).pow(NORM))
+        step = now.to(compute).unsqueeze(-1)
+        torch.div(weight, step, out=in_steps)
+        torch.add(in_steps, zero, out=taken).clamp_(-scheme.middle, scheme.middle - 1).round_().sub_(zero)
+        in_steps.sub_(taken)
+        torch.abs(in_steps, out=size_of)
+        torch.clamp(size_of, min=1e-6, out=power).pow_(NORM - 1)
+        error = torch.mul(size_of, power, out=product).sum(-1).mul_(now.to(compute).pow(NORM))
         if least is None:
             least = error
         else:
             better = error < least
             best, least = torch.where(better, now, best), torch.where(better, error, least)
         # The proximal step of |x|^p, in steps of the scale, so that it is alike for weights of any size.
-        size_of = in_steps.abs()
-        kept = (size_of - size_of.clamp(min=1e-6).pow_(NORM - 1) / stiffness).clamp_(min=0)
-        outlier = in_steps.sign_().mul_(kept).mul_(now.to(compute).unsqueeze(-1))
-        squares = taken.square().sum(-1)
-        fitted = (taken * (weight - outlier)).sum(-1) / squares
+        outlier = size_of.sub_(power, alpha=1 / stiffness).clamp_(min=0).copysign_(in_steps).mul_(step)
+        squares = torch.mul(taken, taken, out=product).sum(-1)
+        fitted = torch.sub(weight, outlier, out=product).mul_(taken).sum(-1) / squares
         usable = (squares > 0) & (fitted > 0)
         moved = torch.where(usable, fitted, now.to(compute)).to(start.dtype)
         now = torch.where(moved > 0, moved, now)

@@ -8,7 +8,7 @@ import pytest
 
 from fleetpress.compression import kernels
 from fleetpress.jobs.doctor import Finding, examine, memory_bytes
-from fleetpress.storage import s3
+from fleetpress.storage import s3, symbol_kernel
 from fleetpress.storage.store import StoreProbe
 
 GOOD = "reachable, writable, conditional writes are honoured"
@@ -54,13 +54,15 @@ def test_the_compiled_kernel_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("FLEETPRESS_NO_KERNELS", "1")
         finding = _finding("compiled kernel", examine([]))
-    slower = "quantizing checkpoints is slower and needs torch"
+    slower = "quantizing checkpoints is slower and needs torch, and archives are read slower"
     assert finding.ok
     assert finding.detail == f"turned off by FLEETPRESS_NO_KERNELS: {slower}"
-    monkeypatch.setattr(kernels, "_library", lambda: None)
-    finding = _finding("compiled kernel", examine([]))
-    assert finding.ok
-    assert finding.detail == f"not built: {slower}; install fleetpress again where there is a C compiler"
+    for library in (kernels, symbol_kernel):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "_library", lambda: None)
+            finding = _finding("compiled kernel", examine([]))
+        assert finding.ok
+        assert finding.detail == f"not built: {slower}; install fleetpress again where there is a C compiler"
 
 
 def test_a_kernel_of_another_version_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

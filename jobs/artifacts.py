@@ -1,9 +1,10 @@
 """Published artifacts from outside: list them, load them, prove them, give plain weights back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fleetpress.storage.artifact import (
     LATEST,
@@ -15,7 +16,7 @@ from fleetpress.storage.artifact import (
     verify_files,
 )
 from fleetpress.storage.errors import ArtifactCorrupt, InvalidModelFile, ObjectNotFound, StorageError
-from fleetpress.storage.sources import CONFIG, INDEX
+from fleetpress.storage.sources import CONFIG, INDEX, WEIGHTS
 from fleetpress.storage.store import ObjectStore, open_store, read_json
 
 from .errors import UsageError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from fleetpress.storage.checkpoint import Checkpoint
 
+ExportForm = Literal["pt2", "safetensors"]
 _OURS = (MANIFEST, METRICS, "recipe.yaml")
 
 
@@ -122,6 +124,47 @@ def dequantize(uri: str, destination: str) -> list[str]:
     return _dequantize_checkpoint(uri, destination)
 
 
+def export(uri: str, form: ExportForm, destination: str) -> list[str]:
+    """Write the artifact's model to `destination` in a form that others read; the names of the files written.
+
+    "pt2": a program with packed weights, whatever its artifact holds it as; plain `torch.export.load` runs it.
+    "safetensors": plain weights by their state names. Raises UsageError for a checkpoint as a program.
+    """
+    manifest, target = read_manifest(uri), open_store(destination)
+    if manifest["kind"] != "program":
+        if form == "pt2":
+            raise UsageError(
+                f"{uri} is a checkpoint, which has no graph; export it --to safetensors, or load it with transformers"
+            )
+        return _dequantize_checkpoint(uri, destination)
+    if form == "safetensors":
+        from safetensors.torch import save
+
+        from fleetpress.compression.program import tensors
+
+        # Tied weights once for each of their names: whoever loads the file need not know of them.
+        values = {
+            name: value.detach().clone() for name, value in tensors(_plain_program(uri, manifest)).items()
+        }
+        target.put(WEIGHTS, save(values))
+        return [WEIGHTS]
+    target.put(PROGRAM_FILE, _packed_file(uri, manifest))
+    return [PROGRAM_FILE]
+
+
+def _packed_file(uri: str, manifest: Mapping[str, object]) -> bytes:
+    store = open_store(resolve(uri))
+    if manifest.get("format") != "archive":
+        return store.get(PROGRAM_FILE)
+    from fleetpress.storage.coded_model import MODEL_FILE
+    from fleetpress.storage.programs import save_program
+
+    from .programs.coded_programs import packed_program
+
+    with _naming(f"{store.uri}/{MODEL_FILE}"):
+        return save_program(packed_program(store.get(MODEL_FILE)))
+
+
 def _dequantize_checkpoint(uri: str, destination: str) -> list[str]:
     from .checkpoint.decode import write_plain
 
@@ -156,13 +199,20 @@ def _program(uri: str, manifest: Mapping[str, object]) -> "ExportedProgram":
 
         from .programs.coded_programs import decoded_program
 
-        try:
+        with _naming(f"{store.uri}/{MODEL_FILE}"):
             return decoded_program(store.get(MODEL_FILE))
-        except (ArtifactCorrupt, InvalidModelFile) as error:
-            raise type(error)(f"{store.uri}/{MODEL_FILE}: {error}") from None
     from fleetpress.storage.programs import load_program
 
     return load_program(store.get(PROGRAM_FILE))
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Errors about the content of a file begin with its name."""
+    try:
+        yield
+    except (ArtifactCorrupt, InvalidModelFile) as error:
+        raise type(error)(f"{file}: {error}") from None
 
 
 def _plain_program(

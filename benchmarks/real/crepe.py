@@ -60,9 +60,13 @@ def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def raw_pitch_accuracy(module: nn.Module, frames: Tensor, truth: Tensor) -> float:
-    """Share of frames within 50 cents; the pitch is the weighted mean of the 9 bins around the strongest."""
+    """Share of frames within 50 cents."""
     with torch.no_grad():
-        scores = torch.cat([module(part) for part in torch.split(frames, 50)])
+        return accuracy_of(torch.cat([module(part) for part in torch.split(frames, 50)]), truth)
+
+
+def accuracy_of(scores: Tensor, truth: Tensor) -> float:
+    """The same of the net's outputs; the pitch is the weighted mean of the 9 bins around the strongest."""
     best = scores.argmax(1)
     bins = (best[:, None] + torch.arange(-4, 5)).clamp(0, scores.shape[1] - 1)
     weights = scores.gather(1, bins)

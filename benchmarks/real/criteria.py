@@ -8,8 +8,6 @@ goes on. The second makes docs/criteria/*.svg and the tables of docs/criteria.md
 """
 
 import argparse
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import criteria_nets
 import criteria_page
 import torch
+from results_file import Results
 from torch.export import ExportedProgram
 
 from fleetpress.compression.calibration import InputStatistics
@@ -48,22 +47,6 @@ class Trained:
     statistics: Mapping[str, NeuronStatistics]
     while_training: Mapping[str, NeuronStatistics] | None
     inputs: Mapping[str, InputStatistics]
-
-
-class Results:
-    """Numbers by key, in a file that is written anew after each."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-
-    def add(self, key: str, row: dict[str, Any]) -> None:
-        """Keep a row."""
-        self.rows[key] = row
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self.rows, indent=0))
-        part.replace(self._path)
-        print(f"{time.strftime('%H:%M:%S')} {key} {row}", flush=True)
 
 
 def prepared(net: criteria_nets.Net, seed: int) -> Trained:

@@ -1,12 +1,11 @@
 """The nets and data on which pruning criteria are compared: digits, MNIST twice, pitch, text."""
 
 import os
-import re
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import char_gpt_net
 import crepe
 import crepe_factory
 import fetch
@@ -15,7 +14,6 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn import functional
 
 from fleetpress.compression.evaluation import Runner, evaluate
 from fleetpress.compression.training import TrainOptions
@@ -167,46 +165,6 @@ def crepe_tiny(folder: Path) -> Net:
     )
 
 
-class _Block(nn.Module):
-    """Causal attention and a perceptron of four times the width, both behind a normalization."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[samples, tokens, width] in and out."""
-        count, length, width = x.shape
-        parts = self.qkv(self.norm1(x)).view(count, length, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(count, length, width))
-        result: Tensor = x + self.down(functional.gelu(self.up(self.norm2(x))))
-        return result
-
-
-class CharGpt(nn.Module):
-    """A language model of characters: two blocks of width 64."""
-
-    def __init__(self, symbols: int, length: int, width: int = 64, blocks: int = 2) -> None:
-        super().__init__()
-        self.tokens, self.places = nn.Embedding(symbols, width), nn.Parameter(torch.zeros(length, width))
-        self.blocks = nn.ModuleList(_Block(width, 4) for _ in range(blocks))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, symbols)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Scores [samples, tokens, symbols] of the next characters."""
-        x = self.tokens(tokens) + self.places
-        for block in self.blocks:
-            x = block(x)
-        scores: Tensor = self.head(self.norm(x))
-        return scores
-
-
 _LENGTH = 64
 
 
@@ -215,7 +173,7 @@ def char_gpt(folder: Path) -> Net:
 
     Debian's packages bible-kjv and bible-kjv-text, unpacked into FOLDER/bible, hold the text.
     """
-    text = _bible(folder / "bible")
+    text = char_gpt_net.bible(folder / "bible")
     symbols = sorted(set(text))
     codes = torch.tensor([symbols.index(letter) for letter in text[:2_000_000]])
     lines = codes[: len(codes) // _LENGTH * _LENGTH].view(-1, _LENGTH)
@@ -225,7 +183,7 @@ def char_gpt(folder: Path) -> Net:
     return Net(
         name="char-gpt",
         metric="minus bits per character",
-        program=_made(lambda: CharGpt(len(symbols), _LENGTH), lines[:2]),
+        program=_made(lambda: char_gpt_net.CharGpt(len(symbols), _LENGTH), lines[:2]),
         training=TrainOptions(epochs=1, batch_size=32, lr=3e-3),
         tuning=TrainOptions(epochs=1, batch_size=32, lr=1e-3),
         loss="causal_lm",
@@ -237,22 +195,6 @@ def char_gpt(folder: Path) -> Net:
         shares=(0.8, 0.65),
         targets=("re:blocks.*up",),
     )
-
-
-def _bible(folder: Path) -> str:
-    """The text of all books, verses joined by spaces."""
-    place = folder / "kjv.txt"
-    if not place.exists():
-        program = folder / "usr" / "bin" / "bible"
-        found = subprocess.run(
-            [program, "-p", str(folder / "usr" / "lib"), "gen1:1-rev22:21"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        place.write_text(found.stdout, encoding="utf-8")
-    lines = place.read_text(encoding="utf-8").splitlines()
-    return " ".join(filter(None, (re.sub(r"^\s*\d*\s*", "", line) for line in lines)))
 
 
 NETS: dict[str, Callable[[Path], Net]] = {

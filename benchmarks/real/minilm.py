@@ -129,10 +129,19 @@ def _paragraphs(texts: Path) -> Iterator[str]:
 
 def retrieval(embed: Embed, encode: Tokenizer, texts: list[str]) -> tuple[float, float]:
     """R@1 and MRR of finding the rest of a text by its first sentence."""
+    pairs = sentences(texts)
+    queries = embedded(embed, encode, [first for first, _ in pairs])
+    return found(queries, embedded(embed, encode, [rest for _, rest in pairs]))
+
+
+def sentences(texts: list[str]) -> list[tuple[str, str]]:
+    """First sentence and rest of every text of three sentences or more."""
     split = [re.split(r"(?<=[.!?]) +", text) for text in texts]
-    long = [sentences for sentences in split if len(sentences) >= 3]
-    queries = embedded(embed, encode, [sentences[0] for sentences in long])
-    gallery = embedded(embed, encode, [" ".join(sentences[1:]) for sentences in long])
+    return [(parts[0], " ".join(parts[1:])) for parts in split if len(parts) >= 3]
+
+
+def found(queries: Tensor, gallery: Tensor) -> tuple[float, float]:
+    """R@1 and MRR of unit vectors [N, D]: the n-th query asks for the n-th of the gallery."""
     scores = queries @ gallery.T
     ranks = (scores > scores.diagonal()[:, None]).sum(1) + 1
     return float((ranks == 1).double().mean()), float((1 / ranks).mean())

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from fleetpress.compression.calibration import InputStatistics, WeightStatistics
 from fleetpress.compression.quantization.column_grid import ColumnGrid
-from fleetpress.compression.quantization.error_feedback import compensated
+from fleetpress.compression.quantization.error_feedback import compensated_in_the_better_range
 from fleetpress.compression.quantization.output_error import output_squares
-from fleetpress.compression.quantization.range_search import best_scales
 from fleetpress.compression.quantization.weight import QuantizedWeight, QuantizeMethod
 from fleetpress.compression.scheme import QuantScheme
 
@@ -28,7 +27,7 @@ def coordinate_descent(
     """
     assert statistics is not None, "a method that needs inputs is called with statistics"
     inputs = statistics.inputs
-    start = compensated(rows, *best_scales(rows, scheme), scheme, inputs)
+    start = compensated_in_the_better_range(rows, scheme, inputs)
     found = _Descent(rows, start, inputs).run()
     before, after = (output_squares(item.dequantize() - rows, inputs) for item in (start, found))
     worse = (after > before).unsqueeze(1)  # by rounding alone

@@ -6,16 +6,21 @@ and two (LDLQ; Chee et al. 2023, arXiv:2307.13304, theorem 6, shows that the cod
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fleetpress.compression.calibration import InputStatistics
+from fleetpress.compression.quantization import affine
 from fleetpress.compression.quantization.column_grid import ColumnGrid
+from fleetpress.compression.quantization.output_error import output_squares
+from fleetpress.compression.quantization.range_search import best_scales
 from fleetpress.compression.quantization.weight import QuantizedWeight
 from fleetpress.compression.scheme import QuantScheme
 
 DAMPING = 0.01  # share of the mean diagonal that is added to it, as in the paper
+FEW_BITS = 3  # up to here a narrowed range is not always the better one
 _BLOCK, _STRIP = (
     128,
     16,
@@ -52,6 +57,32 @@ def compensated(
     return QuantizedWeight(
         codes=codes, scale=scale, zero_point=zero_point, scheme=scheme, shape=tuple(rows.shape)
     )
+
+
+def compensated_in_the_better_range(
+    rows: Tensor, scheme: QuantScheme, inputs: InputStatistics
+) -> QuantizedWeight:
+    """As `compensated`, with the ranges of `smallest_error`; of few bits every unit takes the full one where that is
+    better.
+
+    Ranges are narrowed for the weights' sake, but what counts are outputs, whose errors are made good on the way: at 2
+    bits a third of the units of a language model of characters were better off with the full range, and the errors of
+    outputs fell by a tenth; at 4 bits by a hundredth, not worth the second solving.
+    Raises QuantizationError for bad values.
+    """
+    narrow = compensated(rows, *best_scales(rows, scheme), scheme, inputs)
+    if scheme.num_bits > FEW_BITS:
+        return narrow
+    full = compensated(rows, *affine.quantization_parameters(rows, scheme), scheme, inputs)
+    errors = [output_squares(item.dequantize() - rows, inputs) for item in (narrow, full)]
+    if scheme.strategy == "tensor":  # one scale for all of them
+        return full if errors[1].sum() < errors[0].sum() else narrow
+    better = (errors[1] < errors[0]).unsqueeze(1)
+    codes, scale = (
+        torch.where(better, full.codes, narrow.codes),
+        torch.where(better, full.scale, narrow.scale),
+    )
+    return replace(narrow, codes=codes, scale=scale)
 
 
 def columns_in_order(gram: Tensor, *, ordered: bool = True) -> Tensor:

@@ -81,7 +81,7 @@ def _deleted(x: float, table: Table, searched: Searched, prices: Prices) -> dict
     return {
         **steps,
         "calibrate": dict(CALIBRATION),
-        "quantize": {"scheme": "W4A16", "group_size": 64, "method": searched.method},
+        "quantize": {"num_bits": 4, "group_size": 64, "method": searched.method},
     }
 
 
@@ -94,7 +94,7 @@ def _zeroed(x: float, table: Table, searched: Searched, prices: Prices) -> dict[
     return {
         "prune": {"method": method, "sparsity": sparsity, "scope": "global", "schedule": "gradual"},
         "finetune": {**tuned(searched), "quantization_aware": True},
-        "quantize": {"num_bits": 3, "strategy": "tensor", "method": "smallest_error"},
+        "quantize": {"num_bits": 3, "strategy": "tensor", "method": "smallest_error", "biases": "FP8"},
     }
 
 

@@ -17,6 +17,7 @@ KINDS = ("codes", "zeros", "deletion")
 _PRUNER = "fisher"
 _DIGITS = 4  # of shares of zeros
 _PRIOR = 0.3  # how much the common ratio counts beside a measurement
+_OUTDATED = 0.7
 _LEAST = 0.05  # of a price, over the common ratio: nothing is free
 
 
@@ -55,6 +56,7 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
     steps["quantize"] = {
         "num_bits": 8,
         "method": "smallest_error",
+        "biases": "FP8",
         "layers": layers,
         "targets": sorted(layers),
     }
@@ -62,24 +64,50 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
 
 
 def expected_of(recipe: Mapping[str, Any], table: Table) -> dict[str, float]:
-    """By how much a joint candidate was expected to raise the loss, without corrections, by kind of change."""
-    prune, layers = recipe.get("prune", {}), recipe["quantize"]["layers"]
-    grown = prune.get("zeros", prune if prune.get("schedule") == "gradual" else {})
+    """By how much a fine-tuned candidate was expected to raise the loss, without corrections, by kind of change.
+
+    Empty for one whose zeros were not chosen layer by layer: what it does to each is not known.
+    """
+    prune, quantize = recipe.get("prune", {}), recipe["quantize"]
+    deletes = "structure" in prune
+    grown = prune.get("zeros", {}) if deletes else prune
+    if "sparsity" in grown:
+        return {}
     zeros = {name: own["sparsity"] for name, own in grown.get("layers", {}).items()}
-    shares = (
-        {name: own["sparsity"] for name, own in prune.get("layers", {}).items()} if prune is not grown else {}
-    )
+    shares: dict[str, float] = {}
+    if deletes:
+        own = {name: one["sparsity"] for name, one in prune.get("layers", {}).items()}
+        shares = {name: own.get(name, prune.get("sparsity", 0.0)) for name in table.deletions}
     found = dict.fromkeys(KINDS, 0.0)
-    for name, settings in layers.items():
+    everywhere = {key: quantize[key] for key in ("num_bits", "group_size") if key in quantize}
+    for name, options in table.layers.items():
+        settings = quantize["layers"].get(name) if "layers" in quantize else everywhere
         left = LayerChoice(options=(), parts=table.parts.get(name, (Part(weight=1.0),))).left(shares)
-        for one in table.layers[name]:
+        for one in options:
             if one.settings == settings and round(one.zeros, _DIGITS) == zeros.get(name, 0.0):
                 found["codes"] += left * (one.increase - one.by_zeros)
                 found["zeros"] += left * one.by_zeros
                 break
     for name, share in shares.items():
-        found["deletion"] += next(one.increase for one in table.deletions[name] if one.share == share)
+        known = table.deletions[name]
+        found["deletion"] += float(
+            np.interp(share, [one.share for one in known], [one.increase for one in known])
+        )
     return found
+
+
+def is_outdated(
+    recipe: Mapping[str, Any], budget: float, table: Table, searched: Searched, prices: Prices
+) -> bool:
+    """Whether a candidate was chosen at prices that are now known to be wrong: within as many bytes the solver now
+    expects to lose a third less than that one at the same prices.
+    """
+    now = joint_recipe(budget, table, searched, prices)
+    return now is not None and _total(now, table, prices) < _OUTDATED * _total(recipe, table, prices)
+
+
+def _total(recipe: Mapping[str, Any], table: Table, prices: Prices) -> float:
+    return sum(float(getattr(prices, kind)) * value for kind, value in expected_of(recipe, table).items())
 
 
 def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .candidates import Family, recipe_of, starts
 from .choices import Searched, Table
-from .joint import corrected
+from .joint import corrected, is_outdated
 
 _CLOSE = 1.04  # factor between two x that are not worth another trial
 _STEP = 0.62  # further down while everything was good enough
@@ -38,7 +38,7 @@ class Measured:
 
     `drop` is that of the metric, in its own unit, with its `standard_error`; `costs` by name: bytes, macs, latency_ms.
     One that could not be built (`refused` says why) lost everything and has no costs. `expected` is what the solver
-    expected of a joint one, by kind of change, and `divergence` what came of it.
+    expected of a fine-tuned one, by kind of change, and `divergence` what came of it.
     """
 
     digest: str
@@ -138,21 +138,29 @@ def propose(
     if goal.budget is not None and goal.cost == "bytes":  # a small program's file is mostly graph
         share = min(0.9, goal.budget / table.float_bytes)
     begin = starts(searched, goal.cost, share)
+    prices = corrected([(trial.expected, trial.divergence) for trial in trials if trial.expected])
     wanted: list[tuple[Family, float]] = []
     if not trials:
         wanted = _openings(begin)
     else:
+        valid = [
+            trial
+            for trial in trials
+            if trial.family != "joint"
+            or trial.refused
+            or is_good(trial, goal)
+            or not is_outdated(trial.recipe, trial.x * table.float_bytes, table, searched, prices)
+        ]
         lines = {
-            family: _next(family, trials, goal, table)
+            family: _next(family, valid, goal, table)
             for family in begin
-            if not _is_beaten(family, trials, goal)
+            if not _is_beaten(family, valid, goal)
         }
         best = [trial.family for trial in ranked(trials, goal)]
         order = sorted(lines, key=lambda family: best.index(family) if family in best else len(best))
         wanted = _in_turn([[(family, x) for x in lines[family]] for family in order])
     found: list[tuple[Family, float, dict[str, Any]]] = []
     known = [trial.recipe for trial in trials]
-    prices = corrected([(trial.expected, trial.divergence) for trial in trials if trial.expected])
     for family, x in wanted:
         recipe = recipe_of(family, x, table, searched, prices)
         if recipe is not None and recipe not in known and len(found) < count:

@@ -19,6 +19,7 @@ from fleetpress.compression.sensitivity import divergence
 
 from ..handover import Payload, record
 from ..planning.fleet import Fold
+from ..planning.plan import TRIALS_AT_ONCE
 from ..programs.assembling import assembled
 from ..programs.materials import (
     arrays,
@@ -52,7 +53,10 @@ def trial(payload: Payload) -> StepResult:
     searched = base.searched()
     goal = goal_of(payload, base.value(), macs(base.program))
     table = table_of(payload)
-    wanted = propose(history, goal, table, searched, payload["index"] + 1)
+    wanted = remembered(
+        f"wanted-{payload['stages']['sense']}-{payload['stages']['trial']}-{goal}-{searched}",
+        lambda: propose(history, goal, table, searched, TRIALS_AT_ONCE),
+    )
     if len(wanted) <= payload["index"]:
         return StepResult(result={"skipped": "no other candidate is worth a trial"})
     family, x, recipe = wanted[payload["index"]]
@@ -92,7 +96,6 @@ def trial(payload: Payload) -> StepResult:
     if is_tuned:
         seen = difference(base.metric, seen_before, seen_after, seed=payload["seed"])
         told |= base.without_memory(apart, seen)
-    if family == "joint":
         tried |= {"expected": expected_of(recipe, table), "divergence": divergence}
     return StepResult(result={**tried, "costs": costs, "metric": base.metric, **told})
 

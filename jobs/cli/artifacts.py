@@ -9,7 +9,7 @@ from .options import add_verb, message, print_json
 
 
 def add_verbs(verbs: Any) -> None:
-    """list, verify, dequantize, gc."""
+    """list, verify, dequantize, export, gc."""
     verb = add_verb(verbs, "list", _list, "published models of an output; jobs of an output or of a cluster")
     verb.add_argument("output", metavar="OUTPUT", nargs="?")
     verb.add_argument(
@@ -29,6 +29,18 @@ def add_verbs(verbs: Any) -> None:
 
     verb = add_verb(verbs, "dequantize", _dequantize, "plain weights back from an artifact")
     verb.add_argument("artifact", metavar="ARTIFACT")
+    verb.add_argument("destination", metavar="DEST", help="folder or s3:// prefix to write to")
+
+    verb = add_verb(verbs, "export", _export, "an artifact's model as a file that others read")
+    verb.add_argument("artifact", metavar="ARTIFACT")
+    verb.add_argument(
+        "--to",
+        dest="form",
+        metavar="FORMAT",
+        required=True,
+        choices=("pt2", "safetensors"),
+        help="pt2: packed weights, torch.export.load runs it; safetensors: plain weights by name",
+    )
     verb.add_argument("destination", metavar="DEST", help="folder or s3:// prefix to write to")
 
     verb = add_verb(verbs, "gc", _gc, "what is left over in an output; deletes it only when told")
@@ -83,7 +95,16 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _dequantize(arguments: argparse.Namespace) -> int:
     from ..artifacts import dequantize
 
-    files = dequantize(arguments.artifact, arguments.destination)
+    return _written(arguments, dequantize(arguments.artifact, arguments.destination))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from ..artifacts import export
+
+    return _written(arguments, export(arguments.artifact, arguments.form, arguments.destination))
+
+
+def _written(arguments: argparse.Namespace, files: list[str]) -> int:
     if arguments.json:
         print_json({"destination": arguments.destination, "files": files})
     else:

@@ -7,8 +7,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.errors import CompressionError
+from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QuantizedWeight
+from fleetpress.compression.quantization.packed_program import pack_program
 from fleetpress.storage.array_coding import Array
 from fleetpress.storage.coded_model import DTYPES, CodedPart, CodedWeight, read_model, write_model
 from fleetpress.storage.errors import ArtifactCorrupt
@@ -70,7 +72,7 @@ def decoded_program(data: bytes) -> ExportedProgram:
             if entry is None or name not in stored:
                 continue
             if name in model.weights:
-                value = _dequantized(name, model.weights[name], stored[name])
+                _, value = _read_back(name, model.weights[name], stored[name])
             else:
                 value = _tensor(model.members.array(payload), stored[name].dtype)
             meta = entry["tensor_meta"]
@@ -80,6 +82,17 @@ def decoded_program(data: bytes) -> ExportedProgram:
                 made[view] = _like(value.reshape(-1).as_strided(*view), stored[name])
             values[name] = made[view]
     return with_tensors(skeleton, values)
+
+
+def packed_program(data: bytes) -> ExportedProgram:
+    """The program in the bytes of a coded model with its weights packed, as a `.pt2` of the same recipe holds it.
+
+    Raises as `decoded_program` does.
+    """
+    program, coded = decoded_program(data), read_model(data).weights
+    values = tensors(program)
+    quantized = {name: _read_back(name, weight, values[name])[0] for name, weight in coded.items()}
+    return pack_program(program, quantized, [name for layer in layers(program) for name in layer.weights])
 
 
 def _like(value: Tensor, kept: Tensor) -> Tensor:
@@ -102,11 +115,13 @@ def _tensor(array: Array, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(flat).view(dtype).reshape(array.shape)
 
 
-def _dequantized(name: str, weight: CodedWeight, kept: Tensor) -> Tensor:
+def _read_back(name: str, weight: CodedWeight, kept: Tensor) -> tuple[QuantizedWeight, Tensor]:
+    """A weight as codes, and what they mean."""
     try:
         parts = {part: _tensor(held.array, TORCH_DTYPES[held.dtype]) for part, held in weight.parts.items()}
         facts = {**weight.facts, "shape": tuple(kept.shape), "axis": weight.axis}
-        value = weight_of(parts, facts).dequantize()
+        coded = weight_of(parts, facts)
+        value = coded.dequantize()
     except (CompressionError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactCorrupt(
             f"{name}: its codes and what is said of them do not fit together "
@@ -117,4 +132,4 @@ def _dequantized(name: str, weight: CodedWeight, kept: Tensor) -> Tensor:
             f"{name}: decodes to {value.dtype} {tuple(value.shape)}, but the program takes {kept.dtype} "
             f"{tuple(kept.shape)}; publish the model again"
         )
-    return value
+    return coded, value

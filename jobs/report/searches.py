@@ -115,7 +115,9 @@ def _steps(recipe: object) -> str:
     found = []
     prune, tune, quantize = (recipe.get(name) for name in ("prune", "finetune", "quantize"))
     if isinstance(prune, Mapping):
-        found.append(f"prune by {prune.get('method')}, {prune.get('sparsity')}")
+        found.append(f"prune by {prune.get('method')}, {_shares(prune)}")
+        if isinstance(zeros := prune.get("zeros"), Mapping):
+            found.append(f"zeros, {_shares(zeros)}")
     if isinstance(tune, Mapping):
         found.append(f"fine-tune {tune.get('epochs')} epochs")
     if isinstance(quantize, Mapping):
@@ -125,6 +127,16 @@ def _steps(recipe: object) -> str:
         own = f"{known[0]} to {known[-1]} bits, layer by layer" if known else quantize.get("scheme")
         found.append(f"quantize to {own or quantize.get('num_bits')}")
     return ", ".join(found)
+
+
+def _shares(step: Mapping[str, Any]) -> str:
+    """The share that a step takes, or those of single layers."""
+    layers = step.get("layers")
+    own = [number(item, "sparsity") for item in layers.values()] if isinstance(layers, Mapping) else []
+    known = sorted(value for value in own if value is not None)
+    if not known:
+        return str(step.get("sparsity"))
+    return f"{known[0]:.2g} to {known[-1]:.2g}, layer by layer"
 
 
 def _logarithms(values: Sequence[float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fleetpress.compression.quantization.rounded_biases import rounded
@@ -131,6 +131,24 @@ def test_it_is_verified_dequantized_listed_and_reported(run: tuple[Path, FleetRe
         with redirect_stdout(io.StringIO()) as out:
             main([verb, f"{place}/out"])
         assert "coded" in out.getvalue()
+
+
+def test_it_is_exported_as_the_packed_program_that_the_recipe_without_format_publishes(
+    run: tuple[Path, FleetResult],
+) -> None:
+    place, _ = run
+    target = place / "exported"
+    for name in ("coded", "packed"):
+        assert main(["export", f"{place}/out/models/{name}", "--to", "pt2", str(target / name)]) == 0
+    files = [(target / name / "model.pt2").read_bytes() for name in ("coded", "packed")]
+    published_file = open_store(resolve(f"{place}/out/models/packed")).get("model.pt2")
+    assert files[0] == files[1] == published_file
+    assert main(["export", f"{place}/out/models/coded", "--to", "safetensors", str(target)]) == 0
+    module = load_artifact(f"{place}/out/models/coded")
+    assert isinstance(module, nn.Module)
+    plain = load_file(target / "model.safetensors")
+    assert plain.keys() == module.state_dict().keys()
+    assert all(torch.equal(plain[name], value) for name, value in module.state_dict().items())
 
 
 def test_damage_is_found(run: tuple[Path, FleetResult], tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 from fleetpress.compression.quantization import QUANTIZERS, quantize_weight
 from fleetpress.compression.scheme import resolve
 from fleetpress.jobs import load_artifact, run_fleet
-from fleetpress.jobs.artifacts import dequantize, verify
+from fleetpress.jobs.artifacts import dequantize, export, verify
+from fleetpress.jobs.errors import UsageError
 from fleetpress.jobs.preview.fleet import preview
 from fleetpress.jobs.runs.results import ModelResult
 from fleetpress.jobs.spec.fleet_spec import parse_spec
@@ -113,6 +114,8 @@ def test_transformers_makes_of_it_what_the_plain_weights_are(
     reference.load_state_dict(plain)
     assert torch.equal(outputs(loaded), outputs(reference))
     assert not torch.equal(outputs(loaded), before) or name in ("bf16", "fp16")
+    with pytest.raises(UsageError, match="is a checkpoint, which has no graph; export it --to safetensors"):
+        export(uri, "pt2", str(tmp_path))
     dequantize(uri, str(tmp_path))
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=loaded.dtype)
     assert torch.equal(outputs(again), outputs(reference))

@@ -16,7 +16,7 @@ from fleetpress.compression.quantization.weight import QuantizedWeight
 from fleetpress.compression.scheme import SCHEMES, QuantScheme
 from fleetpress.compression.treatment import fitted
 from fleetpress.jobs import load_artifact, run_fleet
-from fleetpress.jobs.artifacts import dequantize, verify
+from fleetpress.jobs.artifacts import export, verify
 from fleetpress.jobs.checkpoint import layout as checkpoint_layout
 from fleetpress.jobs.driver.run import plan_model
 from fleetpress.jobs.planning.fleet import resolve
@@ -282,7 +282,7 @@ def test_tied_head_is_left_out_and_named(fleet: FleetResult) -> None:
 
 @pytest.mark.parametrize("name", ["llama-asym", "bert", "bert-asym", "lone"])
 def test_dequantized_checkpoint_is_an_ordinary_one(name: str, fleet: FleetResult, tmp_path: Path) -> None:
-    written = dequantize(f"{fleet.output}/models/{name}", str(tmp_path))
+    written = export(f"{fleet.output}/models/{name}", "safetensors", str(tmp_path))
     assert sorted(written) == sorted(info.key for info in open_store(str(tmp_path)).list())
     assert not {"manifest.json", "metrics.json", "recipe.yaml"} & set(written)
     plain = load_artifact(artifact(fleet, name))

@@ -11,7 +11,8 @@ from fleetpress.compression.errors import QuantizationError
 from fleetpress.compression.quantization import QUANTIZERS, affine, quantize_weight
 from fleetpress.compression.quantization.error_feedback import compensated, feedback_matrix
 from fleetpress.compression.quantization.output_error import output_squares
-from fleetpress.compression.scheme import QuantScheme, resolve
+from fleetpress.compression.quantization.range_search import best_scales as smallest_error_scales
+from fleetpress.compression.scheme import QuantScheme, Strategy, resolve
 
 SCHEMES = {
     "groups": resolve(scheme="W4A16", group_size=16),
@@ -107,6 +108,29 @@ def test_gptq_gives_the_codes_of_the_textbook_loop(ordered: bool, symmetric: boo
     zero = torch.zeros_like(scale) if zero_point is None else zero_point.double() - 8
     expected = gptq_by_the_book(weight, gram, scale[:, by_column], zero[:, by_column], order)
     assert torch.equal(found.codes.double() - 8, expected)
+
+
+@pytest.mark.parametrize("strategy", ["channel", "tensor"])
+@pytest.mark.parametrize("name", ["gptq", "coordinate_descent"])
+def test_with_few_bits_no_unit_is_worse_off_than_in_either_range(name: str, strategy: Strategy) -> None:
+    weight, statistics, _ = layer()
+    weight[5] = torch.where(weight[5] > 0, 1.0, -1.0)  # nothing lies inside: its full range is the better one
+    weight[6, 0] = 20  # and here a narrowed one
+    scheme, inputs = resolve(num_bits=2, strategy=strategy), statistics.inputs
+    ranges = (smallest_error_scales(weight, scheme), affine.quantization_parameters(weight, scheme))
+    alone = [
+        output_squares(compensated(weight, *found, scheme, inputs).dequantize() - weight, inputs)
+        for found in ranges
+    ]
+    error = output_squares(
+        QUANTIZERS[name].quantize(weight, scheme, statistics).dequantize() - weight, inputs
+    )
+    if strategy == "tensor":
+        assert error.sum() <= min(float(one.sum()) for one in alone) * (1 + 1e-5)
+        return
+    assert (alone[0] < alone[1]).any()
+    assert (alone[1] < alone[0]).any()
+    assert (error <= torch.minimum(*alone) * (1 + 1e-5) + 1e-9).all()
 
 
 def test_feedback_is_the_inverse_s_in_one_factorization() -> None:

@@ -94,7 +94,7 @@ def quantized_of(program: ExportedProgram, scheme: QuantScheme) -> dict[str, Qua
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every weight with zeros is stored without them, however small it is."""
-    monkeypatch.setattr(sparse_weight, "_NODES_BYTES", -(10**9))
+    monkeypatch.setattr(sparse_weight, "NODES_BYTES", -(10**9))
 
 
 def same_outputs(programs: list[ExportedProgram], expected: ExportedProgram, dtype: torch.dtype) -> None:

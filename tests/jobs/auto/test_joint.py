@@ -5,7 +5,7 @@ import pytest
 from fleetpress.compression.joint_allocation import Deletion, Part
 from fleetpress.jobs.auto.choices import UNCORRECTED, Prices, Searched, Sensed, Table
 from fleetpress.jobs.auto.effort import effort
-from fleetpress.jobs.auto.joint import corrected, expected_of, joint_recipe
+from fleetpress.jobs.auto.joint import corrected, expected_of, is_outdated, joint_recipe
 from fleetpress.jobs.spec.recipe import Recipe
 
 
@@ -84,6 +84,16 @@ def test_what_was_expected_is_told_by_kind() -> None:
     assert expected["zeros"] == pytest.approx(sum(0.5 * one.by_zeros for one in taken.values()))
 
 
+def test_one_share_for_all_units_lies_between_those_that_were_sensed() -> None:
+    recipe = {
+        "prune": {"structure": ["channel"], "sparsity": 0.25},
+        "quantize": {"num_bits": 4, "group_size": 64},
+    }
+    assert expected_of(recipe, _table(1.0)) == {"codes": 0.0, "zeros": 0.0, "deletion": pytest.approx(0.5)}
+    together = {"prune": {"sparsity": 0.9}, "quantize": {"num_bits": 3, "strategy": "tensor"}}
+    assert expected_of(together, _table(1.0)) == {}
+
+
 def test_prices_are_those_that_explain_what_was_measured() -> None:
     assert corrected([]) == Prices()
     truth = Prices(codes=0.5, zeros=0.1, deletion=2.0)
@@ -108,6 +118,14 @@ def test_corrected_prices_change_the_choice() -> None:
     assert dear is not None
     assert "zeros" in plain["prune"] or "layers" in plain["prune"]
     assert plain["prune"]["method"] != dear["prune"]["method"]
+
+
+def test_a_candidate_is_outdated_once_the_solver_would_do_much_better() -> None:
+    table, dear = _table(0.5), Prices(codes=1.0, zeros=1.0, deletion=0.001)
+    recipe = joint_recipe(9000, table, SEARCHED, UNCORRECTED)
+    assert recipe is not None
+    assert not is_outdated(recipe, 9000, table, SEARCHED, UNCORRECTED)
+    assert is_outdated(recipe, 9000, table, SEARCHED, dear)
 
 
 def test_small_nets_on_few_samples_get_many_epochs_and_folds() -> None:

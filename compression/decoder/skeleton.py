@@ -165,8 +165,7 @@ def _built(config: Mapping[str, Any]) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # of configs: what is unusual in one is no concern of the user's here
+    logging.set_verbosity_error()  # what is unusual in a config is no concern of the user's here
     kind, classes = config.get("model_type"), config.get("architectures") or [None]
     try:
         described = transformers.AutoConfig.for_model(
@@ -177,8 +176,6 @@ def _built(config: Mapping[str, Any]) -> Any:
             f"transformers {transformers.__version__} cannot read its config.json (model_type {kind!r}: "
             f"{_first_line(error)}); {REMEDY}"
         ) from None
-    finally:
-        logging.set_verbosity(level)
     found = getattr(transformers, str(classes[0]), None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise ProgramError(

@@ -15,7 +15,9 @@ from .memory import LIBRARIES_BYTES, TORCH_BYTES, TRANSFORMERS_BYTES
 from .samples import Shard, chunks_of, quota_of
 
 METRICS = ("perplexity", "token_accuracy")
-_COMPUTE_BYTES = 4  # of a weight while it is run
+SCORED_TOKENS = 256  # whose scores are there at once
+_COMPUTE_BYTES = 4  # of a weight, and a score, while it is run
+_SCORES = 3  # copies of scores while they are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,8 @@ def _check_memory(checkpoint: Checkpoint, memory_bytes: int) -> None:
     """Raises ModelError naming the tensor, such as the head, that cannot be held while it is run."""
     for name, at in checkpoint.tensors.items():
         needed = _COMPUTE_BYTES * math.prod(at.info.shape) + at.info.size_bytes
+        if len(at.info.shape) == 2:  # as if it were the head
+            needed += _SCORES * _COMPUTE_BYTES * SCORED_TOKENS * at.info.shape[0]
         needed += LIBRARIES_BYTES + TORCH_BYTES + TRANSFORMERS_BYTES
         if needed > memory_bytes:
             raise ModelError(

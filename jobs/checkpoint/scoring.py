@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from fleetpress.compression.decoder.passage import Batch, advanced, check_independent, embedded, scores
@@ -21,6 +20,7 @@ from ..tasks import StepResult
 from ..threads import use_one_thread
 from .choice import choose
 from .layout import Item
+from .quality import SCORED_TOKENS
 from .steps import opened
 from .token_data import check_room, token_batch
 from .weights import SourceTensors, kept_item, solved_matrix
@@ -76,14 +76,20 @@ def _sums(payload: Payload) -> list[Sums]:
 
 
 def _measured(skeleton: Skeleton, batch: Batch, hidden: Tensor, metric: str) -> list[Sums]:
-    """One sequence after the other: scores of all tokens are large."""
+    """The metric's sums of each sequence; scores of many tokens are large, so some come at a time.
+
+    What follows the last block looks at every token alone. The last one of a run is the first one of the next: each run
+    is measured by how well it foretells its tokens after the first.
+    """
     rule, found = METRICS[metric], []
-    for index, ids in enumerate(torch.split(batch.input_ids, 1)):
-        mask = None if batch.attention_mask is None else batch.attention_mask[index : index + 1]
-        logits = scores(skeleton, Batch(input_ids=ids, attention_mask=mask), hidden[index : index + 1])
-        targets = ids if mask is None else ids.masked_fill(mask == 0, _NO_TOKEN)
+    kept = batch.attention_mask
+    targets = batch.input_ids if kept is None else batch.input_ids.masked_fill(kept == 0, _NO_TOKEN)
+    for index in range(len(batch)):
         sums = rule.start()
-        rule.update(sums, logits, targets)
+        for start in range(0, max(1, targets.shape[1] - 1), SCORED_TOKENS):
+            at = slice(index, index + 1), slice(start, start + SCORED_TOKENS + 1)
+            logits = scores(skeleton, Batch(input_ids=batch.input_ids[at]), hidden[at])
+            rule.update(sums, logits, targets[at])
         found.append(sums)
     return found
 

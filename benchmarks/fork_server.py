@@ -16,13 +16,13 @@ from typing import Any, Self
 class ForkServer:
     """The process of `program` that forks, from entering to leaving the context; used by one thread at a time."""
 
-    def __init__(self, program: str, longest_seconds: float) -> None:
-        self._program, self._longest_seconds = program, longest_seconds
+    def __init__(self, program: str, longest_seconds: float, *arguments: str) -> None:
+        self._command, self._longest_seconds = [sys.executable, program, *arguments], longest_seconds
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="fleetpress-forks-")
         self._process = subprocess.Popen(
-            [sys.executable, self._program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         return self
 
@@ -75,3 +75,13 @@ def load_everything() -> None:
     )  # nobody is asked anything
     gc.collect()
     gc.freeze()
+
+
+def load_transformers() -> None:
+    """What a run loads beside that if it runs checkpoints."""
+    from transformers import LlamaForCausalLM  # noqa: F401 - for all children
+
+    import fleetpress.jobs.checkpoint.advancing
+    import fleetpress.jobs.checkpoint.calibrating
+    import fleetpress.jobs.checkpoint.scoring
+    import fleetpress.jobs.checkpoint.solving  # noqa: F401 - for all children

@@ -6,7 +6,7 @@ Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 6 and 13; fo
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,20 @@ def difference(metric: str, before: Sequence[Sums], after: Sequence[Sums], *, se
         high=high,
         samples=len(before),
     )
+
+
+def without_memory(unseen: Difference, seen: Difference, memory: float) -> Difference:
+    """The drop of a fine-tuned model on samples that it was not tuned on, without what the model before knew by heart.
+
+    The model before was trained on all of them, the tuned one has forgotten part of what it did not see again: part of
+    the drop on `unseen` samples is memory. On `seen` ones, which both were trained on, it lacks only what it lost,
+    unless it has learnt those by heart beyond what the model before did. So the drop there counts where it is less, but
+    no more is taken off than the `memory` of the model before: by how much it is worse on data that no one saw.
+    """
+    lost = max(seen.drop, unseen.drop - max(0.0, memory))
+    if not lost < unseen.drop:
+        return unseen
+    return replace(unseen, drop=lost, standard_error=max(seen.standard_error, unseen.standard_error))
 
 
 def _table(samples: Sequence[Sums]) -> dict[str, Tensor]:

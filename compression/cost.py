@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from fleetpress.compression.batches import TARGETS, Arrays
 from fleetpress.compression.program import aliases, tensors, trainable
 
 aten = torch.ops.aten
@@ -41,8 +42,12 @@ def macs(program: ExportedProgram, batch: int = 1) -> int:
     )
 
 
-def free_sizes(program: ExportedProgram) -> int:
-    """How many sizes of the program's inputs are free: 0 for fixed shapes, 1 where the batch alone is."""
+def sample_macs(program: ExportedProgram, arrays: Arrays) -> int:
+    """About the multiply-accumulates of one sample of these arrays, 1 at least.
+
+    Of a program with further free sizes beside the batch (tokens, steps) as many times those of one as the longest
+    array has entries along its second dim.
+    """
     known = {
         symbol
         for node in program.graph.nodes
@@ -51,7 +56,8 @@ def free_sizes(program: ExportedProgram) -> int:
         if not isinstance(size, int)
         for symbol in size.node.expr.free_symbols
     }
-    return len(known)
+    lengths = [value.shape[1] for name, value in arrays.items() if name != TARGETS and value.dim() > 1]
+    return max(1, macs(program) * (max(lengths, default=1) if len(known) > 1 else 1))
 
 
 def _shape(value: Any, batch: int) -> list[int]:

@@ -57,9 +57,9 @@ def calibrate(
 
     With a `loss` the squared gradients of the outputs are kept, too: their mean times half the squared change of an
     output estimates what the change adds to the loss (Fisher; Kunstner et al. 2019, arXiv:1905.12558); not of recurrent
-    layers, which never show what their weights give. Targets of a
-    loss without any are drawn as in `training.collect`, by (seed, number of the batch). A program with a fixed batch
-    size uses that one and drops a smaller last batch. Raises DataMismatchError for arrays that do not fit.
+    layers, which never show what their weights give. Targets of a loss without any are drawn as in `training.collect`,
+    by (seed, number of the batch). A program with a fixed batch size uses that one and drops a smaller last batch.
+    Raises DataMismatchError for arrays that do not fit.
     """
     rule = LOSSES[loss] if loss else None
     check_arrays(program, arrays, rule is not None and rule.needs_targets, loss=loss)

@@ -36,7 +36,8 @@ ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32":
 class Treatment:
     """What is done to a matrix, in this order: zero weights (`sparsity`: method and options), quantize, or cast.
 
-    `layout` is the form that quantized codes are stored in; `method` chooses their range.
+    `layout` is the form that quantized codes are stored in; `method` chooses their range. A `calibrated` one is done to
+    the matrix as a whole, by a task that knows what its layer reads.
     """
 
     sparsity: tuple[tuple[str, Any], ...] = ()
@@ -44,6 +45,7 @@ class Treatment:
     method: str = "round_to_nearest"
     layout: str = DENSE
     cast: str | None = None
+    calibrated: bool = False
 
     @property
     def is_measured(self) -> bool:

@@ -18,6 +18,7 @@ from fleetpress.storage.store import ObjectStore, Unfinished, text_field
 
 from .checkpoint.steps import CRUMBS
 from .driver.leases import LEASES
+from .handover import SPILLED
 from .ledger import Ledger
 from .runs.heartbeat import (
     Watch,
@@ -102,6 +103,7 @@ def find_leftovers(
         *_unfinished(writes, artifacts),
         *_unlisted(objects[_MODELS], artifacts),
         *_crumbs(store, objects[_RECORDS], artifacts),
+        *_spilled(store, objects[_RECORDS], artifacts),
         *_probes(objects[_PROBE]),
         *(_superseded(store, objects[_MODELS], artifacts) if superseded else ()),
     ]
@@ -229,6 +231,26 @@ def _crumbs(store: ObjectStore, sizes: Mapping[str, int], artifacts: Set[str]) -
         why = _RESUMABLE if resumable else "the shard that it was for is finished"
         yield Leftover(
             what="crumbs",
+            key=key,
+            why=why if record else "no record names it",
+            bytes=sizes[key],
+            keys=(key,),
+            resumable=resumable,
+        )
+
+
+def _spilled(store: ObjectStore, sizes: Mapping[str, int], artifacts: Set[str]) -> Iterator[Leftover]:
+    """What a calibration left beside its records for later tasks of the same model."""
+    keys = [key for key in sizes if key.endswith(tuple(SPILLED))]
+    digests = [key.removeprefix(_RECORDS).partition(".")[0] for key in keys]
+    records = side_by_side(Ledger(store).read, digests)
+    for key, record in zip(keys, records, strict=True):
+        resumable = (
+            record is not None and f"{_MODELS}{record.model}/{record.result['artifact']}" not in artifacts
+        )
+        why = _RESUMABLE if resumable else "the model that it was for is published"
+        yield Leftover(
+            what=SPILLED[f".{key.rpartition('.')[2]}"],
             key=key,
             why=why if record else "no record names it",
             bytes=sizes[key],

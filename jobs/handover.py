@@ -13,6 +13,9 @@ from .tasks import Output, TaskRecord
 
 Payload = Mapping[str, Any]
 
+# What tasks that calibrate a checkpoint leave beside their records until it is published, and what it is.
+SPILLED = {".hidden": "hidden states", ".statistics": "statistics", ".solved": "solved matrices"}
+
 
 def record(payload: Payload, digest: str, *, proved: bool = True) -> TaskRecord:
     """The record of an earlier task; if `proved`, what it names is there. Raises ModelError if it has vanished."""

@@ -26,11 +26,28 @@ _CHECKPOINT_STEPS: dict[str, Callable[[Payload], StepResult]] = {
 
 def run_step(task: Task) -> StepResult:
     """Run one task in this process. Raises the errors of the three packages; everything else is our bug."""
-    step = _CHECKPOINT_STEPS.get(task.kind)
+    step = _CHECKPOINT_STEPS.get(task.kind) or _calibrating_step(task.kind)
     if step is None:
         step = _program_step(task)
         use_one_thread()
     return step(task.payload)
+
+
+def _calibrating_step(kind: str) -> Callable[[Payload], StepResult] | None:
+    """The step of a checkpoint that is calibrated: torch lies behind it, and transformers."""
+    if kind == "advance":
+        from .checkpoint.advancing import advance
+
+        return advance
+    if kind == "solve":
+        from .checkpoint.solving import solve
+
+        return solve
+    if kind == "score":
+        from .checkpoint.scoring import score
+
+        return score
+    return None
 
 
 def _program_step(task: Task) -> Callable[[Payload], StepResult]:

@@ -263,6 +263,11 @@ def _forecast_line(forecast: Mapping[str, Any]) -> str:
         f"reads {sized(forecast['read_bytes'])} in {_counted(forecast['source_ranges'], 'range')}, "
         f"writes {sized(forecast['written_bytes'])} in {_counted(forecast['uploads'], 'part')} "
         f"of {_counted(len(forecast['shards']), 'file')}; {sized(forecast['memory_bytes'])} of memory a task"
+        + (
+            f"; runs the model in {_counted(forecast['runs'], 'task')}, which read {sized(forecast['run_bytes'])}"
+            if forecast.get("runs")
+            else ""
+        )
     )
 
 

@@ -21,6 +21,7 @@ models:
 {models}
 data:
   points: {{train: "{source}/train-*.npz", eval: "{source}/eval.npz", loss: cross_entropy}}
+  tokens: {{train: "{source}/tokens.npz", eval: "{source}/held-out.npz"}}
 recipes:
   all:
     train: {{epochs: 1, batch_size: 16}}
@@ -30,6 +31,10 @@ recipes:
     quantize: {{scheme: W8A16}}
     validate: {{max_drop: 1.0}}
   packed: {{quantize: {{scheme: W8A16_ASYM}}}}
+  solved:
+    calibrate: {{samples: 4, batch_size: 2}}
+    quantize: {{num_bits: 4, group_size: 16, method: gptq}}
+    validate: {{max_drop: 100%}}
 """
 _CODE = """\
 from torch import nn
@@ -66,6 +71,10 @@ KINDS = {
         arguments=("--allow-code",),
     ),
 }
+
+
+# Run by transformers, which takes seconds to load: not among those that the tests take a selection of.
+CALIBRATED = Kind(name="calibrated", entry='{{source: "{source}/llama/", data: tokens, recipe: solved}}')
 
 
 def write_sources(place: str, *, seed: int = 0) -> None:
@@ -109,7 +118,41 @@ def files(seed: int = 0) -> dict[str, bytes]:
         "language/tokenizer.json": json.dumps({"model": {"seed": seed}}).encode(),
         "language/model.safetensors.index.json": json.dumps(index).encode(),
         **{f"language/{file}": save(shard) for file, shard in shards.items()},
+        **_llama(seed),
     }
+
+
+def _llama(seed: int) -> dict[str, bytes]:
+    """A model of three blocks, and tokens for it."""
+    drawn = torch.Generator().manual_seed(seed)
+    shapes = {"model.embed_tokens.weight": (20, 16), "model.norm.weight": (16,), "lm_head.weight": (20, 16)}
+    for block in range(3):
+        inside = {f"self_attn.{name}_proj": (16, 16) for name in "qkvo"}
+        inside |= {"mlp.gate_proj": (32, 16), "mlp.up_proj": (32, 16), "mlp.down_proj": (16, 32)}
+        inside |= {"input_layernorm": (16,), "post_attention_layernorm": (16,)}
+        shapes |= {f"model.layers.{block}.{name}.weight": shape for name, shape in inside.items()}
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 20,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+    }
+    found = {
+        "llama/config.json": json.dumps(config).encode(),
+        "llama/model.safetensors": save(
+            {name: 0.2 * torch.randn(shape, generator=drawn) for name, shape in shapes.items()}
+        ),
+    }
+    for name, rows in (("tokens", 4), ("held-out", 3)):
+        buffer = io.BytesIO()
+        np.savez(buffer, input_ids=torch.randint(0, 20, (rows, 6), generator=drawn).numpy())
+        found[f"{name}.npz"] = buffer.getvalue()
+    return found
 
 
 def _points(rows: int, seed: int) -> bytes:

@@ -24,13 +24,14 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from crash_store import Fault, Troubled
-from fork_server import ForkServer, load_everything
+from fork_server import ForkServer, load_everything, load_transformers
 
 LAYOUT = {"SHARD_BYTES": 30_000, "TASK_BYTES": 4_000, "PART_BYTES": 600, "_SMALL_BYTES": 256}
 ONE_PUT_BYTES = 1_000  # larger shards go up in parts
 BLOCK_BYTES = 1_500  # of one request
 CHUNK_BYTES = 1_000  # of data that one task collects from: each of two shards is more
 GROUP_BYTES = 20_000  # of a program's file for each task that quantizes: two of them
+SOLVE_BYTES = 2_000  # of the matrices that one task solves: several tasks a block
 _LONGEST_RUN_SECONDS = 60
 
 
@@ -68,8 +69,8 @@ class Outcome:
 class Runs(ForkServer):
     """The process that forks, from entering to leaving the context; used by one thread at a time."""
 
-    def __init__(self) -> None:
-        super().__init__(__file__, 2 * _LONGEST_RUN_SECONDS)
+    def __init__(self, *, transformers: bool = False) -> None:
+        super().__init__(__file__, 2 * _LONGEST_RUN_SECONDS, *(["transformers"] if transformers else []))
 
     def at_once(self, *orders: Order) -> list[Outcome]:
         """All of them side by side, to their ends. Raises TimeoutError."""
@@ -105,6 +106,8 @@ def _outcome(code: int, folder: Path) -> Outcome:
 
 def _serve() -> None:
     """Fork for every order of a line on stdin; answer with the exit codes."""
+    if "transformers" in sys.argv:
+        load_transformers()
     load_everything()
     for line in sys.stdin:
         children = [_forked(order) for order in json.loads(line)]
@@ -199,6 +202,10 @@ def _cut_small() -> None:
     for name, size in LAYOUT.items():
         setattr(layout, name, size)
     steps.ONE_PUT_BYTES = ONE_PUT_BYTES
+    if "transformers" in sys.modules:
+        from fleetpress.jobs.checkpoint import calibrating
+
+        calibrating.SOLVE_BYTES = SOLVE_BYTES
     tasks.block_bytes = lambda _: BLOCK_BYTES
     plan_builder.CHUNK_BYTES = CHUNK_BYTES
     plan_builder.GROUP_BYTES = GROUP_BYTES

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from crash_fleets import KINDS, write_code, write_sources
+from crash_fleets import CALIBRATED, KINDS, write_code, write_sources
 from crash_forks import Runs
 from crash_store import MODES
 from crash_trials import Course, Quiet, Trial, clear, left_over, lost, reason_of
@@ -30,6 +30,7 @@ from fleetpress.storage.s3_client import shared_client
 from fleetpress.storage.store import open_store
 
 STORES = ("folder", "s3")
+ALL = {**KINDS, CALIBRATED.name: CALIBRATED}
 TWO_RUNS = ("two runs", "two runs, blind")
 SMALLEST_PART_BYTES = 256  # that the S3 server takes; Amazon's takes 5 MiB
 _CREDENTIALS = {
@@ -215,9 +216,9 @@ def _rows(kind: str, store: str, place: str, folder: Path, options: argparse.Nam
     write_code(own)
     outputs = f"{place}/outputs"
     rows = []
-    with Runs() as runs:
+    with Runs(transformers=kind == CALIBRATED.name) as runs:
         course = Course(
-            runs, KINDS[kind], source=f"{place}/source", outputs=outputs, folder=own, environment=_aws()
+            runs, ALL[kind], source=f"{place}/source", outputs=outputs, folder=own, environment=_aws()
         )
         quiet = course.quiet()
         for mode in options.modes:
@@ -238,7 +239,7 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
+    parser.add_argument("--kinds", nargs="+", choices=ALL, default=list(ALL), metavar="KIND")
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES), metavar="STORE")
     parser.add_argument(
         "--modes", nargs="+", choices=(*MODES, *TWO_RUNS), default=[*MODES, *TWO_RUNS], metavar="MODE"

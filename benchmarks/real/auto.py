@@ -167,7 +167,7 @@ MODELS = {
     "crepe-full": Searched(make=pitch("full", 320), loss="", metric="cosine"),
     "minilm": Searched(make=encoder, loss="", metric="cosine"),
 }
-ARCHIVED = ("lenet300", "lenet5")  # with Deep Compression's table beside them
+LENETS = ("lenet300", "lenet5")  # with Deep Compression's table beside them
 
 
 def prepare(folder: Path, name: str, seed: int) -> None:
@@ -184,8 +184,8 @@ def prepare(folder: Path, name: str, seed: int) -> None:
         bench.say(f"made {name}, seed {seed}, in {time.monotonic() - started:.0f} s")
 
 
-def spec(name: str, seed: int, drop: str, recipes: Sequence[str]) -> str:
-    """A model by each of the recipes: `auto`, `archive` (auto, of the archive), or a number of bits."""
+def spec(name: str, seed: int, auto: str, recipes: Sequence[str]) -> str:
+    """A model by each of the recipes: `auto` with these options, `archive` (of the archive), or a number of bits."""
     place, of = HOME / f"{name}-{seed}", MODELS[name]
     told = f"loss: {of.loss}, metric: {of.metric}" if of.loss else f"metric: {of.metric}"
     lines = ["version: 1", "name: auto", f"output: {HOME}/output-{seed}", f"seed: {seed}", "models:"]
@@ -194,13 +194,13 @@ def spec(name: str, seed: int, drop: str, recipes: Sequence[str]) -> str:
         for recipe in recipes
     ]
     lines += ["data:", f"  own: {{train: {place}/train.npz, eval: {place}/eval.npz, {told}}}", "recipes:"]
-    lines += [f"  {recipe}: {_steps(recipe, drop)}" for recipe in recipes]
+    lines += [f"  {recipe}: {_steps(recipe, auto)}" for recipe in recipes]
     return "\n".join([*lines, "resources: {memory_per_task: 6GiB}", ""])
 
 
-def _steps(recipe: str, drop: str) -> str:
+def _steps(recipe: str, auto: str) -> str:
     if recipe in ("auto", "archive"):
-        return f"{{auto: {{max_drop: {drop}}}{', format: archive' if recipe == 'archive' else ''}}}"
+        return f"{{auto: {auto}{', format: archive' if recipe == 'archive' else ''}}}"
     bits = int(recipe.removeprefix("w"))
     groups = "group_size: 128" if bits < 8 else "strategy: channel"
     step = f"{{num_bits: {bits}, {groups}, method: gptq, targets: ['re:.*']}}"
@@ -210,12 +210,18 @@ def _steps(recipe: str, drop: str) -> str:
 def searched(name: str, seed: int, recipe: str, chosen: bench.Options) -> tuple[ModelResult, float]:
     """What `auto` made of a model, and the minutes of a core that it took when it was first run."""
     started = _core_seconds()
-    text = spec(name, seed, chosen.more.drop, [recipe])
+    text = spec(name, seed, _auto(chosen), [recipe])
     model = bench.by_name(bench.run(text, "auto.yaml", chosen))[f"{name}-{recipe}"]
     spent = HOME / f"{name}-{seed}" / f"minutes-{recipe}-{model.digest}"
     if not spent.exists():
         spent.write_text(f"{(_core_seconds() - started) / 60}")
     return model, float(spent.read_text())
+
+
+def _auto(chosen: bench.Options) -> str:
+    """The options of `auto`: a drop, and nothing else if nothing else is asked for."""
+    trials = "" if chosen.more.trials is None else f", trials: {chosen.more.trials}"
+    return f"{{max_drop: {chosen.more.drop}{trials}}}"
 
 
 def _core_seconds() -> float:
@@ -260,11 +266,9 @@ def measured(name: str, seed: int, chosen: bench.Options) -> Found:
     """A model by `auto`, and at every number of bits."""
     prepare(chosen.folder, name, seed)
     auto, minutes = searched(name, seed, "auto", chosen)
-    archive = searched(name, seed, "archive", chosen)[0] if name in ARCHIVED else None
+    archive = searched(name, seed, "archive", chosen)[0] if name in chosen.more.archived else None
     names = [f"w{bits}" for bits in BITS]
-    uniform = bench.by_name(
-        bench.run(spec(name, seed, chosen.more.drop, names), "auto.yaml", chosen)
-    ).values()
+    uniform = bench.by_name(bench.run(spec(name, seed, _auto(chosen), names), "auto.yaml", chosen)).values()
     good = [model for model in uniform if model.after and passes(model, chosen.more.drop, seed)]
     best = min(good, key=lambda model: float((model.after or {})["bytes"]), default=None)
     made = [model for model in (auto, archive) if model is not None and model.digest]
@@ -298,14 +302,11 @@ def row(name: str, seeds: Sequence[Found]) -> list[object]:
 def lenet_row(name: str, seeds: Sequence[Found]) -> list[object]:
     """Errors in %, and all files of the artifacts over the floats of the net's parameters."""
     whole = 4 * deep_compression.PARAMETERS[name]
-    cells: list[object] = [
-        name,
-        _spread([100 - 100 * (found.auto.before or {})["value"] for found in seeds], 2),
-    ]
-    for place, models in enumerate(([found.auto for found in seeds], [found.archive for found in seeds])):
-        cells.append(_spread([100 - 100 * ((model and model.after) or {})["value"] for model in models], 2))
-        sizes = [found.artifact_bytes[place] for found in seeds]
-        cells += [_spread(sizes, 0), _spread([whole / size for size in sizes], 1) + "x"]
+    cells: list[object] = [name, _spread([100 - 100 * (one.auto.before or {})["value"] for one in seeds], 2)]
+    for place, models in enumerate(([one.auto for one in seeds], [one.archive for one in seeds])):
+        errors = [100 - 100 * (model.after or {})["value"] for model in models if model is not None]
+        sizes = [one.artifact_bytes[place] for one in seeds if len(one.artifact_bytes) > place]
+        cells += [_spread(errors, 2), _spread(sizes, 0), _spread([whole / size for size in sizes], 1) + "x"]
     return cells
 
 
@@ -318,6 +319,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--drop", default="1%")
+    parser.add_argument("--trials", type=int, help="fewer than a search takes by itself")
+    parser.add_argument(
+        "--archived", nargs="*", choices=LENETS, default=LENETS, help="searched for as archives, too"
+    )
 
 
 def main() -> None:
@@ -334,7 +339,7 @@ def main() -> None:
     ratios = [[one.ratio for one in seeds if one.ratio] for seeds in found.values()]
     means = [statistics.mean(some) for some in ratios if some]
     print(f"\nuniform / auto: mean {statistics.mean(means):.2f}, least {min(means):.2f}, {len(means)} models")
-    if lenets := {name: seeds for name, seeds in found.items() if name in ARCHIVED}:
+    if lenets := {name: seeds for name, seeds in found.items() if name in LENETS}:
         head = ["net", "error before %", *("error %", "all files bytes", "ratio") * 2]
         rows = [lenet_row(name, seeds) for name, seeds in lenets.items()]
         bench.table("LeNets: as .pt2, and with format: archive", head, rows)

@@ -32,6 +32,8 @@ def geometry(dtype: str, shape: Sequence[int], size_bytes: int, treatment: Treat
         item = ITEM_BYTES.get(dtype, 1) if treatment.cast else 1
         return Geometry(rows=size_bytes // item, row_bytes=item, tile_rows=TILE_ELEMENTS)
     rows, columns = shape[0], math.prod(shape[1:])
+    if treatment.calibrated:
+        return Geometry(rows=rows, row_bytes=size_bytes // max(1, rows), tile_rows=max(1, rows), whole=True)
     tile = max(1, TILE_ELEMENTS // max(1, columns) // ROWS_PER_WORD) * ROWS_PER_WORD
     passes = measuring_passes(dict(treatment.sparsity), dtype) if treatment.sparsity else 0
     whole = False
@@ -80,9 +82,12 @@ def converter(name: str, dtype: str, shape: Sequence[int], treatment: Treatment,
 
 
 def needs_torch(dtype: str, shape: Sequence[int], treatment: Treatment) -> bool:
-    """Whether the treatment is done in torch: it is more than a copy, and the compiled kernel does not know it."""
+    """Whether the treatment is done in torch: it is more than a copy, and the compiled kernel does not know it.
+
+    What is calibrated was done before, by another task.
+    """
     scheme = treatment.scheme
-    if _is_copy(dtype, treatment):
+    if _is_copy(dtype, treatment) or treatment.calibrated:
         return False
     plain = not treatment.sparsity and treatment.method == "round_to_nearest"
     return not (plain and scheme is not None and kernels.supports(dtype, scheme, tuple(shape)))

@@ -1,4 +1,4 @@
-"""Sparsity: weights are zeroed where they are, and nothing is deleted. In programs; without data also in checkpoints.
+"""Sparsity: weights are zeroed where they are, and nothing is deleted. In programs and checkpoints.
 
 Importing this does not import torch: what a spec or a plan asks is told without it.
 """
@@ -70,7 +70,7 @@ def start(options: Options, dtype: str, shape: Sequence[int]) -> Zeroing:
 
 def _needs_inputs(options: Options) -> MethodError:
     return MethodError(
-        f"{options['method']} looks at what layers read, on a program with data; without data take magnitude_n_m or "
+        f"{options['method']} looks at what layers read, of a model with data; without data take magnitude_n_m or "
         "magnitude_unstructured"
     )
 

@@ -54,7 +54,7 @@ class SparsityMethod:
     A method that needs no data has `start(options, dtype, shape)`, which begins with a weight, and `passes(options,
     dtype)`, how often all of it is measured before it is zeroed; `compares_tensors` says that its measure means the
     same in every tensor, so that scope global may rank all of them together. One that looks at what layers read has
-    `zero_rows` instead, for programs; `moves_weights` says that it changes weights that it keeps, too.
+    `zero_rows` instead; `moves_weights` says that it changes weights that it keeps, too.
     """
 
     name: str
@@ -72,5 +72,5 @@ class SparsityMethod:
 
     @property
     def needs_inputs(self) -> bool:
-        """Whether it looks at what layers read: on a program with data only."""
+        """Whether it looks at what layers read: of a model with data only."""
         return self.zero_rows is not None

@@ -107,7 +107,8 @@ def is_outdated(
 
 
 def _total(recipe: Mapping[str, Any], table: Table, prices: Prices) -> float:
-    return sum(float(getattr(prices, kind)) * value for kind, value in expected_of(recipe, table).items())
+    factors = vars(prices)
+    return float(sum(factors[kind] * value for kind, value in expected_of(recipe, table).items()))
 
 
 def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:

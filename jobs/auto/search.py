@@ -16,6 +16,8 @@ from .joint import corrected, is_outdated
 _CLOSE = 1.04  # factor between two x that are not worth another trial
 _STEP = 0.62  # further down while everything was good enough
 _LEAST = 0.002
+_RUNG = 1.1  # factor of the cost from one rung of the ladder to the next, where both lost as much
+_ABOVE = (1.3, 1.7)  # factors above the edge, for rungs of the ladder, where trials are left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,8 @@ def ranked(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
 
 
 def ladder(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
-    """The trials to publish, one after the other until one passes: the best, then only what lost less before.
+    """The trials to publish, one after the other until one passes: the best, then only what lost less before, or no
+    more and costs a tenth more.
 
     For a budget of the cost: then only what cost less; nothing that was over it if anything was not.
     """
@@ -110,14 +113,16 @@ def ladder(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
     for trial in ranked(trials, goal):
         if goal.budget is not None and rungs and not is_good(trial, goal):
             break
-        safer = (
-            trial.drop < rungs[-1].drop
-            if rungs and goal.budget is None
-            else not rungs or trial.costs[goal.cost] < rungs[-1].costs[goal.cost]
-        )
-        if safer:
+        if not rungs or _is_safer(trial, rungs[-1], goal):
             rungs.append(trial)
     return rungs
+
+
+def _is_safer(trial: Measured, last: Measured, goal: Goal) -> bool:
+    if goal.budget is not None:
+        return trial.costs[goal.cost] < last.costs[goal.cost]
+    costs_more = trial.costs[goal.cost] > _RUNG * last.costs[goal.cost]
+    return trial.drop < last.drop or (trial.drop <= last.drop and costs_more)
 
 
 def front(trials: Sequence[Measured], cost: str) -> list[Measured]:
@@ -217,7 +222,7 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
         beyond = max((x for x in bad if x < edge), default=None)
         if beyond is None:
             return [x for x in (edge * _STEP, edge * _STEP**2, edge * _STEP**0.5) if x > _LEAST]
-        return _between(beyond, edge)
+        return [*_between(beyond, edge), *(x for x in (edge * factor for factor in _ABOVE) if good and x < 1)]
     if family in ("quantize", "joint") and goal.cost == "bytes" and built:
         # What is stored beside the weights hardly changes: the nearest trial tells how much that is.
         near = min(built, key=lambda trial: abs(trial.costs["bytes"] - goal.budget))  # type: ignore[operator]

@@ -10,13 +10,14 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.batches import evenly
 from fleetpress.compression.calibration import CalibrationStatistics
+from fleetpress.compression.cost import sample_macs
 from fleetpress.compression.evaluation import Runner, all_outputs
 from fleetpress.compression.joint_allocation import Deletion, Part
 from fleetpress.compression.outputs import meaning
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
 from fleetpress.compression.quantization.file_sizes import coded_weight_bytes, deflated_weight_bytes
-from fleetpress.compression.quantization.weight import to_rows
+from fleetpress.compression.quantization.weight import predicted_bytes, to_rows
 from fleetpress.compression.selection import Layer
 from fleetpress.compression.sensitivity import divergence, expected_increase
 
@@ -56,7 +57,9 @@ ZEROS: tuple[tuple[float, tuple[int, ...]], ...] = (
     (0.98, (3,)),
 )
 _PRICED_BY = "smallest_error"
-_SAMPLES = 64
+_SAMPLES = 64  # that a measurement looks at; of large nets fewer,
+_LEAST_SAMPLES = 8
+_METERED = 2e10  # as many as take so many multiply-accumulates
 _MOST_PROBED = 48  # layers; beyond, estimates of those that are known to be good have to do
 _PROBED = {"num_bits": 2, "strategy": "channel"}  # where both are well above the noise of rounding
 
@@ -108,7 +111,9 @@ class Meter:
 
     def __init__(self, program: ExportedProgram, payload: Payload) -> None:
         self._program = program
-        self._samples = evenly(shard_arrays(payload["data"]["train"][0]), _SAMPLES)
+        samples = shard_arrays(payload["data"]["train"][0])
+        fitting = int(_METERED // sample_macs(program, samples))
+        self._samples = evenly(samples, max(_LEAST_SAMPLES, min(_SAMPLES, fitting)))
         self._before: Tensor | None = None
 
     def increase(self, changed: Mapping[str, Tensor]) -> float:
@@ -155,6 +160,9 @@ def _options(
         for bits in every:
             settings = {"num_bits": bits, "strategy": "tensor"}
             made_of = _sensed(layer, left, settings, lambda weights: factor * increase(weights))
+            if not zeros:  # training uses all codes about alike: nothing is left for the file's own coding
+                packed = _packed_bytes(layer, plain, settings)
+                made_of = replace(made_of, bytes=packed, coded_bytes=packed)
             yield replace(made_of, is_trained=True, zeros=zeros, by_zeros=min(alone, made_of.increase))
 
 
@@ -171,6 +179,14 @@ def _sensed(
         bytes=sum(deflated_weight_bytes(weight) for weight in made.values()),
         coded_bytes=sum(coded_weight_bytes(weight) for weight in made.values()),
         increase=increase({name: weight.dequantize() for name, weight in made.items()}),
+    )
+
+
+def _packed_bytes(layer: Layer, values: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
+    """Bytes of codes and scales of the layer's weights, packed."""
+    return sum(
+        predicted_bytes(tuple(value.shape), layer.axis, scheme_of(settings), value.dtype)
+        for value in values.values()
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from fleetpress.compression.batches import TARGETS, count, evenly
-from fleetpress.compression.confidence import Difference, difference, sample_sums, value_of
-from fleetpress.compression.cost import free_sizes, macs, parameters
+from fleetpress.compression.batches import count, evenly
+from fleetpress.compression.confidence import difference, sample_sums, value_of, without_memory
+from fleetpress.compression.cost import macs, parameters, sample_macs
 from fleetpress.compression.errors import CompressionError
 from fleetpress.compression.evaluation import Runner, all_outputs
 from fleetpress.compression.metrics import METRICS, Sums, allowed_drop, drop
@@ -94,9 +94,10 @@ def trial(payload: Payload) -> StepResult:
         return StepResult(result={**tried, "refused": why})
     told = asdict(apart)
     if is_tuned:
-        seen = difference(base.metric, seen_before, seen_after, seed=payload["seed"])
-        told |= base.without_memory(apart, seen)
         tried |= {"expected": expected_of(recipe, table), "divergence": divergence}
+        if (memory := base.memory()) is not None:
+            seen = difference(base.metric, seen_before, seen_after, seed=payload["seed"])
+            told = {**asdict(without_memory(apart, seen, memory)), "drop_on_fold": apart.drop}
     return StepResult(result={**tried, "costs": costs, "metric": base.metric, **told})
 
 
@@ -131,7 +132,7 @@ class _Base:
         self._runner = Runner(self.program)
         samples = arrays(payload["data"]["train"][:1])
         self._count = count(samples) * len(payload["data"]["train"])
-        self._macs = _macs_of(self.program, samples)
+        self._macs = sample_macs(self.program, samples)
         self._loss = loss_name(payload["data"], samples)
         self.metric = metric_name(payload["data"], measured(payload["data"], samples), self.program)
 
@@ -154,28 +155,18 @@ class _Base:
         sums = [item for index in range(of) for item in self.sums(Fold(index=index, of=of), of=of)]
         return value_of(self.metric, sums)
 
-    def without_memory(self, apart: Difference, seen: Difference) -> dict[str, float]:
-        """The drop on a fold without what the model before knows by heart there, having been trained on it.
-
-        A fine-tuned candidate did not see the fold again and has forgotten part of it; on samples that both saw it
-        lacks only what it lost in truth, unless it learnt those by heart beyond what the model before did. So the drop
-        on `seen` samples counts, but no more is taken off than the model before loses on eval data, which no one saw.
-        """
+    def memory(self) -> float | None:
+        """By how much the model before is worse on eval data than on the folds; None where that cannot be told."""
         data = self._payload["data"]
         if not data["eval"] or METRICS[self.metric].needs != "targets":
-            return {}
+            return None
         unseen = remembered(
             f"unseen-{self._key}-{[file['etag'] for file in data['eval']]}",
             lambda: sample_sums(
                 self._runner, evenly(measured(data, arrays(data["eval"])), MOST_SAMPLES), self.metric
             ),
         )
-        memory = max(0.0, drop(self.metric, self.value(), value_of(self.metric, unseen)))
-        lost = max(seen.drop, apart.drop - memory)
-        if not lost < apart.drop:
-            return {}
-        error = max(seen.standard_error, apart.standard_error)
-        return {"drop": lost, "standard_error": error, "drop_on_fold": apart.drop}
+        return drop(self.metric, self.value(), value_of(self.metric, unseen))
 
     def divergence(self, program: ExportedProgram, fold: Fold) -> float:
         """How far the outputs moved on some of the fold's samples, in the unit of the expected increases."""
@@ -202,11 +193,3 @@ class _Base:
     def _samples(self, fold: Fold, of: int) -> Mapping[str, Tensor]:
         files = [{**file, "fold": dict(vars(fold))} for file in self._payload["data"]["train"]]
         return evenly(measured(self._payload["data"], arrays(files)), -(-MOST_SAMPLES // of))
-
-
-def _macs_of(program: ExportedProgram, samples: Mapping[str, Tensor]) -> int:
-    """Multiply-accumulates of one sample of these data; free sizes beside the first are as theirs."""
-    longest = max(
-        (value.shape[1] for name, value in samples.items() if name != TARGETS and value.dim() > 1), default=1
-    )
-    return max(1, round(macs(program) * longest)) if free_sizes(program) > 1 else macs(program)

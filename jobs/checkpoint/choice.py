@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fleetpress.compression.checkpoint.blocks import NamedBlocks, named_blocks
+from fleetpress.compression.checkpoint.data_free import needs_inputs, without_inputs
 from fleetpress.compression.checkpoint.layers import (
     HEADS,
     checkpoint_layers,
@@ -19,7 +21,7 @@ from fleetpress.compression.checkpoint.layers import (
 from fleetpress.compression.errors import TargetError
 from fleetpress.compression.scheme import cast_of
 from fleetpress.compression.selection import Layer
-from fleetpress.compression.sparsity import reason_against
+from fleetpress.compression.sparsity import SPARSIFIERS, reason_against
 from fleetpress.compression.treatment import (
     FLOAT,
     INT,
@@ -48,7 +50,7 @@ class Choice:
     """Every tensor with its treatment, in the order of the source, and what is told about layers.
 
     `treated` are the layers that are changed, `skipped` those that the recipe would change but must not (layer ->
-    reason).
+    reason). With `blocks` some are calibrated: the recipe looks at what the layers in these blocks read.
     """
 
     items: tuple[Item, ...]
@@ -56,6 +58,7 @@ class Choice:
     treated: Mapping[str, Treatment]
     skipped: Mapping[str, str]
     warnings: tuple[str, ...]
+    blocks: NamedBlocks | None = None
 
 
 def check_plain(checkpoint: Checkpoint) -> None:
@@ -99,9 +102,11 @@ def choose(checkpoint: Checkpoint, recipe: Mapping[str, Any]) -> Choice:
         raise TargetError(
             f"{checkpoint.uri}: the recipe reaches no layer; {_remedy(known, choosing.skipped, dtype)}"
         )
+    blocks = _blocks(checkpoint, choosing)
     return Choice(
         items=tuple(_items(checkpoint, tensors, known, choosing)),
         known=known,
+        blocks=blocks,
         treated=choosing.treated,
         skipped=choosing.skipped,
         warnings=(
@@ -112,8 +117,27 @@ def choose(checkpoint: Checkpoint, recipe: Mapping[str, Any]) -> Choice:
                 if name not in choosing.cast_too
             ),
             *_unread(choosing.treated),
+            *choosing.uncalibrated,
         ),
     )
+
+
+def _blocks(checkpoint: Checkpoint, choosing: "_Choosing") -> NamedBlocks | None:
+    """The blocks that are run, if a treatment looks at what layers read; treatments in them are calibrated then.
+
+    Raises ModelError for a checkpoint that is no language model in a folder of its own.
+    """
+    if not any(map(needs_inputs, choosing.treated.values())):
+        return None
+    blocks = named_blocks({name: at.info.shape for name, at in checkpoint.tensors.items()})
+    if checkpoint.config is None or blocks is None:
+        what = "has no config.json beside it" if checkpoint.config is None else "has no numbered blocks"
+        raise ModelError(
+            f"{checkpoint.uri} {what}, so it cannot be run to see what its layers read; take a method that needs no "
+            "data, or export the model to a program (.pt2)"
+        )
+    choosing.calibrate(blocks)
+    return blocks
 
 
 def _cast_of_all(choice: Choice) -> str | None:
@@ -209,7 +233,9 @@ def config_of(choice: Choice, config: Mapping[str, Any] | None) -> dict[str, Any
     groups: dict[Treatment, list[str]] = {}
     for name, treatment in quantized.items():
         # Zeroed weights are quantized like others: a reader needs not know.
-        groups.setdefault(replace(treatment, sparsity=(), method="round_to_nearest"), []).append(name)
+        groups.setdefault(
+            replace(treatment, sparsity=(), method="round_to_nearest", calibrated=False), []
+        ).append(name)
     # The largest group is that of the classes, the others are named: names go before classes.
     ordered = sorted(groups.items(), key=lambda entry: -len(entry[1]))
     kinds = sorted({layer.kind for layer in choice.known if layer.name in quantized})
@@ -232,6 +258,7 @@ class _Choosing:
         self.skipped: dict[str, str] = {}
         self.unused_ignores: list[str] = []
         self.cast_too: dict[str, Treatment] = {}  # tensors that are no layer's weights
+        self.uncalibrated: list[str] = []  # warnings of layers whose inputs are not looked at
 
     def zero(self, step: Mapping[str, Any]) -> None:
         """The step `prune`."""
@@ -239,8 +266,8 @@ class _Choosing:
         for layer in self._selected(step, ()):
             info = self._tensors[layer.weights[0]]
             reason = reason_against(dict(options), info.dtype, info.shape)
-            if layer.axis != 0 and "pattern" in step:
-                reason = "its inputs lie along columns (Conv1D), patterns along rows"
+            if layer.axis != 0 and ("pattern" in step or SPARSIFIERS[step["method"]].needs_inputs):
+                reason = "its inputs lie along columns (Conv1D), but are looked for along rows"
             if reason:
                 self.skipped[layer.name] = f"prune: {reason}"
             else:
@@ -280,6 +307,21 @@ class _Choosing:
                 for name, info in self._tensors.items()
                 if info.dtype in _WEIGHTS and info.dtype != dtype and name not in layered
             }
+
+    def calibrate(self, blocks: NamedBlocks) -> None:
+        """All treatments within the blocks are calibrated; outside of them, methods that need data give way."""
+        for name, treatment in self.treated.items():
+            if blocks.index_of(name) is not None:
+                self.treated[name] = replace(treatment, calibrated=True)
+                continue
+            own = self.treated[name] = without_inputs(treatment)
+            if own != treatment:
+                methods = " and ".join(
+                    [*(dict(own.sparsity)[key] for key in ("method",) if own.sparsity), own.method]
+                )
+                self.uncalibrated.append(
+                    f"{name} lies outside of the blocks that are run: {methods} is used there"
+                )
 
     def _selected(self, step: Mapping[str, Any], instead: tuple[str, ...]) -> tuple[Layer, ...]:
         """The layers that the step's `targets` and `ignore` choose; `instead` are the targets if it names none."""

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fleetpress.compression.selection import Layer
-from fleetpress.compression.treatment import KEPT
+from fleetpress.compression.treatment import KEPT, Treatment
 from fleetpress.storage import canonical_json
 from fleetpress.storage.checkpoint import Checkpoint
 from fleetpress.storage.safetensors_header import TensorInfo
 
 from .choice import Choice
 from .layout import Item, stored_bytes
+from .quality import Quality, finite
 from .stream import Sums
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]  # of the shards, by file
@@ -36,25 +38,56 @@ def _tensor_bytes(shards: Headers) -> int:
 
 
 def metrics_of(
-    checkpoint: Checkpoint, choice: Choice, shards: Headers, sums: Sums, size_bytes: int
+    checkpoint: Checkpoint,
+    choice: Choice,
+    shards: Headers,
+    sums: Sums,
+    *,
+    size_bytes: int,
+    methods: Mapping[str, str] = MappingProxyType({}),
+    quality: Quality | None = None,
 ) -> dict[str, Any]:
-    """What goes into `metrics.json`; `size_bytes` are those of all shards."""
+    """What goes into `metrics.json`; `size_bytes` are those of all shards, `methods` those of calibrated layers."""
     counts = sum(math.prod(place.info.shape) for place in checkpoint.tensors.values())
     before_bytes = sum(file.bytes for file in checkpoint.files)
-    side = {"metric": None, "value": None, "parameters": counts}
+    before: dict[str, Any] = {"metric": None, "value": None, "parameters": counts, "bytes": before_bytes}
+    after = {**before, "bytes": size_bytes}
+    if quality is not None:
+        before |= {"metric": quality.metric, "value": quality.before}
+        after |= {"metric": quality.metric, "value": finite(quality.after), "drop": dict(quality.drop)}
     items = {item.layer: item for item in choice.items if item.layer is not None}
     return {
-        "before": {**side, "bytes": before_bytes},
-        "after": {**side, "bytes": size_bytes},
+        "before": before,
+        "after": after,
         "compression_ratio": round(before_bytes / size_bytes, 4),
         "bits_per_weight": round(8 * _tensor_bytes(shards) / max(1, counts), 4),
         "layers": [
-            _layer_entry(layer, items[layer.name], sums.get(layer.name), choice.skipped.get(layer.name))
+            {
+                **_layer_entry(
+                    layer, items[layer.name], sums.get(layer.name), choice.skipped.get(layer.name)
+                ),
+                **({"method": methods[layer.name]} if layer.name in methods else {}),
+            }
             for layer in choice.known
             if layer.name in items
         ],
-        "warnings": list(choice.warnings),
+        "warnings": [*choice.warnings, *_unobserved(choice, methods)],
     }
+
+
+def _unobserved(choice: Choice, methods: Mapping[str, str]) -> list[str]:
+    """Layers in which another method than the one asked for was used, because nothing was seen of their inputs."""
+    return [
+        f"{layer}: what it reads was not seen, so {method} was used"
+        for layer, method in methods.items()
+        if method != ", ".join(_asked(choice.treated[layer]))
+    ]
+
+
+def _asked(treatment: Treatment) -> list[str]:
+    options = dict(treatment.sparsity)
+    zeroing = [options["method"]] if options else []
+    return [*zeroing, treatment.method] if treatment.scheme is not None else zeroing
 
 
 def _layer_entry(

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from fleetpress.storage.artifact import ArtifactFile, artifact_key, write_artifact
@@ -26,10 +27,11 @@ from ..tasks import Output, StepResult
 from ..threads import use_one_thread
 from .choice import Choice, check_plain, choose, config_of
 from .inbound import Ranges, Received, is_proved, merged
-from .layout import plan_shards
+from .layout import Item, plan_shards
 from .metrics import add_up, index_of, metrics_of
+from .quality import quality
 from .shard import Crumbling, Run, Shard
-from .stream import Block, Sums, stream
+from .stream import Block, Solved, Sums, stream
 from .tasks import pieces_of
 
 CRUMBS = ".crumbs"
@@ -60,7 +62,7 @@ def convert(payload: Payload) -> StepResult:
             result={
                 "file": file.as_dict(),
                 "sums": sums,
-                "received": received,
+                "received": _with_solved(payload, received),
                 "stages": stages.as_dict(),
             },
             outputs=(Output(key=key, bytes=file.bytes, sha256=file.sha256),),
@@ -85,7 +87,7 @@ def convert(payload: Payload) -> StepResult:
             "etags": etags,
             "crumbs": sink.checksums(),
             "sums": sums,
-            "received": source.ranges(),
+            "received": _with_solved(payload, source.ranges()),
             "stages": stages.as_dict(),
         },
         outputs=tuple(outputs),
@@ -135,7 +137,20 @@ def assemble(payload: Payload) -> StepResult:
     sums: Sums = {}
     for one in made.values():
         add_up(sums, one["sums"])
-    metrics = metrics_of(checkpoint, choice, shards, sums, sum(file.bytes for file in written))
+    methods = {
+        layer: method
+        for own in payload.get("solvers", ())
+        for layer, method in _result(payload, own)["methods"].items()
+    }
+    found = quality(payload)
+    size_bytes = sum(file.bytes for file in written)
+    metrics = metrics_of(
+        checkpoint, choice, shards, sums, size_bytes=size_bytes, methods=methods, quality=found
+    )
+    if found is not None and found.verdict:
+        for file in written:
+            store.delete(artifact_key(name, digest, file.path))
+        return StepResult(result={"state": "rejected", "reason": found.verdict, "metrics": metrics})
     files = companions(payload, metrics)
     config = config_of(choice, checkpoint.config)
     files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
@@ -146,7 +161,12 @@ def assemble(payload: Payload) -> StepResult:
         if other.path not in files:
             written += write_artifact(store, name, digest, {other.path: read_file(checkpoint.root, other)})
     written.sort(key=lambda file: file.path)
-    return complete(payload, metrics, kind="checkpoint", form="safetensors", files=written)
+    done = complete(payload, metrics, kind="checkpoint", form="safetensors", files=written)
+    if payload.get("spilled"):
+        from .spill import delete_spilled
+
+        delete_spilled(payload, payload["spilled"])
+    return done
 
 
 def opened(payload: Payload) -> Checkpoint:
@@ -178,6 +198,7 @@ def _prove_received(payload: Payload, made: Mapping[str, Mapping[str, Any]]) -> 
             is_proved(source, path, ranges, source.stored_crc32(path, etag=etags[path]))
         except StoreUnreachable as error:
             _drop(payload, {own: one for own, one in made.items() if path in one["received"]})
+            _drop_solved(payload)
             raise ModelError(f"{error}; nothing was published, run again to read them anew") from None
 
 
@@ -207,6 +228,14 @@ def _drop(payload: Payload, made: Mapping[str, Mapping[str, Any]]) -> None:
         store.delete(artifact_key(name, digest, one["file"]["path"]))
         for record_of in (own, *one.get("made_of", ())):
             store.delete(beside(record_of, ".json"))
+
+
+def _drop_solved(payload: Payload) -> None:
+    """Remove what was solved with what may be damaged."""
+    if payload.get("solvers"):
+        from .spill import delete_spilled
+
+        delete_spilled(payload, payload["solvers"])
 
 
 def _whole_shard(
@@ -248,6 +277,24 @@ def _received(payload: Payload) -> Received:
     return Received(open_store(payload["root"]), payload["files"])
 
 
+def _with_solved(payload: Payload, ranges: Ranges) -> Ranges:
+    """What a task has read, and those that solved some of its matrices."""
+    solvers = dict.fromkeys(payload["solved_by"].values())
+    return (
+        merged([ranges, *(_result(payload, digest)["received"] for digest in solvers)]) if solvers else ranges
+    )
+
+
+def _solved(payload: Payload, item: Item) -> Solved:
+    """A matrix as a task before has left it."""
+    from .spill import read_parts  # torch: not needed by those who only carry bytes
+
+    digest = payload["solved_by"][item.name]
+    made = _result(payload, digest)
+    signal, noise = made["sums"].get(item.layer, (0.0, 0.0))
+    return Solved(parts=read_parts(payload, digest, made["parts"][item.name]), signal=signal, noise=noise)
+
+
 def _stream(payload: Payload, source: Received, sink: Crumbling, stages: Stages) -> Sums:
     pieces = pieces_of(payload)
     if any(piece.item.needs_torch for piece in pieces):
@@ -256,7 +303,10 @@ def _stream(payload: Payload, source: Received, sink: Crumbling, stages: Stages)
     def read(block: Block, view: memoryview) -> None:
         source.read_into(block.path, block.offset_bytes, view, etag=block.etag)
 
-    return stream(payload["uri"], pieces, read, sink, stages, block_bytes=payload["block_bytes"])
+    solved = partial(_solved, payload)
+    return stream(
+        payload["uri"], pieces, read, sink, stages, block_bytes=payload["block_bytes"], solved=solved
+    )
 
 
 def _crumb_runs(digests: Sequence[str], made: Sequence[Mapping[str, Any]]) -> Iterator[Run]:

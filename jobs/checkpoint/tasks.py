@@ -20,11 +20,12 @@ def checkpoint_tasks(
     artifact: str,
     place: Mapping[str, Any],
     memory_bytes: int,
+    solvers: Mapping[str, Task] | None = None,
 ) -> tuple[list[Task], list[str]]:
     """The tasks before `assemble`, and the digest of the record of each shard.
 
-    `place` is where things are (output, root, uri); it changes no digest, and neither does `memory_bytes`. Raises
-    ModelError for a task that needs more than that.
+    `place` is where things are (output, root, uri); it changes no digest, and neither does `memory_bytes`. `solvers`
+    make what is calibrated, by item name. Raises ModelError for a task that needs more than `memory_bytes`.
     """
     made: list[Task] = []
 
@@ -64,7 +65,14 @@ def checkpoint_tasks(
             own = _convert_payload(shard, task, is_first=index == 0)
             if not alone:
                 own["opened"] = opened[0].digest
-            needs = () if alone else (opened[0].id,)
+            solving = {
+                piece.item.name: (solvers or {})[piece.item.name]
+                for piece in task.pieces
+                if piece.item.treatment.calibrated
+            }
+            own["solved_by"] = {item: solver.digest for item, solver in solving.items()}
+            needs = tuple(dict.fromkeys(solver.id for solver in solving.values()))
+            needs += () if alone else (opened[0].id,)
             memory = task_memory(task.pieces, memory_bytes, task.parts, task.crumbs)
             if memory > memory_bytes:
                 largest = max(task.pieces, key=lambda piece: piece.source_bytes).item.name
@@ -101,11 +109,11 @@ def _convert_payload(shard: PlannedShard, task: PlannedTask, *, is_first: bool) 
         "header": shard.header[LENGTH_BYTES:].decode() if is_first else None,
         "first_part": task.first_part,
         "offset_bytes": task.offset_bytes,
-        **_pieces_to_json(task.pieces),
+        **pieces_to_json(task.pieces),
     }
 
 
-def _pieces_to_json(pieces: Sequence[Piece]) -> dict[str, Any]:
+def pieces_to_json(pieces: Sequence[Piece]) -> dict[str, Any]:
     """Pieces as JSON values; files and treatments, which many share, stand in tables of their own."""
     files: dict[tuple[str, str], int] = {}
     treatments: dict[Treatment, int] = {}

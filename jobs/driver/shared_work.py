@@ -13,7 +13,7 @@ from ..tasks import (
 )
 
 # What these write lies below the model's name, so it serves no other model.
-_OWN_KINDS = ("open", "convert", "finish", "assemble", "publish")
+_OWN_KINDS = ("advance", "solve", "open", "convert", "finish", "assemble", "publish")
 
 _End = TypeVar("_End", TaskRecord, Failure)
 

@@ -26,7 +26,8 @@ from .stop import Stop
 
 _WAIT_SECONDS = 1.0
 _ASK_AGAIN_SECONDS = 3.0  # for a model that another run works on
-_USED_UP = ("open", "convert")  # kinds whose results later tasks do not read again
+# Kinds whose results nobody reads again once those who need them are done.
+_USED_UP = ("advance", "solve", "open", "convert")
 
 _log = logging.getLogger(__name__)
 

@@ -217,10 +217,10 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
             f"{asks} has format archive, which holds programs; delete it: a checkpoint keeps its own layout "
             "(`quantize: {format: ...}` chooses among those)"
         )
-    asked = [step for step in TRAINING_STEPS if getattr(recipe, step) is not None]
+    asked = [step for step in TRAINING_STEPS if step != "calibrate" and getattr(recipe, step) is not None]
     if recipe.prune is not None:
         method = SPARSIFIERS.get(recipe.prune.method)
-        if method is None or method.needs_inputs:
+        if method is None:
             asked.append(f"prune by {recipe.prune.method}")
         elif recipe.prune.scope == "global":
             asked.append("prune with scope global")
@@ -230,6 +230,8 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
         asked.append("quantize single layers otherwise (`layers`)")
     if recipe.quantize is not None and recipe.quantize.equalize is not None:
         asked.append(f"equalize by {recipe.quantize.equalize}")
+    if recipe.quantize is not None and recipe.quantize.bias_correction:
+        asked.append("correct biases")
     if recipe.quantize is not None and recipe.quantize.biases is not None:
         asked.append("round biases")
     if not asked:

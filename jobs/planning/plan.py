@@ -1,15 +1,16 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
 from fleetpress.storage.checkpoint import Checkpoint
 
-from ..checkpoint.choice import check_plain, choose
+from ..checkpoint.choice import Choice, check_plain, choose
 from ..checkpoint.layout import plan_shards
 from ..checkpoint.tasks import checkpoint_tasks
-from ..digests import contents, digest
+from ..digests import VERSIONS, contents, digest
 from ..spec.checks import (
     needs_gradients,
     needs_products,
@@ -17,6 +18,7 @@ from ..spec.checks import (
 )
 from ..spec.recipe import (
     DEFAULT_FORMAT,
+    CalibrateStep,
     PruneStep,
     is_gradual,
     later_steps,
@@ -65,6 +67,7 @@ def artifact_digest(
         workers=_trainers(model, workers),
         **(device_facts(gpus) if _has_gradients(model) else {}),
         **({"fleet": fleet} if fleet is not None and model.recipe.auto is not None else {}),
+        **({"search": [VERSIONS["sense"], VERSIONS["trial"]]} if model.recipe.auto is not None else {}),
     )
 
 
@@ -199,9 +202,10 @@ def without_end(plan: ModelPlan) -> ModelPlan:
 def plan_checkpoint(
     model: Model, checkpoint: Checkpoint, *, output: str, run: str, seed: int, memory_bytes: int
 ) -> ModelPlan:
-    """Tasks of a checkpoint: open?, convert*, finish*, assemble. The headers tell every byte that will be written.
+    """Tasks of a checkpoint: advance* and solve* by turns if it is calibrated, open?, convert*, finish*, assemble.
 
-    Raises TargetError, and ModelError for what is quantized already or a task too large for `memory_bytes`.
+    The headers tell every byte that will be written. Raises TargetError, and ModelError for what is quantized already
+    or a task too large for `memory_bytes`.
     """
     check_plain(checkpoint)
     final = artifact_digest(model, seed=seed, workers=1)
@@ -215,17 +219,88 @@ def plan_checkpoint(
     )
     choice = choose(checkpoint, builder.shared["recipe"])
     place = {"output": output, "root": absolute(checkpoint.root), "uri": model.source.uri}
+    shared: dict[str, Any] = {"name": model.name, "memory_bytes": memory_bytes}
+    added = _run_tasks(model, checkpoint, choice, builder, {**place, "artifact": final}, **shared)
+    builder.tasks = list(added.tasks)
     tasks, records = checkpoint_tasks(
-        plan_shards(choice.items),
-        name=model.name,
-        artifact=final,
-        place=place,
-        memory_bytes=memory_bytes,
+        plan_shards(choice.items), artifact=final, place=place, solvers=added.solvers, **shared
     )
-    builder.tasks = tasks
-    builder.last = tuple(task.id for task in tasks if task.digest in records)
+    builder.tasks += tasks
+    builder.last = tuple(task.id for task in tasks if task.digest in records) + added.last
     return ModelPlan(
-        model=model, digest=final, tasks=builder.finish("assemble", final, shard_records=records)
+        model=model,
+        digest=final,
+        tasks=builder.finish("assemble", final, shard_records=records, **added.facts),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunTasks:
+    """Tasks that run a checkpoint: those that solve a matrix by its name, those that the last task waits for.
+
+    `facts` are what that one knows of them.
+    """
+
+    tasks: tuple[Task, ...] = ()
+    solvers: Mapping[str, Task] = field(default_factory=dict)
+    last: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _run_tasks(
+    model: Model,
+    checkpoint: Checkpoint,
+    choice: Choice,
+    builder: PlanBuilder,
+    place: Mapping[str, Any],
+    *,
+    name: str,
+    memory_bytes: int,
+) -> _RunTasks:
+    """Calibration, if a method needs it, and scores on held-out data, if there are any."""
+    data, recipe = model.data, builder.shared["recipe"]
+    scores = data is not None and bool(data.eval)
+    if choice.blocks is None and not scores:
+        return _RunTasks()
+    # Behind torch: the plan of what is only converted does without.
+    from ..checkpoint.calibrating import calibration, require_transformers
+    from ..checkpoint.quality import score_tasks
+
+    require_transformers(model.source.uri)
+    assert data is not None, "checked by the spec: statistics need data"
+    options = recipe.get("calibrate") or CalibrateStep().model_dump()
+    # What is measured in the end, and how much of it may be lost, changes nothing of what is done before.
+    done = {step: chosen for step, chosen in recipe.items() if step != "validate"}
+    work = digest(
+        "run", source=_identity(model)["source"], recipe=done, trained_on=shard_contents(data.train)
+    )
+    shared: dict[str, Any] = {"name": name, "work": work, "options": options, "memory_bytes": memory_bytes}
+    tasks: list[Task] = []
+    solvers: Mapping[str, Task] = {}
+    facts: dict[str, Any] = {}
+    if choice.blocks is not None:
+        found = calibration(
+            choice,
+            checkpoint,
+            builder.shared["data"]["train"],
+            artifact=place["artifact"],
+            place={key: value for key, value in place.items() if key != "artifact"},
+            **shared,
+        )
+        tasks, solvers = list(found.tasks), found.solvers
+        facts = {"spilled": [task.digest for task in tasks]}
+    solving = list({task.digest: task for task in solvers.values()}.values())
+    facts |= {"solvers": [task.digest for task in solving]} if solving else {}
+    scored: list[Task] = []
+    if scores:
+        payload = {**builder.shared, **place}
+        scored = score_tasks(checkpoint, shared=payload, solvers=solving, **shared)
+        facts["scored"] = {
+            side: [task.digest for task in scored if task.payload["side"] == side]
+            for side in ("before", "after")
+        }
+    return _RunTasks(
+        tasks=(*tasks, *scored), solvers=solvers, last=tuple(task.id for task in scored), facts=facts
     )
 
 

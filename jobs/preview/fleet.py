@@ -1,6 +1,6 @@
 """What a spec would do, before it is done: from listings and headers only, no weight is read."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..planning.fleet import (
 from ..runs.published import find_published
 from ..spec.fleet_spec import Spec
 from ..spec.schemes import scheme_label, zeroing_label
+from ..tasks import Task
 from .request_count import unchanged_requests
 
 
@@ -141,7 +142,7 @@ def _planned(model: Model, spec: Spec, done: Set[str], fleet: str | None) -> Pla
     }
     recipe = model.recipe.canonical()
     if model.source.kind == "checkpoint":
-        return _planned_checkpoint(model, recipe, shared, spec.resources.memory_per_task_bytes)
+        return _planned_checkpoint(model, plan.tasks, shared, spec.resources.memory_per_task_bytes)
     if model.source.kind == "program":
         from .program import program_facts
 
@@ -150,10 +151,12 @@ def _planned(model: Model, spec: Spec, done: Set[str], fleet: str | None) -> Pla
 
 
 def _planned_checkpoint(
-    model: Model, recipe: Mapping[str, Any], shared: Mapping[str, Any], memory_bytes: int
+    model: Model, tasks: Sequence[Task], shared: Mapping[str, Any], memory_bytes: int
 ) -> PlannedModel:
-    choice = choose(open_checkpoint(model.source.uri), recipe)
-    expected = forecast(plan_shards(choice.items), memory_bytes)
+    choice = choose(open_checkpoint(model.source.uri), model.recipe.canonical())
+    expected = forecast(
+        plan_shards(choice.items), memory_bytes, planned=tasks, source_bytes=shared["source_bytes"]
+    )
     rows = []
     size = 0
     for item in choice.items:
@@ -172,7 +175,7 @@ def _planned_checkpoint(
             }
         )
     return PlannedModel(
-        **{**shared, "read_bytes": expected.read_bytes},
+        **{**shared, "read_bytes": expected.read_bytes + expected.run_bytes},
         quantized_bytes=size,
         forecast=expected.as_dict(),
         layers=tuple(rows),

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 
-from fleetpress.compression.confidence import difference, sample_sums, value_of
+from fleetpress.compression.confidence import (
+    Difference,
+    difference,
+    sample_sums,
+    value_of,
+    without_memory,
+)
 from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.evaluation import Runner, evaluate
 from fleetpress.compression.metrics import METRICS, Sums
@@ -56,3 +62,23 @@ def test_sums_of_samples_are_those_of_all(metric: str) -> None:
     assert value_of(metric, found) == pytest.approx(evaluate(runner, arrays, metric, reference=reference))
     spread = difference(metric, found, sample_sums(reference, arrays, metric, reference=runner))
     assert spread.low <= spread.drop <= spread.high
+
+
+@pytest.mark.parametrize(
+    ("unseen", "seen", "memory", "drop"),
+    [
+        (0.02, 0.012, 0.03, 0.012),  # it forgot what it did not see again
+        (0.02, 0.001, 0.005, 0.015),  # it learnt by heart itself: no more goes off than the other knew
+        (0.02, 0.03, 0.05, 0.02),
+        (0.02, 0.0, -0.01, 0.02),  # the model before is better on eval data: it knows nothing by heart
+    ],
+)
+def test_what_was_known_by_heart_is_no_loss(unseen: float, seen: float, memory: float, drop: float) -> None:
+    def one(value: float, error: float) -> Difference:
+        return Difference(
+            before=0.9, after=0.9 - value, drop=value, standard_error=error, low=0.0, high=0.1, samples=9
+        )
+
+    found = without_memory(one(unseen, 0.001), one(seen, 0.002), memory)
+    assert found.drop == pytest.approx(drop)
+    assert found.standard_error == (0.001 if found.drop == unseen else 0.002)

@@ -44,3 +44,22 @@ def test_einsum_and_products() -> None:
     program = torch.export.export(Products(), (torch.randn(2, 3, 4), torch.randn(2, 4, 5)))
     assert cost.macs(program) == 2 * (2 * 3 * 4 * 5)
     assert cost.stored_bytes(program) == 0
+
+
+def test_tokens_of_a_sample_are_counted_where_their_number_is_free() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(4, 8)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.one(inputs).mean(1)  # type: ignore[no-any-return]
+
+    example = torch.zeros(2, 3, 4)
+    batch, tokens = torch.export.Dim("batch", max=64), torch.export.Dim("tokens", max=64)
+    for free, expected in (({0: batch, 1: tokens}, 10 * 32), ({0: batch}, 3 * 32), (None, 2 * 3 * 32)):
+        program = torch.export.export(Encoder(), (example,), dynamic_shapes=(free,) if free else None)
+        assert (
+            cost.sample_macs(program, {"inputs": torch.zeros(5, 10, 4), "targets": torch.zeros(5, 99)})
+            == expected
+        )

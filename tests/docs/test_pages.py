@@ -51,6 +51,17 @@ def test_let_it_choose(page_blocks: Any) -> None:
         assert parse_spec(text, "auto.md").recipes["smallest"].auto is not None
 
 
+def test_calibrate_a_checkpoint(page_blocks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens are data, its spec is one; such runs are in tests/end_to_end/test_calibrated_checkpoints.py."""
+    _, program, spec = page_blocks("checkpoints.md")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program.text, "checkpoints.md", "exec"), {})
+    assert {path.name for path in tmp_path.glob("tokens-*.npz")} == {"tokens-0.npz", "tokens-1.npz"}
+    recipe = parse_spec(spec.text, "checkpoints.md").recipes["four_bits"]
+    assert recipe.quantize is not None
+    assert recipe.quantize.method == "gptq"
+
+
 @pytest.mark.parametrize("page", TASKS)
 def test_a_page_takes_five_minutes_at_most(page: str, page_blocks: Any) -> None:
     """At 200 words a minute; programs are looked at rather than read, and count by the line."""

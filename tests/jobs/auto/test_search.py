@@ -131,6 +131,13 @@ def test_the_ladder_goes_from_the_best_to_what_is_safer() -> None:
     ]  # 0.0095 and its standard error are over the limit
 
 
+def test_the_ladder_goes_on_where_nothing_was_lost() -> None:
+    """On few samples many trials lose nothing; what passes there need not pass elsewhere."""
+    costs = (10, 10.5, 14, 30)
+    trials = [measured("joint", 0.1 + 0.01 * i, {}, 0.0, cost) for i, cost in enumerate(costs)]
+    assert [trial.costs["bytes"] for trial in ladder(trials, SMALLEST)] == [10, 14, 30]
+
+
 def test_only_trials_within_the_budget_are_published_if_there_are_any() -> None:
     goal = Goal(goal="most_accurate", cost="bytes", budget=50)
     trials = [measured("quantize", 0.1 * i, {}, 0.1 / i, 15.0 * i) for i in range(1, 6)]

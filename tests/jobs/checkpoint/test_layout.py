@@ -16,7 +16,7 @@ from fleetpress.compression.treatment import INT, PACK, Treatment, fitted
 from fleetpress.jobs.checkpoint import layout as checkpoint_layout
 from fleetpress.jobs.checkpoint.layout import Item, PlannedShard, plan_shards
 from fleetpress.jobs.checkpoint.stream import Block, blocks, requests, stream
-from fleetpress.jobs.checkpoint.tasks import _pieces_to_json, pieces_of
+from fleetpress.jobs.checkpoint.tasks import pieces_of, pieces_to_json
 from fleetpress.storage.streams import Stages
 
 DTYPES = {
@@ -100,7 +100,7 @@ def made(shard: PlannedShard, data: bytes, block_bytes: int) -> bytes:
     done = []
     for task in reversed(shard.tasks):
         parts = Parts()
-        pieces = pieces_of(_pieces_to_json(task.pieces))
+        pieces = pieces_of(pieces_to_json(task.pieces))
         assert pieces == list(task.pieces)
         stream("here", pieces, read, parts, Stages(), block_bytes=block_bytes)
         assert [

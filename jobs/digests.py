@@ -25,7 +25,7 @@ VERSIONS = {
     "prune": 1,
     "finetune": 2,
     "quantize": 2,
-    "publish": 1,
+    "publish": 2,
     "advance": 1,
     "solve": 1,
     "score": 1,
@@ -33,7 +33,7 @@ VERSIONS = {
     "open": 1,
     "convert": 4,
     "finish": 2,
-    "assemble": 2,
+    "assemble": 3,
 }
 
 

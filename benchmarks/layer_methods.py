@@ -20,6 +20,7 @@ learned        `learned_rounding`, 200 steps on the Gram matrix, beside 200 step
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import tempfile
@@ -136,7 +137,7 @@ class Layer:
         return {"learned_rounding": lambda: method.quantize(self.weight, SCHEME, known).dequantize()}
 
     def error(self, part: str, found: Tensor) -> float:
-        """As a share: of the Gram matrix, of the weights in squares, or of the outputs in squares."""
+        """As a share: of the Gram matrix (none of one in blocks), of the weights or of the outputs in squares."""
         if part == "statistics":
             exact = self.inputs.gram[0, 0]
             if found.shape[-1] != exact.shape[-1]:
@@ -183,7 +184,8 @@ def main() -> None:
                     row = [f"{layer.name}, {part}, {name}"]
                     row += [f"{statistics.median(seconds):.3f}", f"{statistics.median(theirs):.3f}"]
                     row += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"]
-                    row += [f"{layer.error(part, found[name]):.3e}", f"{his:.3e}"]
+                    error = layer.error(part, found[name])
+                    row += ["" if math.isnan(error) else f"{error:.3e}", f"{his:.3e}"]
                     lines.append(row)
                     print(row, flush=True)
     peer.end()

@@ -51,14 +51,15 @@ def read_parts(payload: Payload, digest: str, parts: Parts) -> list[bytes]:
     return found
 
 
-def delete_spilled(payload: Payload, digests: Iterable[str]) -> None:
-    """Delete what tasks left, and their records, first: without them nobody misses the rest."""
+def delete_spilled(payload: Payload, digests: Iterable[str], *, records: bool = True) -> None:
+    """Delete what tasks left, and their `records` first: without them nobody misses the rest."""
     store = open_store(payload["output"])
     for digest in digests:
         found = Ledger(store).read(digest)
         if found is None:
             continue
-        store.delete(beside(digest, ".json"))
+        if records:
+            store.delete(beside(digest, ".json"))
         for output in found.outputs:
             store.delete(output.key)
 

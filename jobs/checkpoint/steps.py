@@ -165,7 +165,8 @@ def assemble(payload: Payload) -> StepResult:
     if payload.get("spilled"):
         from .spill import delete_spilled
 
-        delete_spilled(payload, payload["spilled"])
+        # Who dies on the way leaves what gc finds by these records.
+        delete_spilled(payload, payload["spilled"], records=False)
     return done
 
 

@@ -187,8 +187,9 @@ class Work:
         plan = self._plans[model]
         found = self._ledger.find_all(plan.tasks, again=True)
         self._last(plan, found)
-        self._theirs.update(found)
-        self._scheduler.found(found)
+        over = with_unneeded(plan.tasks, found)
+        self._theirs.update(over)
+        self._scheduler.found(over)
 
     def _ended(self, task: Task, end: TaskRecord | Failure) -> None:
         if isinstance(end, TaskRecord):

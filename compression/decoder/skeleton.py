@@ -82,6 +82,10 @@ class Skeleton:
         """Give a block's weights up."""
         _to_meta(self.blocks[index])
 
+    def close(self) -> None:
+        """Give all weights up: models and their hooks hold one another, so they would stay for long."""
+        _to_meta(self.model)
+
     def embed_only(self, ids: Tensor) -> None:
         """Load those rows of the input embedding that `ids` (any shape) need; others are not there."""
         rows = torch.unique(ids)

@@ -69,9 +69,9 @@ def _advanced(payload: Payload) -> StepResult:
     groups = {}
     if payload["weights"]:
         skeleton.fill(index, source.read(skeleton.names_of(index)))
-        for number, (names, inputs) in enumerate(
-            observed(skeleton, index, batch, states, payload["weights"])
-        ):
+        found = observed(skeleton, index, batch, states, payload["weights"])
+        skeleton.close()
+        for number, (names, inputs) in enumerate(found):
             seen = CalibrationStatistics(
                 weights={names[0]: WeightStatistics(inputs=inputs)}, samples=len(batch)
             )

@@ -68,11 +68,13 @@ def _sums(payload: Payload) -> list[Sums]:
             advanced(skeleton, index, part, states) for (_, part), states in zip(parts, hidden, strict=True)
         ]
         skeleton.empty(index)
-    return [
+    found = [
         sums
         for (_, part), states in zip(parts, hidden, strict=True)
         for sums in _measured(skeleton, part, states, payload["metric"])
     ]
+    skeleton.close()
+    return found
 
 
 def _measured(skeleton: Skeleton, batch: Batch, hidden: Tensor, metric: str) -> list[Sums]:

@@ -1,6 +1,6 @@
 """GPTQ of single layers: CPU seconds after the Gram matrix, and the error of the outputs, beside llm-compressor.
 
-    python benchmarks/gptq_layers.py PEER_PYTHON [--pairs N] [--columns MOST]
+    python benchmarks/gptq_layers.py PEER_PYTHON [--pairs N] [--shapes ROWSxCOLUMNS ...]
 
 PEER_PYTHON is the interpreter of an environment as benchmarks/checkpoints/peer_requirements.txt describes it. Both run
 on one thread, in turn, on the same weights, Gram matrices and (first) scales: 4 bits, groups of 128, zero points,
@@ -30,7 +30,7 @@ from fleetpress.compression.quantization.error_feedback import compensated
 from fleetpress.compression.quantization.output_error import output_squares
 from fleetpress.compression.scheme import resolve
 
-SHAPES = ((384, 384), (384, 1536), (2048, 2048), (8192, 2048), (2048, 8192))
+SHAPES = ("384x384", "384x1536", "2048x2048", "8192x2048", "2048x8192")
 SCHEME = resolve("W4A16_ASYM")
 
 
@@ -46,8 +46,9 @@ def inputs_of(columns: int) -> Tensor:
 
 
 def weight_of(rows: int, columns: int) -> Tensor:
-    """A weight of that shape."""
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)) * 0.02
+    """A weight of that shape. Of a square one the seed is another, or it would be made of the numbers of the inputs."""
+    generator = torch.Generator().manual_seed(rows + (rows == columns))
+    return torch.randn(rows, columns, generator=generator) * 0.02
 
 
 def layer(rows: int, columns: int) -> tuple[Tensor, InputStatistics]:
@@ -98,7 +99,7 @@ def main() -> None:
     )
     parser.add_argument("peer", metavar="PEER_PYTHON")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--columns", type=int, default=8192, help="leave out layers of more columns")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="ROWSxCOLUMNS")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     script = Path(__file__).with_name("gptq_peer.py")
@@ -109,9 +110,7 @@ def main() -> None:
     assert peer.stdout is not None
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for shape in SHAPES:
-            if shape[1] > chosen.columns:
-                continue
+        for shape in (tuple(map(int, told.split("x"))) for told in chosen.shapes):
             weight, inputs = layer(*shape)
             scale, zero_point = affine.quantization_parameters(weight, SCHEME)
             assert zero_point is not None

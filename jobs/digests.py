@@ -18,7 +18,7 @@ VERSIONS = {
     "collect": 1,
     "calibrate": 3,
     "observe": 3,
-    "sense": 2,
+    "sense": 3,
     "trial": 2,
     "fleet": 1,
     "equalize": 1,

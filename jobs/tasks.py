@@ -6,7 +6,7 @@ Tensors never appear here: they lie in the store, and an `Output` says where.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Literal, get_args
 
 from fleetpress.storage.errors import InvalidUri
@@ -114,8 +114,22 @@ def smaller(task: Task) -> Task:
 
 def to_json(value: Task | TaskRecord | Failure | StepResult) -> dict[str, Any]:
     """The value as a dict of JSON types; the functions below read it back."""
-    plain = asdict(value)
+    plain = _plain(value)
     return {name: list(item) if isinstance(item, tuple) else item for name, item in plain.items()}
+
+
+def _plain(value: Any) -> Any:
+    """As dataclasses.asdict, but without a deep copy of every string: a large checkpoint has millions."""
+    kind = type(value)
+    if kind is str or kind is int:
+        return value
+    if kind is dict:
+        return {name: _plain(item) for name, item in value.items()}
+    if kind is list or kind is tuple:
+        return kind([_plain(item) for item in value])
+    if is_dataclass(value):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
 
 
 def task_from_json(fields: Mapping[str, Any]) -> Task:

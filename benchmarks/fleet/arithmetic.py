@@ -25,7 +25,7 @@ from fleetpress.jobs.spec.fleet_spec import Spec
 from fleetpress.jobs.threads import AT_ONCE
 
 MODELS = 1_000_000
-SMALL, LARGE = 60, 160  # the fleets that are counted; both more than what is asked for one by one
+SMALL, LARGE = 60, 100  # the fleets that are counted; both more than what is asked for one by one
 KINDS = ("GET", "HEAD", "PUT", "conditional PUT", "DELETE")
 
 # As scale.py measured them at 10,000 models, on one core: per model.

@@ -184,8 +184,8 @@ def prepare(folder: Path, name: str, seed: int) -> None:
         bench.say(f"made {name}, seed {seed}, in {time.monotonic() - started:.0f} s")
 
 
-def spec(name: str, seed: int, drop: str, recipes: Sequence[str]) -> str:
-    """A model by each of the recipes: `auto`, `archive` (auto, of the archive), or a number of bits."""
+def spec(name: str, seed: int, auto: str, recipes: Sequence[str]) -> str:
+    """A model by each of the recipes: `auto` with these options, `archive` (of the archive), or a number of bits."""
     place, of = HOME / f"{name}-{seed}", MODELS[name]
     told = f"loss: {of.loss}, metric: {of.metric}" if of.loss else f"metric: {of.metric}"
     lines = ["version: 1", "name: auto", f"output: {HOME}/output-{seed}", f"seed: {seed}", "models:"]
@@ -194,13 +194,13 @@ def spec(name: str, seed: int, drop: str, recipes: Sequence[str]) -> str:
         for recipe in recipes
     ]
     lines += ["data:", f"  own: {{train: {place}/train.npz, eval: {place}/eval.npz, {told}}}", "recipes:"]
-    lines += [f"  {recipe}: {_steps(recipe, drop)}" for recipe in recipes]
+    lines += [f"  {recipe}: {_steps(recipe, auto)}" for recipe in recipes]
     return "\n".join([*lines, "resources: {memory_per_task: 6GiB}", ""])
 
 
-def _steps(recipe: str, drop: str) -> str:
+def _steps(recipe: str, auto: str) -> str:
     if recipe in ("auto", "archive"):
-        return f"{{auto: {{max_drop: {drop}}}{', format: archive' if recipe == 'archive' else ''}}}"
+        return f"{{auto: {auto}{', format: archive' if recipe == 'archive' else ''}}}"
     bits = int(recipe.removeprefix("w"))
     groups = "group_size: 128" if bits < 8 else "strategy: channel"
     step = f"{{num_bits: {bits}, {groups}, method: gptq, targets: ['re:.*']}}"
@@ -210,12 +210,18 @@ def _steps(recipe: str, drop: str) -> str:
 def searched(name: str, seed: int, recipe: str, chosen: bench.Options) -> tuple[ModelResult, float]:
     """What `auto` made of a model, and the minutes of a core that it took when it was first run."""
     started = _core_seconds()
-    text = spec(name, seed, chosen.more.drop, [recipe])
+    text = spec(name, seed, _auto(chosen), [recipe])
     model = bench.by_name(bench.run(text, "auto.yaml", chosen))[f"{name}-{recipe}"]
     spent = HOME / f"{name}-{seed}" / f"minutes-{recipe}-{model.digest}"
     if not spent.exists():
         spent.write_text(f"{(_core_seconds() - started) / 60}")
     return model, float(spent.read_text())
+
+
+def _auto(chosen: bench.Options) -> str:
+    """The options of `auto`: a drop, and nothing else if nothing else is asked for."""
+    trials = "" if chosen.more.trials is None else f", trials: {chosen.more.trials}"
+    return f"{{max_drop: {chosen.more.drop}{trials}}}"
 
 
 def _core_seconds() -> float:
@@ -262,9 +268,7 @@ def measured(name: str, seed: int, chosen: bench.Options) -> Found:
     auto, minutes = searched(name, seed, "auto", chosen)
     archive = searched(name, seed, "archive", chosen)[0] if name in chosen.more.archived else None
     names = [f"w{bits}" for bits in BITS]
-    uniform = bench.by_name(
-        bench.run(spec(name, seed, chosen.more.drop, names), "auto.yaml", chosen)
-    ).values()
+    uniform = bench.by_name(bench.run(spec(name, seed, _auto(chosen), names), "auto.yaml", chosen)).values()
     good = [model for model in uniform if model.after and passes(model, chosen.more.drop, seed)]
     best = min(good, key=lambda model: float((model.after or {})["bytes"]), default=None)
     made = [model for model in (auto, archive) if model is not None and model.digest]
@@ -315,6 +319,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--drop", default="1%")
+    parser.add_argument("--trials", type=int, help="fewer than a search takes by itself")
     parser.add_argument(
         "--archived", nargs="*", choices=LENETS, default=LENETS, help="searched for as archives, too"
     )

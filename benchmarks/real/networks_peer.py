@@ -94,6 +94,7 @@ def awq(net: Network, batches: list[dict[str, Tensor]], wanted: Wanted) -> None:
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     IntermediatesCache.pin_memory = lambda *_: None  # without an accelerator torch refuses to
     session = active_session()
+    session.reset()
     session.initialize(model=net, start=-1, recipe=recipe, calib_data=loader)
     BasicPipeline()(net, loader, None)
     session.finalize()

@@ -45,8 +45,18 @@ class Table:
     `size` tells the bytes of a column, the same for all rows; `fact` what else is told of a cell, in brackets.
     """
 
-    def __init__(self, name: str, folder: Path, file: str, size: Size | None, fact: Fact | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        file: str,
+        columns: Sequence[str],
+        *,
+        size: Size | None,
+        fact: Fact | None,
+    ) -> None:
         self.name = name
+        self._columns = columns
         self._folder = folder
         self._results = Results(folder / f"{file}-{name}.json")
         self._size, self._fact = size, fact
@@ -66,8 +76,10 @@ class Table:
                 self._results.add(
                     self._key(seed, ORIGINAL, ""), {"values": values[:-1], "metrics": net.metrics}
                 )
-            for column in columns if self._size is not None else ():
-                self._results.rows.setdefault(f"{_BYTES}|{column}", {"bytes": self._size(case, column)})
+            if self._size is not None:
+                for column in self._columns:
+                    sized = {"bytes": self._size(case, column)}
+                    self._results.rows.setdefault(f"{_BYTES}|{column}", sized)
             for row, column in wanted:
                 found = ways[row](case, column)
                 if isinstance(found, str):
@@ -79,8 +91,9 @@ class Table:
                     told["fact"] = round(self._fact(case, program), 3)
                 self._results.add(self._key(seed, row, column), told)
 
-    def show(self, ways: Mapping[str, Way], columns: Sequence[str], seeds: int, title: str) -> None:
+    def show(self, ways: Mapping[str, Way], seeds: int, title: str) -> None:
         """Print the means of the seeds; the first metric with its spread."""
+        columns = self._columns
         kept = [self._results.rows.get(self._key(seed, ORIGINAL, "")) for seed in range(seeds)]
         known = [item for item in kept if item]
         if not known:
@@ -169,9 +182,9 @@ def run(
     """The command: measure what matches the patterns, then print the whole table of each net."""
     chosen = options(description)
     for name in chosen.nets:
-        table = Table(name, chosen.folder, file, size, fact)
+        table = Table(name, chosen.folder, file, columns, size=size, fact=fact)
         if not chosen.show:
             some = {label: way for label, way in ways.items() if re.search(chosen.only, label)}
             wanted = [column for column in columns if re.search(chosen.columns, column)]
             table.fill(some, wanted, chosen.seeds, chosen.peer)
-        table.show(ways, columns, chosen.seeds, file)
+        table.show(ways, chosen.seeds, file)

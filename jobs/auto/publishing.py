@@ -85,13 +85,20 @@ def _told(
                 **{name: trial.costs[name] for name in sorted(trial.costs)},
                 "drop": _short(trial.drop),
                 "standard_error": _short(trial.standard_error),
-                "is_good": is_good(trial, goal),
-                "on_front": trial.digest in best,
-                "is_chosen": trial.digest == chosen.digest,
+                **_true(
+                    is_good=is_good(trial, goal),
+                    on_front=trial.digest in best,
+                    is_chosen=trial.digest == chosen.digest,
+                ),
             }
             for trial in trials
         ],
     }
+
+
+def _true(**facts: bool) -> dict[str, bool]:
+    """Only what is so: a search has many trials, and beside a small model every byte counts."""
+    return {name: True for name, fact in facts.items() if fact}
 
 
 def _short(value: float) -> float:

@@ -17,7 +17,7 @@ from fleetpress.compression.outputs import meaning
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
 from fleetpress.compression.quantization.file_sizes import coded_weight_bytes, deflated_weight_bytes
-from fleetpress.compression.quantization.weight import to_rows
+from fleetpress.compression.quantization.weight import predicted_bytes, to_rows
 from fleetpress.compression.selection import Layer
 from fleetpress.compression.sensitivity import divergence, expected_increase
 
@@ -160,6 +160,9 @@ def _options(
         for bits in every:
             settings = {"num_bits": bits, "strategy": "tensor"}
             made_of = _sensed(layer, left, settings, lambda weights: factor * increase(weights))
+            if not zeros:  # training uses all codes about alike: nothing is left for the file's own coding
+                packed = _packed_bytes(layer, plain, settings)
+                made_of = replace(made_of, bytes=packed, coded_bytes=packed)
             yield replace(made_of, is_trained=True, zeros=zeros, by_zeros=min(alone, made_of.increase))
 
 
@@ -176,6 +179,14 @@ def _sensed(
         bytes=sum(deflated_weight_bytes(weight) for weight in made.values()),
         coded_bytes=sum(coded_weight_bytes(weight) for weight in made.values()),
         increase=increase({name: weight.dequantize() for name, weight in made.items()}),
+    )
+
+
+def _packed_bytes(layer: Layer, values: Mapping[str, Tensor], settings: Mapping[str, Any]) -> int:
+    """Bytes of codes and scales of the layer's weights, packed."""
+    return sum(
+        predicted_bytes(tuple(value.shape), layer.axis, scheme_of(settings), value.dtype)
+        for value in values.values()
     )
 
 

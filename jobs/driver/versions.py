@@ -3,7 +3,7 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-_LIBRARIES = ("fleetpress", "torch", "ray", "numpy", "constriction", "pcodec")
+_LIBRARIES = ("fleetpress", "torch", "ray", "numpy", "scipy", "transformers", "constriction", "pcodec")
 
 
 def versions() -> dict[str, str]:

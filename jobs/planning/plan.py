@@ -10,7 +10,7 @@ from fleetpress.storage.checkpoint import Checkpoint
 from ..checkpoint.choice import Choice, check_plain, choose
 from ..checkpoint.layout import plan_shards
 from ..checkpoint.tasks import checkpoint_tasks
-from ..digests import contents, digest
+from ..digests import VERSIONS, contents, digest
 from ..spec.checks import (
     needs_gradients,
     needs_products,
@@ -67,6 +67,7 @@ def artifact_digest(
         workers=_trainers(model, workers),
         **(device_facts(gpus) if _has_gradients(model) else {}),
         **({"fleet": fleet} if fleet is not None and model.recipe.auto is not None else {}),
+        **({"search": [VERSIONS["sense"], VERSIONS["trial"]]} if model.recipe.auto is not None else {}),
     )
 
 

@@ -74,8 +74,8 @@ def test_the_smallest_model_within_the_drop(folder: Path) -> None:
     drop = metrics["after"]["drop"]
     assert drop["drop"] + drop["standard_error"] <= 0.02 * metrics["before"]["value"]
     search = metrics["search"]
-    chosen = [trial for trial in search["trials"] if trial["is_chosen"]]
-    good = [trial for trial in search["trials"] if trial["is_good"]]
+    chosen = [trial for trial in search["trials"] if trial.get("is_chosen")]
+    good = [trial for trial in search["trials"] if trial.get("is_good")]
     assert len(chosen) == 1
     if not search["backed_off"]:
         assert chosen[0]["bytes"] == min(trial["bytes"] for trial in good)

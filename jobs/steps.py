@@ -7,6 +7,7 @@ its tensors itself and returns a `StepResult`, which becomes the record.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .ceiling import give_back
 from .checkpoint import steps as checkpoint_steps
 from .handover import Payload
 from .tasks import StepResult, Task
@@ -24,13 +25,20 @@ _CHECKPOINT_STEPS: dict[str, Callable[[Payload], StepResult]] = {
 }
 
 
+_LARGE_KINDS = ("advance", "solve", "score")  # that hold blocks of a model for a while
+
+
 def run_step(task: Task) -> StepResult:
     """Run one task in this process. Raises the errors of the three packages; everything else is our bug."""
     step = _CHECKPOINT_STEPS.get(task.kind) or _calibrating_step(task.kind)
     if step is None:
         step = _program_step(task)
         use_one_thread()
-    return step(task.payload)
+    try:
+        return step(task.payload)
+    finally:
+        if task.kind in _LARGE_KINDS:
+            give_back()
 
 
 def _calibrating_step(kind: str) -> Callable[[Payload], StepResult] | None:

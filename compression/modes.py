@@ -13,7 +13,6 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.layers import RECURRENT_OPS
 from fleetpress.compression.outputs import first_output
-from fleetpress.compression.pooling import pool_channels_last
 from fleetpress.compression.program import ProgramEditor, aliases, bind, inputs, tensors
 from fleetpress.compression.smoke import smoke_inputs
 
@@ -31,7 +30,6 @@ def training_module(program: ExportedProgram) -> fx.GraphModule:
     module = _own_module(program, widen=True)
     for graph_module in _graph_modules(module):
         set_mode(graph_module, train=True)
-        pool_channels_last(graph_module)
         graph_module.recompile()
     return module
 

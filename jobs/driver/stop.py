@@ -8,17 +8,21 @@ import threading
 from types import FrameType
 from typing import Any
 
+_TOLD_AGAIN_SECONDS = 30.0  # to end in order takes less
+
 
 class Stop:
     """Inside the context SIGTERM interrupts, unless the program that calls us has a handler of its own.
 
-    Only the main thread can be interrupted; a driver in another one asks `wanted`.
+    Only the main thread can be interrupted; a driver in another one asks `wanted`. Python drops an interrupt that meets
+    a destructor or a callback: a run that lives on is told again.
     """
 
     def __init__(self) -> None:
         self.wanted = False
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._before: Any = None
+        self._over = threading.Event()
 
     def __enter__(self) -> Stop:
         if self._in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -27,20 +31,30 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
     def arm(self) -> None:
         """Take SIGTERM (back): libraries such as Ray set a handler of their own when they start."""
         if self._before is not None:
-            signal.signal(signal.SIGTERM, _interrupt)
+            signal.signal(signal.SIGTERM, self._terminated)
 
     def now(self) -> None:
         """Interrupt the driver, from any thread."""
-        self.wanted = True
+        self._want()
         if self._in_main_thread:
             _thread.interrupt_main()
 
+    def _terminated(self, _number: int, _frame: FrameType | None) -> None:
+        self._want()
+        raise KeyboardInterrupt
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    def _want(self) -> None:
+        if not self.wanted and self._in_main_thread:
+            threading.Thread(target=self._tell_again, name="stop", daemon=True).start()
+        self.wanted = True
+
+    def _tell_again(self) -> None:
+        while not self._over.wait(_TOLD_AGAIN_SECONDS):
+            _thread.interrupt_main()

@@ -8,7 +8,6 @@ process will do.) `runs/<run>/cancel.json` asks a run to end.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 import threading
@@ -21,7 +20,6 @@ from fleetpress.storage.errors import ObjectNotFound, StorageError
 from fleetpress.storage.store import MOST_JSON_BYTES, ObjectStore
 
 BEAT_SECONDS = 4.0
-_TOLD_AGAIN_SECONDS = 30.0  # to end in order takes less
 DEAD_SECONDS = 20.0  # a run that was not seen to beat for this long is dead
 
 _log = logging.getLogger(__name__)
@@ -75,15 +73,11 @@ class Heartbeat:
         return max(self._longest, time.monotonic() - self._last)
 
     def _beat_on(self) -> None:
-        told = -math.inf
         while not self._stop.wait(BEAT_SECONDS):
             try:
                 self._beat()
                 if not self.cancelled and exists(self._store, cancel_key(self._run)):
                     self.cancelled = True
-                # Python drops an interrupt that meets a destructor or a callback: a run that lives on is told again.
-                if self.cancelled and time.monotonic() - told >= _TOLD_AGAIN_SECONDS:
-                    told = time.monotonic()
                     self._on_cancel()
             except StorageError as error:
                 _log.warning("no sign of life could be written (%s)", error)

@@ -1,0 +1,32 @@
+"""A run that is to end is told until it does."""
+
+import subprocess
+import sys
+
+import pytest
+
+_RUN = """
+import os, signal, time
+from fleetpress.jobs.driver import stop
+stop._TOLD_AGAIN_SECONDS = 1.0
+with stop.Stop() as asked:
+    for begin in ({begin}, lambda: None):
+        try:
+            begin()
+            time.sleep(20)
+        except KeyboardInterrupt:
+            print("told", asked.wanted)
+time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize("begin", ["lambda: os.kill(os.getpid(), signal.SIGTERM)", "asked.now"])
+def test_who_misses_an_interrupt_is_told_again_until_the_run_is_over(begin: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _RUN.format(begin=begin)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stdout.split("\n") == ["told True", "told True", ""]

@@ -81,7 +81,7 @@ def test_a_driver_that_died_is_told(tmp_path: Path, written: Spec, spec_text: st
         assert any("finetune started" in line for line in run.stderr)
     run.wait(10)
     code = (
-        "import sys; from fleetpress.jobs import watching; from fleetpress.jobs.cli import main;"
+        "import sys; from fleetpress.jobs.runs import watching; from fleetpress.jobs.cli import main;"
         "watching._PATIENCE_SECONDS = 1.0; sys.exit(main())"
     )
     done = subprocess.run(

@@ -125,7 +125,7 @@ def _steps(recipe: object) -> str:
         bits = [item.get("num_bits") for item in layers.values()] if isinstance(layers, Mapping) else []
         known = sorted(value for value in bits if isinstance(value, int))
         own = f"{known[0]} to {known[-1]} bits, layer by layer" if known else quantize.get("scheme")
-        found.append(f"quantize to {own or quantize.get('num_bits')}")
+        found.append(f"quantize to {own or str(quantize.get('num_bits')) + ' bits'}")
     return ", ".join(found)
 
 

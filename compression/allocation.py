@@ -1,9 +1,10 @@
 """One option for every layer, so that the loss grows least within a budget: a multiple-choice knapsack, exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from fleetpress.compression.errors import MethodError
@@ -48,24 +49,37 @@ def _solved(layers: Sequence[Sequence[Option]], kept: Sequence[Sequence[int]], b
     for layer, indices in enumerate(kept):
         one_each[layer, start : start + len(indices)] = 1
         start += len(indices)
+    found = least_increase(increase, cost, budget, LinearConstraint(one_each, 1, 1), {"mip_rel_gap": _GAP})
+    if found is None:  # the budget is so near the least possible cost that nothing else fits
+        return [indices[0] for indices in kept]
+    chosen, start = [], 0
+    for indices in kept:
+        share = found[start : start + len(indices)]
+        chosen.append(indices[int(np.argmax(share))])
+        start += len(indices)
+    return chosen
+
+
+def least_increase(
+    increase: NDArray[np.float64],
+    cost: NDArray[np.float64],
+    budget: float,
+    equations: LinearConstraint,
+    options: Mapping[str, float],
+) -> NDArray[np.float64] | None:
+    """The 0-1 variables [n] of least total `increase` that meet the `equations` and cost at most `budget`.
+
+    None if the solver, which takes the `options`, finds none.
+    """
     found = milp(
         increase / max(float(increase.max()), 1e-300),
         integrality=np.ones(len(cost)),
         bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(cost[None, :] / budget, -np.inf, 1),
-        ],
-        options={"mip_rel_gap": _GAP},
+        constraints=[equations, LinearConstraint(cost[None, :] / max(budget, 1e-300), -np.inf, 1)],
+        options=dict(options),
     )
-    if found.x is None:  # the budget is so near the least possible cost that nothing else fits
-        return [indices[0] for indices in kept]
-    chosen, start = [], 0
-    for indices in kept:
-        share = found.x[start : start + len(indices)]
-        chosen.append(indices[int(np.argmax(share))])
-        start += len(indices)
-    return chosen
+    values: NDArray[np.float64] | None = found.x
+    return values
 
 
 def undominated(options: Sequence[Option]) -> list[int]:

@@ -119,9 +119,8 @@ class Zeros:
     def _zero(self) -> None:
         with torch.no_grad():
             for name, mask in self.masks.items():
-                self._params[name].mul_(
-                    mask.to(self._params[name].dtype)
-                )  # several times as fast as by a bool
+                weight = self._params[name]
+                weight.mul_(mask.to(weight.dtype))  # several times as fast as by a bool
 
 
 def _kept(sizes: Tensor, share: float) -> Tensor:
@@ -130,9 +129,10 @@ def _kept(sizes: Tensor, share: float) -> Tensor:
     kept = torch.ones_like(sizes, dtype=torch.bool)
     if count > 0:
         last = float(torch.kthvalue(sizes.cpu(), count).values)
-        kept[sizes < last] = False
+        below = sizes < last
+        kept[below] = False
         equals = (sizes == last).nonzero().flatten()
-        kept[equals[: count - int((sizes < last).sum())]] = False
+        kept[equals[: count - int(below.sum())]] = False
     return kept
 
 

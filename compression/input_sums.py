@@ -10,11 +10,8 @@ from torch.nn import functional
 from fleetpress.compression.calibration import BLOCK_COLUMNS, WHOLE_COLUMNS, InputStatistics
 from fleetpress.compression.device import CPU
 
-_STRIP, _NARROW_STRIP = (
-    256,
-    128,
-)  # columns that are multiplied with themselves and those behind them at a time,
-_NARROW = 1024  # and in matrices of up to so many columns (measured)
+_STRIP = 256  # columns that are multiplied with themselves and those behind them at a time,
+_NARROW_STRIP, _NARROW = 128, 1024  # so many in matrices of up to so many columns (measured)
 _RUN = 16  # rows that are summed in their own dtype before the sums are doubles
 _TILE_ELEMENTS = 1 << 18  # of a histogram at a time: what is worked out on the way stays in the cache
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 from scipy.sparse import coo_array
 
-from fleetpress.compression.allocation import Option, allocate, undominated
+from fleetpress.compression.allocation import Option, allocate, least_increase, undominated
 from fleetpress.compression.errors import MethodError
 
 _GAP = 1e-4  # relative, of the best possible increase
@@ -135,9 +135,8 @@ class _Program:
         self._place = {}  # where a group's variables begin
         self._cost: list[float] = []
         self._increase: list[float] = []
-        self._rows: list[
-            tuple[list[int], list[float], float]
-        ] = []  # of equations: variables, factors, right side
+        # Of equations: variables, factors, right side.
+        self._rows: list[tuple[list[int], list[float], float]] = []
         for name, some in groups.items():
             self._place[name] = len(self._cost)
             self._cost += [0.0] * len(some)
@@ -176,19 +175,11 @@ class _Program:
         factors = [factor for _, some, _ in self._rows for factor in some]
         equations = coo_array((factors, (rows, columns)), shape=(len(self._rows), len(cost))).tocsc()
         right = np.array([one for _, _, one in self._rows])
-        found = milp(
-            increase / max(float(increase.max()), 1e-300),
-            integrality=np.ones(len(cost)),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(equations, right, right),
-                LinearConstraint(cost[None, :] / max(budget, 1e-300), -np.inf, 1),
-            ],
-            options={"mip_rel_gap": _GAP, "node_limit": _NODES},
-        )
-        if found.x is None:
+        limits = {"mip_rel_gap": _GAP, "node_limit": _NODES}
+        found = least_increase(increase, cost, budget, LinearConstraint(equations, right, right), limits)
+        if found is None:
             return None
         return {
-            name: int(np.argmax(found.x[self._place[name] : self._place[name] + len(some)]))
+            name: int(np.argmax(found[self._place[name] : self._place[name] + len(some)]))
             for name, some in self._groups.items()
         }

@@ -89,14 +89,13 @@ def fixed_batch(program: ExportedProgram) -> int | None:
     sizes = {item.shape[0] for item in inputs(program) if item.shape and item.shape[0] is not None}
     if not sizes:
         return None
-    if any(node.target in RECURRENT_OPS for node in program.graph.nodes):
-        # Their first states are of this size, and torch does not look: a larger batch writes beyond its memory.
-        return min(sizes)
     size = min(sizes)
     return None if len(sizes) == 1 and _takes_other_batches(program, size) else size
 
 
 def _takes_other_batches(program: ExportedProgram, size: int) -> bool:
+    if any(node.target in RECURRENT_OPS for node in program.graph.nodes):
+        return False  # its first states are of this size, and torch does not look: more would be written beyond them
     module = _bare_module(program)
     set_mode(module, train=False)
     module.recompile()

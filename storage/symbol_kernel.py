@@ -21,12 +21,10 @@ _VERSION = 1  # of the function's arguments, as in symbol_kernel.c
 _STEPS = 14  # as there, and in symbol_coding.py
 _NO_MEMORY, _NO_BYTE = -1, -2
 
-Place = tuple[
-    NDArray[np.uint64], NDArray[np.int64]
-]  # of a stream: its state and its words left, one number each
-Shares = tuple[
-    int, int, int, int, bool
-]  # commonest code, largest distance, shares of others and larger ones, alike
+# Of a stream: its state and its words left, one number each.
+Place = tuple[NDArray[np.uint64], NDArray[np.int64]]
+# Commonest code, largest distance, shares of others and larger ones, alike.
+Shares = tuple[int, int, int, int, bool]
 
 
 def available() -> bool:

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from fleetpress.compression import sparsity
 from fleetpress.compression.scheme import DEFAULT_METHOD
-from fleetpress.compression.sparsity import SPARSIFIERS
 from fleetpress.compression.treatment import Treatment
 
 
@@ -15,8 +15,8 @@ def needs_inputs(treatment: Treatment) -> bool:
 def without_inputs(treatment: Treatment) -> Treatment:
     """The treatment with methods that need no data in place of those that look at what the layer reads."""
     options = dict(treatment.sparsity)
-    if options and SPARSIFIERS[options["method"]].needs_inputs:
-        options["method"] = "magnitude_n_m" if "pattern" in options else "magnitude_unstructured"
+    if options:
+        options = dict(sparsity.without_inputs(options))
     method = treatment.method
     if method != DEFAULT_METHOD:  # without loading torch
         from fleetpress.compression.quantization import QUANTIZERS, method_for

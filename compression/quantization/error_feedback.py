@@ -78,11 +78,12 @@ def compensated_in_the_better_range(
     if scheme.strategy == "tensor":  # one scale for all of them
         return full if errors[1].sum() < errors[0].sum() else narrow
     better = (errors[1] < errors[0]).unsqueeze(1)
-    codes, scale = (
-        torch.where(better, full.codes, narrow.codes),
-        torch.where(better, full.scale, narrow.scale),
+    # A narrowed range has the zero point of the full one.
+    return replace(
+        narrow,
+        codes=torch.where(better, full.codes, narrow.codes),
+        scale=torch.where(better, full.scale, narrow.scale),
     )
-    return replace(narrow, codes=codes, scale=scale)
 
 
 def columns_in_order(gram: Tensor, *, ordered: bool = True) -> Tensor:
@@ -102,9 +103,8 @@ def feedback_matrix(gram: Tensor, damping: float, order: Tensor | None = None) -
         return torch.eye(gram.shape[0], dtype=gram.dtype)  # nothing was ever read there: no error matters
     backwards = (torch.arange(gram.shape[0]) if order is None else order).flip(0)
     for share in _growing(damping):
-        damped = gram.index_select(0, backwards).index_select(
-            1, backwards
-        )  # twice as fast as to index and to flip
+        # Twice as fast as to index and to flip.
+        damped = gram.index_select(0, backwards).index_select(1, backwards)
         damped.diagonal().add_(share * mean)
         factor, info = torch.linalg.cholesky_ex(damped)
         del damped  # of long rows each of these takes a quarter of a gigabyte

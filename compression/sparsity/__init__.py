@@ -68,6 +68,14 @@ def start(options: Options, dtype: str, shape: Sequence[int]) -> Zeroing:
     return begin(options, dtype, shape)
 
 
+def without_inputs(options: Options) -> Options:
+    """The options with a method that needs no data in place of one that looks at what layers read."""
+    if not SPARSIFIERS[options["method"]].needs_inputs:
+        return options
+    method = "magnitude_n_m" if options.get("pattern") is not None else "magnitude_unstructured"
+    return {**options, "method": method}
+
+
 def _needs_inputs(options: Options) -> MethodError:
     return MethodError(
         f"{options['method']} looks at what layers read, of a model with data; without data take magnitude_n_m or "

@@ -14,7 +14,14 @@ from fleetpress.compression.errors import MethodError, PruningError
 from fleetpress.compression.program import aliases
 from fleetpress.compression.quantization.weight import from_rows, to_rows
 from fleetpress.compression.selection import Layer, check_names
-from fleetpress.compression.sparsity import SPARSIFIERS, measuring_passes, reason_against, start, zeroed
+from fleetpress.compression.sparsity import (
+    SPARSIFIERS,
+    measuring_passes,
+    reason_against,
+    start,
+    without_inputs,
+    zeroed,
+)
 from fleetpress.compression.sparsity.method import Options, Zeroing
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -69,7 +76,7 @@ def zero_layers(
     `options` are those of a recipe's `prune` step: `method`, `sparsity` or `pattern`, `scope`. A row is a unit's
     entries in memory order, a convolution's channels first. `layers` gives single ones a `sparsity` of their own; if
     there is none for the others, they are left out. `statistics` are by state name, too; where they lack a
-    weight (recurrent layers, embeddings, transposed convolutions), magnitudes decide. Raises MethodError for options
+    weight (embeddings, transposed convolutions), magnitudes decide. Raises MethodError for options
     that do not fit the method, and PruningError when nothing can be zeroed.
     """
     found, skipped = _chosen(layers, values, options, statistics or {})
@@ -142,10 +149,8 @@ def _own(options: Options, layer: Layer) -> Options | None:
 
 
 def _zeroed_alone(item: _Chosen) -> ZeroedWeight:
-    own = dict(item.options)
+    own = item.options if item.statistics is not None else without_inputs(item.options)
     method = SPARSIFIERS[own["method"]]
-    if method.needs_inputs and item.statistics is None:
-        own["method"] = "magnitude_n_m" if own.get("pattern") is not None else "magnitude_unstructured"
     if method.zero_rows is not None and item.statistics is not None:
         inputs = item.statistics.inputs
         parts = item.rows.chunk(inputs.groups)

@@ -19,11 +19,10 @@ from ..digests import digest
 from ..errors import ModelError
 from ..tasks import Task
 from .choice import Choice
-from .layout import Item, Piece
+from .layout import Item, Piece, item_at
 from .memory import LIBRARIES_BYTES, TORCH_BYTES, TRANSFORMERS_BYTES
 from .samples import Shard, chunks_of, quota_of
 from .tasks import pieces_to_json
-from .weights import kept_item
 
 SOLVE_BYTES = 64 << 20  # of the source, that one solve task works on; a larger matrix has a task of its own
 _COMPUTE_BYTES = 4  # of a weight while it is run
@@ -58,38 +57,11 @@ def require_transformers(uri: str) -> None:
         )
 
 
-def calibration(
-    choice: Choice,
-    checkpoint: Checkpoint,
-    shards: Sequence[Shard],
-    *,
-    name: str,
-    artifact: str,
-    work: str,
-    place: Mapping[str, Any],
-    options: Mapping[str, Any],
-    memory_bytes: int,
-) -> Calibration:
-    """The tasks of a choice that has `blocks`, `options` being those of the recipe's step `calibrate`.
+class CalibrationPlanner:
+    """Grows the tasks of a choice that has `blocks`, block by block; `options` are those of the recipe's `calibrate`.
 
-    `place` is where things are (output, root, uri); `work` is the digest of all that changes their results. Raises
-    ModelError naming the block that `memory_bytes` cannot hold.
+    `place` is where things are (output, root, uri); `work` is the digest of all that changes their results.
     """
-    return _Planning(
-        choice,
-        checkpoint,
-        shards,
-        name=name,
-        artifact=artifact,
-        work=work,
-        place=place,
-        options=options,
-        memory_bytes=memory_bytes,
-    ).run()
-
-
-class _Planning:
-    """Grows the tasks block by block."""
 
     def __init__(
         self,
@@ -125,7 +97,10 @@ class _Planning:
         self._read_bytes = 0
 
     def run(self) -> Calibration:
-        """All blocks up to the last one with a layer that is calibrated."""
+        """All blocks up to the last one with a layer that is calibrated.
+
+        Raises ModelError naming the block that `memory_bytes` cannot hold.
+        """
         count = max(self._items) + 1
         least = max(map(self._check_memory, range(count)))
         before: list[Task] = []
@@ -159,7 +134,7 @@ class _Planning:
             "config": dict(self._checkpoint.config or {}),
             "blocks": self._blocks.count,
             "path": self._blocks.path,
-            "source": pieces_to_json([_whole(kept_item(tensor, at)) for tensor, at in places]),
+            "source": pieces_to_json([_whole(item_at(tensor, at)) for tensor, at in places]),
             "weights": [item.name for item in self._items.get(index, ())],
             "before": [task.digest for task in before],
             "solved": pieces_to_json([_whole(item) for item in self._items.get(index - 1, ())]),

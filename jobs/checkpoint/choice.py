@@ -37,7 +37,7 @@ from fleetpress.storage.safetensors_header import TensorInfo
 
 from ..errors import ModelError
 from ..spec.schemes import scheme_of
-from .layout import Item
+from .layout import Item, item_at
 
 _WEIGHTS = ("F64", "F32", "F16", "BF16")  # dtypes that are treated; all others are carried over
 _CODES = (".weight_packed", ".weight_scale", ".weight_scale_inv", ".qweight", ".qzeros", ".SCB", ".absmax")
@@ -209,19 +209,9 @@ def _items(
         treatment = choosing.cast_too.get(name, KEPT)
         if layer is not None:
             treatment = choosing.treated.get(layer, KEPT)
-        yield Item(
-            name=name,
-            path=at.file.path,
-            etag=at.file.etag,
-            offset_bytes=at.info.offset_bytes,
-            size_bytes=at.info.size_bytes,
-            dtype=at.info.dtype,
-            shape=at.info.shape,
-            treatment=treatment,
-            layer=layer,
-            # Buffers such as masks may be infinite by intention.
-            check=name.endswith((".weight", ".bias")) or holds_experts(name, at.info.shape),
-        )
+        # Buffers such as masks may be infinite by intention.
+        check = name.endswith((".weight", ".bias")) or holds_experts(name, at.info.shape)
+        yield item_at(name, at, treatment, layer=layer, check=check)
 
 
 def config_of(choice: Choice, config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from functools import cached_property
 
 from fleetpress.compression.checkpoint.convert import geometry, needs_torch
 from fleetpress.compression.checkpoint.tiles import Geometry
-from fleetpress.compression.treatment import ZERO_POINT, Stored, Treatment, stored, words
+from fleetpress.compression.treatment import KEPT, ZERO_POINT, Stored, Treatment, stored, words
+from fleetpress.storage.checkpoint import TensorLocation
 from fleetpress.storage.safetensors_layout import header_of_file, size_of
 from fleetpress.storage.sources import WEIGHTS
 from fleetpress.storage.streams import PART_BYTES, part_sizes
@@ -57,6 +58,29 @@ class Item:
     def stored(self) -> tuple[Stored, ...]:
         """What stands for it in the shard."""
         return stored(self.name, self.dtype, self.shape, self.treatment)
+
+
+def item_at(
+    name: str,
+    at: TensorLocation,
+    treatment: Treatment = KEPT,
+    *,
+    layer: str | None = None,
+    check: bool = False,
+) -> Item:
+    """The tensor, or matrix, `name` at its place in the source."""
+    return Item(
+        name=name,
+        path=at.file.path,
+        etag=at.file.etag,
+        offset_bytes=at.info.offset_bytes,
+        size_bytes=at.info.size_bytes,
+        dtype=at.info.dtype,
+        shape=at.info.shape,
+        treatment=treatment,
+        layer=layer,
+        check=check,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from fleetpress.storage import canonical_json
 from fleetpress.storage.checkpoint import Checkpoint
 from fleetpress.storage.safetensors_header import TensorInfo
 
+from ..validation import Quality
 from .choice import Choice
 from .layout import Item, stored_bytes
-from .quality import Quality, finite
 from .stream import Sums
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]  # of the shards, by file
@@ -53,8 +53,9 @@ def metrics_of(
     before: dict[str, Any] = {"metric": None, "value": None, "parameters": counts, "bytes": before_bytes}
     after = {**before, "bytes": size_bytes}
     if quality is not None:
-        before |= {"metric": quality.metric, "value": quality.before}
-        after |= {"metric": quality.metric, "value": finite(quality.after), "drop": dict(quality.drop)}
+        told_before, told_after = quality.facts()
+        before |= told_before
+        after |= told_after
     items = {item.layer: item for item in choice.items if item.layer is not None}
     return {
         "before": before,

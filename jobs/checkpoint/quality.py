@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fleetpress.storage.checkpoint import Checkpoint
@@ -11,6 +10,7 @@ from ..digests import digest
 from ..errors import ModelError
 from ..handover import Payload, record
 from ..tasks import Task
+from ..validation import Quality, drop_facts, refusal
 from .memory import LIBRARIES_BYTES, TORCH_BYTES, TRANSFORMERS_BYTES
 from .samples import Shard, chunks_of, quota_of
 
@@ -18,17 +18,6 @@ METRICS = ("perplexity", "token_accuracy")
 SCORED_TOKENS = 256  # whose scores are there at once
 _COMPUTE_BYTES = 4  # of a weight, and a score, while it is run
 _SCORES = 3  # copies of scores while they are measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """The metric on held-out sequences, how sure the drop is, and why the model is rejected, if it is."""
-
-    metric: str
-    before: float
-    after: float
-    drop: Mapping[str, float | None]
-    verdict: str | None
 
 
 def score_tasks(
@@ -100,7 +89,6 @@ def quality(payload: Payload) -> Quality | None:
     if not scored:
         return None
     from fleetpress.compression.confidence import difference
-    from fleetpress.compression.metrics import within
 
     sides = {
         side: [sums for own in digests for sums in record(payload, own).result["sums"]]
@@ -115,24 +103,15 @@ def quality(payload: Payload) -> Quality | None:
             f"{uri}: {metric} of the original model on the eval data is not a number; look for sequences without tokens"
         )
     limit = payload["recipe"]["validate"]["max_drop"]
-    verdict = None
-    if not within(metric, found.before, found.after, limit):
-        verdict = (
-            f"{metric} went from {found.before:.4f} to {found.after:.4f}, more than max_drop {limit} allows; "
-            "use more bits, smaller groups, or a method that is calibrated"
-        )
     return Quality(
         metric=metric,
         before=found.before,
         after=found.after,
-        drop={key: finite(getattr(found, key)) for key in ("drop", "standard_error", "low", "high")},
-        verdict=verdict,
+        drop=drop_facts(found),
+        verdict=refusal(
+            metric, found, limit, "use more bits, smaller groups, or a method that is calibrated"
+        ),
     )
-
-
-def finite(value: float) -> float | None:
-    """JSON has no infinity, and no NaN."""
-    return value if math.isfinite(value) else None
 
 
 def _check_memory(checkpoint: Checkpoint, memory_bytes: int) -> None:

@@ -19,11 +19,11 @@ from ..handover import Payload, record
 from ..tasks import StepResult
 from ..threads import use_one_thread
 from .choice import choose
-from .layout import Item
+from .layout import Item, item_at
 from .quality import SCORED_TOKENS
 from .steps import opened
 from .token_data import check_room, token_batch
-from .weights import SourceTensors, kept_item, solved_matrix
+from .weights import SourceTensors, solved_matrix
 
 _NO_TOKEN = -100  # what metrics leave out
 
@@ -44,7 +44,7 @@ def _sums(payload: Payload) -> list[Sums]:
         return []
     checkpoint = opened(payload)
     source = SourceTensors(
-        open_store(checkpoint.root), [kept_item(name, at) for name, at in checkpoint.tensors.items()]
+        open_store(checkpoint.root), [item_at(name, at) for name, at in checkpoint.tensors.items()]
     )
     if payload["side"] == "after":
         items = choose(checkpoint, payload["recipe"]).items

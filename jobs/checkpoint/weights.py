@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fleetpress.compression.checkpoint.tiles import check_finite
 from fleetpress.compression.quantization.compressed_tensors import loaded_rows
-from fleetpress.compression.treatment import KEPT, SCALE, SHAPE, ZERO_POINT
-from fleetpress.storage.checkpoint import TensorLocation
+from fleetpress.compression.treatment import SCALE, SHAPE, ZERO_POINT
 from fleetpress.storage.errors import InvalidModelFile
 from fleetpress.storage.tensors import DTYPES
 
@@ -94,20 +93,6 @@ class SourceTensors:
 
 New = Callable[[Item, Tensor], Tensor]
 """The matrix that takes the place of one, from what is to be done to it and what it was."""
-
-
-def kept_item(name: str, at: TensorLocation) -> Item:
-    """A tensor of a source as it is."""
-    return Item(
-        name=name,
-        path=at.file.path,
-        etag=at.file.etag,
-        offset_bytes=at.info.offset_bytes,
-        size_bytes=at.info.size_bytes,
-        dtype=at.info.dtype,
-        shape=at.info.shape,
-        treatment=KEPT,
-    )
 
 
 def read_item(store: RangeReader, item: Item) -> Tensor:

@@ -263,7 +263,7 @@ def _run_tasks(
     if choice.blocks is None and not scores:
         return _RunTasks()
     # Behind torch: the plan of what is only converted does without.
-    from ..checkpoint.calibrating import calibration, require_transformers
+    from ..checkpoint.calibrating import CalibrationPlanner, require_transformers
     from ..checkpoint.quality import score_tasks
 
     require_transformers(model.source.uri)
@@ -279,14 +279,14 @@ def _run_tasks(
     solvers: Mapping[str, Task] = {}
     facts: dict[str, Any] = {}
     if choice.blocks is not None:
-        found = calibration(
+        found = CalibrationPlanner(
             choice,
             checkpoint,
             builder.shared["data"]["train"],
             artifact=place["artifact"],
             place={key: value for key, value in place.items() if key != "artifact"},
             **shared,
-        )
+        ).run()
         tasks, solvers = list(found.tasks), found.solvers
         facts = {"spilled": [task.digest for task in tasks]}
     solving = list({task.digest: task for task in solvers.values()}.values())

@@ -12,7 +12,7 @@ from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QuantizedWeight
 from fleetpress.compression.quantization.packed_program import pack_program
 from fleetpress.storage.array_coding import Array
-from fleetpress.storage.coded_model import DTYPES, CodedPart, CodedWeight, read_model, write_model
+from fleetpress.storage.coded_model import DTYPES, CodedModel, CodedPart, CodedWeight, read_model, write_model
 from fleetpress.storage.errors import ArtifactCorrupt
 from fleetpress.storage.programs import program_members_of, program_without_weights
 from fleetpress.storage.tensors import DTYPES as TORCH_DTYPES
@@ -61,7 +61,22 @@ def decoded_program(data: bytes) -> ExportedProgram:
 
     Raises ArtifactCorrupt, InvalidModelFile and UnsafeModelFile.
     """
+    return _over_plain_weights(read_model(data))
+
+
+def packed_program(data: bytes) -> ExportedProgram:
+    """The program in the bytes of a coded model with its weights packed, as a `.pt2` of the same recipe holds it.
+
+    Raises as `decoded_program` does.
+    """
     model = read_model(data)
+    program = _over_plain_weights(model)
+    values = tensors(program)
+    quantized = {name: _read_back(name, weight, values[name])[0] for name, weight in model.weights.items()}
+    return pack_program(program, quantized, [name for layer in layers(program) for name in layer.weights])
+
+
+def _over_plain_weights(model: CodedModel) -> ExportedProgram:
     skeleton = program_without_weights(model.members)
     stored = tensors(skeleton)
     values: dict[str, Tensor] = {}
@@ -82,17 +97,6 @@ def decoded_program(data: bytes) -> ExportedProgram:
                 made[view] = _like(value.reshape(-1).as_strided(*view), stored[name])
             values[name] = made[view]
     return with_tensors(skeleton, values)
-
-
-def packed_program(data: bytes) -> ExportedProgram:
-    """The program in the bytes of a coded model with its weights packed, as a `.pt2` of the same recipe holds it.
-
-    Raises as `decoded_program` does.
-    """
-    program, coded = decoded_program(data), read_model(data).weights
-    values = tensors(program)
-    quantized = {name: _read_back(name, weight, values[name])[0] for name, weight in coded.items()}
-    return pack_program(program, quantized, [name for layer in layers(program) for name in layer.weights])
 
 
 def _like(value: Tensor, kept: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ The numbers of `after` are those of the bytes that are published: they are loade
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -15,7 +14,7 @@ from fleetpress.compression.cost import macs, parameters
 from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.layers import layers
-from fleetpress.compression.metrics import METRICS, Sums, allowed_drop, within
+from fleetpress.compression.metrics import METRICS, Sums, allowed_drop
 from fleetpress.compression.program import aliases, bind, tensors, trainable
 from fleetpress.compression.pruning.units import PRUNABLE_KINDS
 from fleetpress.compression.selection import Layer
@@ -26,6 +25,7 @@ from fleetpress.storage.store import open_store
 from ..handover import Payload, record
 from ..manifest import companions, complete
 from ..tasks import StepResult
+from ..validation import Quality, drop_facts, refusal
 from . import zeroing
 from .assembling import Candidate, assembled
 from .biases import uncorrected
@@ -69,8 +69,9 @@ def _metrics(payload: Payload, candidate: Candidate) -> tuple[dict[str, Any], st
         after["latency_packed_ms"] = call_ms(Runner(candidate.loaded))
     verdict = _over_budget(payload, after)
     if quality is not None:
-        before |= {"metric": quality.metric, "value": _json(quality.before), "stage": quality.stage}
-        after |= {"metric": quality.metric, "value": _json(quality.after), "drop": quality.drop}
+        told_before, told_after = quality.facts()
+        before |= told_before
+        after |= told_after
         verdict = verdict or quality.verdict
     warnings = [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]]
     warnings += zeroing.warnings(payload)
@@ -102,11 +103,6 @@ def _over_budget(payload: Payload, after: Mapping[str, Any]) -> str | None:
     )
 
 
-def _json(value: float) -> float | None:
-    """JSON has no infinity, such as the psnr of outputs that are the targets, and no NaN."""
-    return value if math.isfinite(value) else None
-
-
 def _cost(runner: Runner, plain: ExportedProgram) -> dict[str, Any]:
     return {"parameters": parameters(plain), "macs": macs(plain), "latency_ms": call_ms(runner)}
 
@@ -117,20 +113,8 @@ def call_ms(runner: Runner) -> float:
     return latency_ms(runner.module, args, kwargs, limit_seconds=_LATENCY_SECONDS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """The metric on held-out data; `stage` says which model `before` is: the source, or the trained one if better."""
-
-    metric: str
-    before: float
-    stage: str
-    after: float
-    drop: dict[str, float | None]
-    verdict: str | None
-
-
 def _compare(payload: Payload, source: Runner, compressed: Runner) -> Quality | None:
-    """Original and compressed program on the eval data; None without such data."""
+    """The source, or the trained program if better, and the compressed one on the eval data; None without such data."""
     data = payload["data"]
     if data is None or not data["eval"]:
         return None
@@ -158,7 +142,7 @@ def _compare(payload: Payload, source: Runner, compressed: Runner) -> Quality | 
         before=best,
         stage=stage,
         after=found.after,
-        drop={key: _json(getattr(found, key)) for key in ("drop", "standard_error", "low", "high")},
+        drop=drop_facts(found),
         verdict=_verdict(payload, name, found),
     )
 
@@ -166,11 +150,8 @@ def _compare(payload: Payload, source: Runner, compressed: Runner) -> Quality | 
 def _verdict(payload: Payload, name: str, found: Difference) -> str | None:
     """Why the model is rejected, if it is. What was chosen by a search must hold with one standard error to spare."""
     limit = payload["recipe"]["validate"]["max_drop"]
-    if not within(name, found.before, found.after, limit):
-        return (
-            f"{name} went from {found.before:.4f} to {found.after:.4f}, more than max_drop {limit} allows; "
-            "prune less, use more bits, or train longer"
-        )
+    if refused := refusal(name, found, limit, "prune less, use more bits, or train longer"):
+        return refused
     bound = found.drop + found.standard_error
     if "told" in payload and bound > allowed_drop(found.before, limit):
         return (

@@ -10,7 +10,13 @@ from fleetpress.jobs.validation import Quality, drop_facts, refusal
 
 def found(before: float, after: float) -> Difference:
     return Difference(
-        before=before, after=after, drop=before - after, standard_error=0.01, low=0.0, high=math.inf
+        before=before,
+        after=after,
+        drop=before - after,
+        standard_error=0.01,
+        low=0.0,
+        high=math.inf,
+        samples=100,
     )
 
 

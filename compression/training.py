@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -237,7 +236,9 @@ class _Run:
         values = self.forward.values()
         if not values:
             return run(self.module, self._program, arrays)
-        return run(partial(functional_call, self.module, values), self._program, arrays)
+        return run(
+            lambda *args, **kwargs: functional_call(self.module, values, args, kwargs), self._program, arrays
+        )
 
     def _teacher_outputs(self, batch: Arrays) -> Tensor:
         assert self._teacher is not None

@@ -9,6 +9,7 @@ from fleetpress.compression.quantization import QUANTIZERS, affine, quantize_wei
 from fleetpress.compression.quantization.aware import AwareWeight, QuantizedForward, with_scales
 from fleetpress.compression.quantization.weight import to_rows
 from fleetpress.compression.scheme import QuantScheme
+from fleetpress.compression.training import TrainOptions, train
 
 SCHEMES = {
     "tensor": QuantScheme(num_bits=3, strategy="tensor"),
@@ -92,3 +93,38 @@ def test_errors_name_the_weight() -> None:
         AwareWeight(
             axis=0, scheme=QuantScheme(num_bits=8, type="float"), method=QUANTIZERS["round_to_nearest"]
         )
+
+
+class Sum(nn.Module):
+    """Scores of two inputs added up; `forward` takes both by place or by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Scores [N, 3] of two [N, 6]."""
+        return self.head(first + second)  # type: ignore[no-any-return]
+
+
+def test_training_for_codes_takes_several_inputs_and_keywords() -> None:
+    example = {"first": weight(8, 6), "second": weight(8, 6).flip(0)}
+    data = {**example, "targets": torch.arange(8) % 3}
+    net = Sum().eval()
+    exported = [
+        torch.export.export(net, tuple(example.values())),
+        torch.export.export(net, (), example),
+        torch.export.export(net, (example["first"],), {"second": example["second"]}),
+    ]
+    coded = {
+        "head.weight": AwareWeight(axis=0, scheme=SCHEMES["tensor"], method=QUANTIZERS["smallest_error"])
+    }
+    found = [
+        train(
+            program, data, TrainOptions(epochs=2, batch_size=8), loss="cross_entropy", seed=0, quantized=coded
+        )
+        for program in exported
+    ]
+    for other in found[1:]:
+        assert torch.equal(found[0].values["head.weight"], other.values["head.weight"])
+    assert len(found[0].values["head.weight"].unique()) <= 8

@@ -21,7 +21,7 @@ from fleetpress.compression.batches import (
     seeded,
     shuffled_batches,
 )
-from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm
+from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm, share_first
 from fleetpress.compression.device import CPU, batch_on, deterministic, random_devices, to_device
 from fleetpress.compression.distilling import distance
 from fleetpress.compression.errors import DataMismatchError, MethodError, TrainingDivergedError
@@ -190,6 +190,9 @@ class _Run:
         steps = self.batches * options.epochs
         self.zeros = Zeros(self._params, masks, gradual, steps)
         self.forward = QuantizedForward(self._params, quantized)
+        started = [name for name, weight in quantized.items() if weight.statistics is not None]
+        share_first([self._params[name] for name in started], collective)
+        share_first([self.forward.logarithms[name] for name in started], collective)
         self._leaves = [*self._params.values(), *self.forward.logarithms.values()]
         self._optimizer = OPTIMIZERS[options.optimizer](_groups(self._params, self.forward), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])

@@ -19,7 +19,7 @@ VERSIONS = {
     "calibrate": 3,
     "observe": 3,
     "sense": 3,
-    "trial": 2,
+    "trial": 3,
     "fleet": 1,
     "equalize": 1,
     "prune": 1,

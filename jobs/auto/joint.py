@@ -15,6 +15,7 @@ from .choices import CALIBRATION, STRUCTURES, Prices, Searched, Sensed, Table, t
 
 KINDS = ("codes", "zeros", "deletion")
 _PRUNER = "fisher"
+_METHOD_FOR_ZEROS = "smallest_error"  # zeros that grow during training leave nothing of codes found before it
 _DIGITS = 4  # of shares of zeros
 _PRIOR = 0.3  # how much the common ratio counts beside a measurement
 _OUTDATED = 0.7
@@ -27,7 +28,11 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
     if found is None:
         return None
     options, shares = found
-    layers = {one.layer: dict(one.settings) for one in options if one.settings is not None}
+    layers = {
+        one.layer: {**one.settings, **({"method": _METHOD_FOR_ZEROS} if one.zeros else {})}
+        for one in options
+        if one.settings is not None
+    }
     zeros = {one.layer: {"sparsity": round(one.zeros, _DIGITS)} for one in options if one.zeros}
     if not layers:
         return None
@@ -52,10 +57,12 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
             **growing,
             "targets": sorted(zeros),
         }
+    if set(layers) - set(zeros):  # training starts from the codes that the method finds
+        steps["calibrate"] = dict(CALIBRATION)
     steps["finetune"] = {**tuned(searched), "quantization_aware": True}
     steps["quantize"] = {
         "num_bits": 8,
-        "method": "smallest_error",
+        "method": searched.method,
         "biases": "FP8",
         "layers": layers,
         "targets": sorted(layers),
@@ -82,6 +89,8 @@ def expected_of(recipe: Mapping[str, Any], table: Table) -> dict[str, float]:
     everywhere = {key: quantize[key] for key in ("num_bits", "group_size") if key in quantize}
     for name, options in table.layers.items():
         settings = quantize["layers"].get(name) if "layers" in quantize else everywhere
+        if settings is not None:
+            settings = {key: value for key, value in settings.items() if key != "method"}
         left = LayerChoice(options=(), parts=table.parts.get(name, (Part(weight=1.0),))).left(shares)
         for one in options:
             if one.settings == settings and round(one.zeros, _DIGITS) == zeros.get(name, 0.0):
@@ -115,7 +124,8 @@ def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
     """Factors for the three kinds from candidates that were measured: what was expected of each kind, what came out.
 
     Least squares over relative errors, no factor below a twentieth of the common ratio, and drawn to that one: a
-    handful of candidates that resemble one another tell kinds apart only so well.
+    handful of candidates that resemble one another tell kinds apart only so well. A constant is fitted beside them:
+    training moves outputs even where nothing else was done, and that is no price of bits.
     """
     known = [
         (np.array([expected[kind] for kind in KINDS]), measured)
@@ -124,12 +134,15 @@ def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
     ]
     if not known:
         return Prices()
-    ratio = math.exp(sum(math.log(measured / expected.sum()) for expected, measured in known) / len(known))
-    rows = [ratio * expected / measured for expected, measured in known]
-    left = np.array([*rows, *(math.sqrt(_PRIOR) * np.eye(len(KINDS)))])
-    right = np.array([1.0] * len(rows) + [math.sqrt(_PRIOR)] * len(KINDS))
+    ratio = sum(measured for _, measured in known) / sum(float(expected.sum()) for expected, _ in known)
+    least = min(measured for _, measured in known)
+    rows = [np.append(ratio * expected, least) / measured for expected, measured in known]
+    left = np.array([*rows, *(math.sqrt(_PRIOR) * np.eye(len(KINDS) + 1))])
+    right = np.array([1.0] * len(rows) + [math.sqrt(_PRIOR)] * len(KINDS) + [0.0])
     factors, _ = nnls(left, right)
-    return Prices(**{kind: ratio * max(_LEAST, float(one)) for kind, one in zip(KINDS, factors, strict=True)})
+    return Prices(
+        **{kind: ratio * max(_LEAST, float(one)) for kind, one in zip(KINDS, factors[:-1], strict=True)}
+    )
 
 
 def _chosen(budget: float, table: Table, prices: Prices) -> tuple[list[Sensed], dict[str, float]] | None:

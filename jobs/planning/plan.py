@@ -15,6 +15,7 @@ from ..spec.checks import (
     needs_gradients,
     needs_products,
     observes,
+    trains_from_codes,
 )
 from ..spec.recipe import (
     DEFAULT_FORMAT,
@@ -91,8 +92,9 @@ def plan_program(
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
     targets, from `collect` tasks otherwise. What a pruning step knows of the layers' inputs comes from `calibrate`
     tasks before it, labelled observe. An iterative schedule repeats the steps from collect to finetune. `inputs` says
-    that the quantization method reads calibration statistics. What comes after `train` sees no sample outside the
-    `fold`, if there is one.
+    that the quantization method reads calibration statistics: they are collected before finetune where weights are
+    trained for their codes, since training starts from those that the method finds. What comes after `train` sees no
+    sample outside the `fold`, if there is one.
     """
     recipe = model.recipe.canonical()
     builder = PlanBuilder(
@@ -116,8 +118,9 @@ def plan_program(
         tasks = _search(builder, recipe["auto"], final, workers=workers)
         return ModelPlan(model=model, digest=final, tasks=tasks)
     builder.keep_to(fold)
-    _add_rounds(builder, gradients=gradients, workers=workers, more=more)
-    if inputs:
+    is_early = inputs and trains_from_codes(model.recipe)
+    _add_rounds(builder, gradients=gradients, workers=workers, more=more, calibrates=is_early)
+    if inputs and not is_early:
         builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
     if recipe.get("quantize", {}).get("equalize"):
         builder.add("equalize", options=recipe["quantize"])
@@ -126,8 +129,13 @@ def plan_program(
     return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
 
 
-def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: dict[str, Any]) -> None:
-    """Tasks from collect to finetune, once or round by round; `more` is what is collected beside gradients."""
+def _add_rounds(
+    builder: PlanBuilder, *, gradients: bool, workers: int, more: dict[str, Any], calibrates: bool
+) -> None:
+    """Tasks from collect to finetune, once or round by round; `more` is what is collected beside gradients.
+
+    `calibrates` says that the last fine-tuning reads calibration statistics.
+    """
     recipe, prune, seed = builder.shared["recipe"], builder.model.recipe.prune, builder.shared["seed"]
     rounds = recipe.get("prune", {}).get("rounds", 1)
     for index in range(rounds):
@@ -141,6 +149,8 @@ def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: di
             builder.add("prune", options=recipe["prune"], seed=seed, **builder.round)
         if "finetune" in recipe:
             is_last = index == rounds - 1
+            if is_last and calibrates:
+                builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
             tuning: dict[str, Any] = {**builder.training, **(later_steps(recipe) if is_last else {})}
             epochs = recipe["finetune"]["epochs"]
             if rounds > 1:

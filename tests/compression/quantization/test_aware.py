@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fleetpress.compression.calibration import InputStatistics, WeightStatistics
 from fleetpress.compression.errors import MethodError, QuantizationError
 from fleetpress.compression.quantization import QUANTIZERS, affine, quantize_weight
 from fleetpress.compression.quantization.aware import AwareWeight, QuantizedForward, with_scales
@@ -80,6 +81,27 @@ def test_scales_start_where_the_method_puts_them() -> None:
     for method in ("round_to_nearest", "smallest_error"):
         first = forward(value, SCHEMES["channel"], method).logarithms["w"].exp()
         torch.testing.assert_close(first, QUANTIZERS[method].quantize(value, SCHEMES["channel"]).scale)
+
+
+def test_with_statistics_training_starts_from_the_codes_of_the_method() -> None:
+    value, x = weight(6, 40), weight(200, 40) @ weight(40, 40)
+    value[:, 3] = 0
+    known = WeightStatistics(
+        inputs=InputStatistics(
+            rows=200,
+            total=x.double().sum(0)[None],
+            squares=x.double().square().sum(0)[None],
+            gram=(x.T @ x)[None, None],
+            range=torch.stack([x.min(), x.max()]),
+        )
+    )
+    scheme, method = SCHEMES["tensor"], QUANTIZERS["gptq"]
+    coded = AwareWeight(axis=0, scheme=scheme, method=method, statistics=known)
+    first = QuantizedForward({"w": nn.Parameter(value.clone())}, {"w": coded}).values()["w"]
+    found = quantize_weight("w", value, 0, scheme, method, statistics=known).dequantize()
+    assert not torch.equal(found, forward(value, scheme).values()["w"])
+    torch.testing.assert_close(first, found.masked_fill(value == 0, 0))
+    assert (first[:, 3] == 0).all()
 
 
 def test_errors_name_the_weight() -> None:

@@ -77,7 +77,9 @@ def test_what_was_expected_is_told_by_kind() -> None:
         name: next(
             one
             for one in options
-            if one.settings == recipe["quantize"]["layers"][name] and one.zeros == zeros.get(name, 0.0)
+            if one.settings is not None
+            and recipe["quantize"]["layers"][name].items() >= one.settings.items()
+            and one.zeros == zeros.get(name, 0.0)
         )
         for name, options in table.layers.items()
     }
@@ -108,6 +110,31 @@ def test_prices_are_those_that_explain_what_was_measured() -> None:
         zeros=pytest.approx(0.2, rel=0.2),
         deletion=pytest.approx(0.2, rel=0.2),
     )
+
+
+def test_what_training_moves_by_itself_is_no_price() -> None:
+    tried = [
+        ({"codes": 0.04, "zeros": 0.02, "deletion": 0.05}, 0.033),
+        ({"codes": 0.0002, "zeros": 0.0, "deletion": 0.0}, 0.0027),  # 8 bits: hardly anything was expected
+    ]
+    found = corrected(tried)
+    assert 0.2 < found.codes < 0.5
+    assert 0.2 < found.deletion < 0.5
+
+
+def test_without_zeros_training_starts_from_calibrated_codes() -> None:
+    recipe = joint_recipe(18_000, _table(1e6), SEARCHED, Prices(zeros=1e6))
+    assert recipe is not None
+    assert "prune" not in recipe
+    assert recipe["quantize"]["method"] == SEARCHED.method
+    assert all("method" not in own for own in recipe["quantize"]["layers"].values())
+    assert "calibrate" in recipe
+    zeroed = joint_recipe(9000, _table(1e6), SEARCHED, UNCORRECTED)
+    assert zeroed is not None
+    zeros = set(zeroed["prune"]["targets"])
+    own = {name for name, one in zeroed["quantize"]["layers"].items() if "method" in one}
+    assert own == zeros
+    assert ("calibrate" in zeroed) == (zeros != set(zeroed["quantize"]["layers"]))
 
 
 def test_corrected_prices_change_the_choice() -> None:

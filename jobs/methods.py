@@ -40,6 +40,7 @@ _GRADUAL = {
     "ramp": "share of the steps of finetune over which zeros grow, with schedule gradual (default 0.5)",
     "interval": "steps of finetune from one growth to the next, with schedule gradual (default 32)",
 }
+_SCORED = {"normalize": "none; mean: scope global compares scores over the mean of their tensor's"}
 _THRESHOLDS = ("mean_threshold", "std_threshold")
 _ZERO = {
     "pattern": "N:M, such as 2:4: of every M neighbours in a row the N largest stay",
@@ -131,12 +132,15 @@ def _tables() -> Described:
         "sparsity": [
             {
                 "name": name,
+                "needs_gradients": method.needs_gradients,
                 "needs_inputs": method.needs_inputs,
                 "summary": method.summary,
                 "paper": method.paper,
                 "options": _options(
                     PruneStep,
-                    _ZERO | (_GRADUAL if name in GRADUAL_METHODS else {}),
+                    _ZERO
+                    | (_GRADUAL if name in GRADUAL_METHODS else {})
+                    | (_SCORED if method.needs_gradients else {}),
                     without=_not_taken(method),
                 ),
             }

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
+from fleetpress.compression.sparsity import is_sparsifier
 from fleetpress.storage.checkpoint import Checkpoint
 
 from ..checkpoint.choice import Choice, check_plain, choose
@@ -197,10 +198,16 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
 
 
 def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
-    """What is collected beside gradients: facts of their own, so that digests of all else stay as they were."""
+    """What is collected beside gradients, or of single weights instead: facts of their own, so that digests of all else
+    stay as they were.
+    """
     if step is None:
         return {}
-    wanted = {"products": needs_products(step), "recurrent": "recurrent" in step.structure}
+    wanted = {
+        "products": needs_products(step),
+        "recurrent": "recurrent" in step.structure,
+        "weights": is_sparsifier(step.method),
+    }
     return {name: True for name, needed in wanted.items() if needed}
 
 

@@ -270,3 +270,18 @@ def test_weights_are_zeroed_after_their_inputs_were_observed() -> None:
     assert tasks[1].payload["stages"] == {"observe": [tasks[0].digest]}
     free = planned(model({**recipe, "prune": {"method": "magnitude_n_m", "pattern": "2:4"}}), gradients=False)
     assert [task.kind for task in free.tasks] == ["prune", "finetune", "quantize", "publish"]
+
+
+def test_moments_of_single_weights_are_collected_before_weights_are_zeroed_by_them() -> None:
+    recipe = {"prune": {"method": "fisher_unstructured", "sparsity": 0.5}, "collect": {"batch_size": 1}}
+    tasks = planned(model(recipe)).tasks
+    assert [task.kind for task in tasks] == ["collect", "prune", "publish"]
+    assert tasks[0].payload["weights"] is True
+    assert "products" not in tasks[0].payload
+    trained = planned(model({**recipe, "train": {}})).tasks
+    assert [task.kind for task in trained] == ["train", "collect", "prune", "publish"]
+    assert "weights" not in trained[0].payload
+    kept = {"method": "gradient_stability_unstructured", "sparsity": 0.5}
+    alone = planned(model({"train": {}, "prune": kept})).tasks
+    assert [task.kind for task in alone] == ["train", "prune", "publish"]
+    assert alone[0].payload["weights"] is True

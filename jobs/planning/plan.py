@@ -1,7 +1,7 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
@@ -14,6 +14,7 @@ from ..checkpoint.tasks import checkpoint_tasks
 from ..digests import VERSIONS, contents, digest
 from ..spec.checks import (
     needs_gradients,
+    needs_inputs,
     needs_products,
     observes,
     trains_from_codes,
@@ -22,6 +23,7 @@ from ..spec.recipe import (
     DEFAULT_FORMAT,
     CalibrateStep,
     PruneStep,
+    Recipe,
     is_gradual,
     later_steps,
 )
@@ -70,6 +72,7 @@ def artifact_digest(
         **(device_facts(gpus) if _has_gradients(model) else {}),
         **({"fleet": fleet} if fleet is not None and model.recipe.auto is not None else {}),
         **({"search": [VERSIONS["sense"], VERSIONS["trial"]]} if model.recipe.auto is not None else {}),
+        **({"solved": [VERSIONS["observe"], VERSIONS["solve"]]} if _looks_at_inputs(model.recipe) else {}),
     )
 
 
@@ -219,7 +222,8 @@ def without_end(plan: ModelPlan) -> ModelPlan:
 def plan_checkpoint(
     model: Model, checkpoint: Checkpoint, *, output: str, run: str, seed: int, memory_bytes: int
 ) -> ModelPlan:
-    """Tasks of a checkpoint: advance* and solve* by turns if it is calibrated, open?, convert*, finish*, assemble.
+    """Tasks of a checkpoint: advance* and solve* by turns if it is calibrated, open?, convert*, finish*, score*,
+    assemble.
 
     The headers tell every byte that will be written. Raises TargetError, and ModelError for what is quantized already
     or a task too large for `memory_bytes`.
@@ -237,88 +241,90 @@ def plan_checkpoint(
     choice = choose(checkpoint, builder.shared["recipe"])
     place = {"output": output, "root": absolute(checkpoint.root), "uri": model.source.uri}
     shared: dict[str, Any] = {"name": model.name, "memory_bytes": memory_bytes}
-    added = _run_tasks(model, checkpoint, choice, builder, {**place, "artifact": final}, **shared)
-    builder.tasks = list(added.tasks)
+    runs = _Runs(model, checkpoint, choice, builder, {**place, "artifact": final}, memory_bytes=memory_bytes)
+    builder.tasks = runs.calibration()
     tasks, records = checkpoint_tasks(
-        plan_shards(choice.items), artifact=final, place=place, solvers=added.solvers, **shared
+        plan_shards(choice.items), artifact=final, place=place, solvers=runs.solvers, **shared
     )
     builder.tasks += tasks
-    builder.last = tuple(task.id for task in tasks if task.digest in records) + added.last
+    written = tuple(task.id for task in tasks if task.digest in records)
+    scored = runs.scores(written)
+    builder.tasks += scored
+    builder.last = written + tuple(task.id for task in scored)
     return ModelPlan(
         model=model,
         digest=final,
-        tasks=builder.finish("assemble", final, shard_records=records, **added.facts),
+        tasks=builder.finish("assemble", final, shard_records=records, **runs.facts),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RunTasks:
-    """Tasks that run a checkpoint: those that solve a matrix by its name, those that the last task waits for.
+class _Runs:
+    """Tasks that run a checkpoint; `solvers` make its matrices, by name, `facts` are what the last task knows."""
 
-    `facts` are what that one knows of them.
-    """
+    def __init__(
+        self,
+        model: Model,
+        checkpoint: Checkpoint,
+        choice: Choice,
+        builder: PlanBuilder,
+        place: Mapping[str, Any],
+        *,
+        memory_bytes: int,
+    ) -> None:
+        self._checkpoint, self._choice, self._builder, self._place = checkpoint, choice, builder, place
+        self._data, recipe = model.data, builder.shared["recipe"]
+        self._scores = self._data is not None and bool(self._data.eval)
+        self.solvers: Mapping[str, Task] = {}
+        self.facts: dict[str, Any] = {}
+        if not self._scores and choice.blocks is None:
+            return
+        assert self._data is not None, "checked by the spec: statistics need data"
+        # What is measured in the end, and how much of it may be lost, changes nothing of what is done before.
+        done = {step: chosen for step, chosen in recipe.items() if step != "validate"}
+        trained_on = shard_contents(self._data.train)
+        self._shared: dict[str, Any] = {
+            "name": model.name,
+            "work": digest("run", source=_identity(model)["source"], recipe=done, trained_on=trained_on),
+            "options": recipe.get("calibrate") or CalibrateStep().model_dump(),
+            "memory_bytes": memory_bytes,
+        }
 
-    tasks: tuple[Task, ...] = ()
-    solvers: Mapping[str, Task] = field(default_factory=dict)
-    last: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    def calibration(self) -> list[Task]:
+        """Those that look at what layers read and solve them, if a method needs it."""
+        if self._choice.blocks is None:
+            return []
+        # Behind torch: the plan of what is only converted does without.
+        from ..checkpoint.calibrating import CalibrationPlanner, require_transformers
 
-
-def _run_tasks(
-    model: Model,
-    checkpoint: Checkpoint,
-    choice: Choice,
-    builder: PlanBuilder,
-    place: Mapping[str, Any],
-    *,
-    name: str,
-    memory_bytes: int,
-) -> _RunTasks:
-    """Calibration, if a method needs it, and scores on held-out data, if there are any."""
-    data, recipe = model.data, builder.shared["recipe"]
-    scores = data is not None and bool(data.eval)
-    if choice.blocks is None and not scores:
-        return _RunTasks()
-    # Behind torch: the plan of what is only converted does without.
-    from ..checkpoint.calibrating import CalibrationPlanner, require_transformers
-    from ..checkpoint.quality import score_tasks
-
-    require_transformers(model.source.uri)
-    assert data is not None, "checked by the spec: statistics need data"
-    options = recipe.get("calibrate") or CalibrateStep().model_dump()
-    # What is measured in the end, and how much of it may be lost, changes nothing of what is done before.
-    done = {step: chosen for step, chosen in recipe.items() if step != "validate"}
-    work = digest(
-        "run", source=_identity(model)["source"], recipe=done, trained_on=shard_contents(data.train)
-    )
-    shared: dict[str, Any] = {"name": name, "work": work, "options": options, "memory_bytes": memory_bytes}
-    tasks: list[Task] = []
-    solvers: Mapping[str, Task] = {}
-    facts: dict[str, Any] = {}
-    if choice.blocks is not None:
+        require_transformers(self._checkpoint.uri)
         found = CalibrationPlanner(
-            choice,
-            checkpoint,
-            builder.shared["data"]["train"],
-            artifact=place["artifact"],
-            place={key: value for key, value in place.items() if key != "artifact"},
-            **shared,
+            self._choice,
+            self._checkpoint,
+            self._builder.shared["data"]["train"],
+            artifact=self._place["artifact"],
+            place={key: value for key, value in self._place.items() if key != "artifact"},
+            **self._shared,
         ).run()
-        tasks, solvers = list(found.tasks), found.solvers
-        facts = {"spilled": [task.digest for task in tasks]}
-    solving = list({task.digest: task for task in solvers.values()}.values())
-    facts |= {"solvers": [task.digest for task in solving]} if solving else {}
-    scored: list[Task] = []
-    if scores:
-        payload = {**builder.shared, **place}
-        scored = score_tasks(checkpoint, shared=payload, solvers=solving, **shared)
-        facts["scored"] = {
-            side: [task.digest for task in scored if task.payload["side"] == side]
+        self.solvers = found.solvers
+        solving = {task.digest: None for task in found.solvers.values()}
+        self.facts |= {"spilled": found.digests, "solvers": list(solving)}
+        return list(found.tasks)
+
+    def scores(self, shards: Sequence[str]) -> list[Task]:
+        """Those that measure it on held-out data, if there are any, when the tasks `shards` have written it."""
+        if not self._scores:
+            return []
+        from ..checkpoint.calibrating import require_transformers
+        from ..checkpoint.quality import score_tasks
+
+        require_transformers(self._checkpoint.uri)
+        payload = {**self._builder.shared, **self._place}
+        tasks = score_tasks(self._checkpoint, shared=payload, shards=shards, **self._shared)
+        self.facts["scored"] = {
+            side: [task.digest for task in tasks if task.payload["side"] == side]
             for side in ("before", "after")
         }
-    return _RunTasks(
-        tasks=(*tasks, *scored), solvers=solvers, last=tuple(task.id for task in scored), facts=facts
-    )
+        return tasks
 
 
 def _identity(model: Model) -> dict[str, Any]:
@@ -347,6 +353,12 @@ def _has_gradients(model: Model) -> bool:
     recipe = model.recipe
     collects = recipe.prune is not None and needs_gradients(recipe.prune)
     return collects or recipe.auto is not None or recipe.train is not None or recipe.finetune is not None
+
+
+def _looks_at_inputs(recipe: Recipe) -> bool:
+    """Whether a method of the recipe looks at what layers read: its solver is part of what it is."""
+    prune, quantize = recipe.prune, recipe.quantize
+    return (prune is not None and observes(prune)) or (quantize is not None and needs_inputs(quantize))
 
 
 def _trainers(model: Model, workers: int) -> int:

@@ -63,15 +63,15 @@ def test_each_block_is_passed_observed_and_solved(place: Path) -> None:
         "solve[0.0]",
         *(f"advance[1.{chunk}]" for chunk in range(3)),
         "solve[1.0]",
+        "convert[0]",
         *(f"score[before.{chunk}]" for chunk in range(3)),
         *(f"score[after.{chunk}]" for chunk in range(3)),
-        "convert[0]",
         "assemble",
     ]
     needs = {name: {need.removeprefix("model/") for need in task.needs} for name, task in found.items()}
     assert needs["solve[0.0]"] == {f"advance[0.{chunk}]" for chunk in range(3)}
     assert needs["advance[1.2]"] == {"advance[0.2]", "solve[0.0]"}
-    assert needs["score[after.0]"] == {"solve[0.0]", "solve[1.0]"}
+    assert needs["score[after.0]"] == {"convert[0]"}
     assert needs["score[before.0]"] == set()
     assert needs["convert[0]"] == {"solve[0.0]", "solve[1.0]"}
     assert needs["assemble"] == {"convert[0]", *(name for name in found if name.startswith("score"))}

@@ -76,7 +76,7 @@ class _Pricing:
         except CompressionError:  # what cannot be taken apart keeps its units
             return []
         return [
-            {"share": _share(count, group.count), "increase": increase}
+            {"share": share_of(count, group.count), "increase": increase}
             for count, increase in zip(counts, increases, strict=True)
         ]
 
@@ -96,5 +96,6 @@ class _Pricing:
         return self.meter.increase_of(delete(self.program, gone, STRUCTURES))
 
 
-def _share(count: int, units: int) -> float:
+def share_of(count: int, units: int) -> float:
+    """The share of so many of the units, a little more so that it means that many again."""
     return min(math.ceil(count / units / _ROUNDING) * _ROUNDING, 0.999999) if count else 0.0

@@ -40,6 +40,7 @@ TRIALS_AT_ONCE = (
     4  # candidates of a search that are measured side by side before anything is learnt from them
 )
 SENSED_SAMPLES = 512
+_OPERATIONS_VERSION = 1  # of searches for few operations or little time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def artifact_digest(
         workers=_trainers(model, workers),
         **(device_facts(gpus) if _has_gradients(model) else {}),
         **({"fleet": fleet} if fleet is not None and model.recipe.auto is not None else {}),
-        **({"search": [VERSIONS["sense"], VERSIONS["trial"]]} if model.recipe.auto is not None else {}),
+        **({"search": _search_versions(model)} if model.recipe.auto is not None else {}),
     )
 
 
@@ -158,7 +159,7 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     data = builder.data
     assert data is not None, "checked by the spec: auto needs data"
     builder.add_chunks("observe", {"samples": SENSED_SAMPLES, "batch_size": 32}, shards=len(data.train))
-    builder.add_groups("sense", {})
+    builder.add_groups("sense", {"operations": True} if counts_operations(options) else {})
     recipe = builder.model.recipe
     search = {
         "options": options,
@@ -186,12 +187,24 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     return builder.finish("publish", final, is_search=True, **search, **place)
 
 
+def _search_versions(model: Model) -> list[int]:
+    """Versions of what a search does; counting operations has one of its own, so that other searches keep theirs."""
+    auto = model.recipe.auto
+    counts = auto is not None and counts_operations(auto.model_dump(exclude_none=True))
+    return [VERSIONS["sense"], VERSIONS["trial"], *([_OPERATIONS_VERSION] if counts else [])]
+
+
 def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
     """What is collected beside gradients: facts of their own, so that digests of all else stay as they were."""
     if step is None:
         return {}
     wanted = {"products": needs_products(step), "recurrent": "recurrent" in step.structure}
     return {name: True for name, needed in wanted.items() if needed}
+
+
+def counts_operations(auto: Mapping[str, Any]) -> bool:
+    """Whether a search with these options is for few operations or little time, and not for few bytes."""
+    return auto["goal"] == "fastest" or "macs" in auto or "latency_ms" in auto
 
 
 def without_end(plan: ModelPlan) -> ModelPlan:

@@ -1,12 +1,13 @@
 """`auto` for the fewest operations, beside every uniform share of deleted units: how many of the MACs are left.
 
     python benchmarks/real/fastest.py FOLDER [--executor ray|inline] [--models digits-mlp ...] [--seeds 0 1 2]
-        [--drop 1%]
+        [--drop 1%] [--samples N]
 
 Every model gets `auto: {goal: fastest, max_drop: 1%}`, and besides the same share of units deleted everywhere, by the
 criterion, the refitting and the training that auto had before it chose shares group by group, at 8 bits. The best
 uniform share is the one with the fewest MACs that passes the same gate: the drop on held-out data with one standard
-error. Models are those of auto.py. Minutes are those of one core, of the search and what it publishes.
+error. Models are those of auto.py. Minutes are those of one core, of the search and what it publishes. With --samples
+only so many of the train samples are given to both, of a model that was trained on all of them.
 """
 
 import argparse
@@ -14,28 +15,43 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import auto
 import bench
 from auto import HOME, MODELS
 
+from fleetpress.jobs.demo import npz_bytes
 from fleetpress.jobs.runs.results import ModelResult
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.87, 0.92, 0.95)
 NETS = ("digits-mlp", "mnist-cnn", "lenet5")
 
 
-def spec(name: str, seed: int, recipes: dict[str, str]) -> str:
+def shortened(name: str, seed: int, samples: int | None) -> Path:
+    """The train data of a model, or so many of them."""
+    whole = HOME / f"{name}-{seed}" / "train.npz"
+    if samples is None:
+        return whole
+    some = whole.with_name(f"train-{samples}.npz")
+    if not some.exists():
+        arrays = auto._arrays(whole)
+        some.write_bytes(npz_bytes({key: value[:samples].clone() for key, value in arrays.items()}))
+    return some
+
+
+def spec(name: str, seed: int, recipes: dict[str, str], samples: int | None) -> str:
     """A model by each of the recipes, by name."""
     place, of = HOME / f"{name}-{seed}", MODELS[name]
+    train = shortened(name, seed, samples)
     lines = ["version: 1", "name: fastest", f"output: {HOME}/output-{seed}", f"seed: {seed}", "models:"]
     lines += [
         f"  - {{name: {name}-{recipe}, source: {place}/model.pt2, data: own, recipe: {recipe}}}"
         for recipe in recipes
     ]
     told = f"loss: {of.loss}, metric: {of.metric}" if of.loss else f"metric: {of.metric}"
-    lines += ["data:", f"  own: {{train: {place}/train.npz, eval: {place}/eval.npz, {told}}}", "recipes:"]
+    lines += ["data:", f"  own: {{train: {train}, eval: {place}/eval.npz, {told}}}", "recipes:"]
     lines += [f"  {recipe}: {steps}" for recipe, steps in recipes.items()]
     return "\n".join([*lines, "resources: {memory_per_task: 6GiB}", ""])
 
@@ -84,16 +100,17 @@ def measured(name: str, seed: int, chosen: bench.Options) -> Found:
     trials = "" if chosen.more.trials is None else f", trials: {chosen.more.trials}"
     started = auto._core_seconds()
     goal = f"{{auto: {{goal: fastest, max_drop: {chosen.more.drop}{trials}}}}}"
-    model = bench.by_name(bench.run(spec(name, seed, {"fastest": goal}), "fastest.yaml", chosen))[
-        f"{name}-fastest"
-    ]
+    samples = chosen.more.samples
+    text = spec(name, seed, {"fastest": goal}, samples)
+    model = bench.by_name(bench.run(text, "fastest.yaml", chosen))[f"{name}-fastest"]
     spent = HOME / f"{name}-{seed}" / f"minutes-fastest-{model.digest}"
     if not spent.exists():
         spent.write_text(f"{(auto._core_seconds() - started) / 60}")
     search = auto._metrics(model, seed)["search"] if model.digest else {}
     tuning = search["recipe"]["finetune"] if search else {"epochs": 2, "batch_size": 64, "lr": 1.0e-3}
     recipes = {f"d{round(100 * share)}": uniform(share, tuning) for share in chosen.more.sparsities}
-    others = recipes and bench.by_name(bench.run(spec(name, seed, recipes), "fastest.yaml", chosen))
+    text = spec(name, seed, recipes, samples)
+    others = recipes and bench.by_name(bench.run(text, "fastest.yaml", chosen))
     good = [one for one in others.values() if one.after and auto.passes(one, chosen.more.drop, seed)]
     families = [trial["family"] for trial in search.get("trials", ()) if trial.get("is_chosen")]
     return Found(
@@ -134,6 +151,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--drop", default="1%")
     parser.add_argument("--sparsities", type=float, nargs="*", default=SPARSITIES, help="uniform shares")
+    parser.add_argument("--samples", type=int, help="of the train data, instead of all")
     parser.add_argument("--trials", type=int, help="fewer than a search takes by itself")
 
 

@@ -23,6 +23,7 @@ _LINE = 2  # trials that make a line
 _USED = 0.85  # of a budget, so that what was lost counts
 _RUNG = 1.1  # factor of the cost from one rung of the ladder to the next, where both lost as much
 _ABOVE = (1.3, 1.7)  # factors above the edge, for rungs of the ladder, where trials are left
+_MORE_ABOVE = (1.15, 1.5, 2.0)  # where neighbours are often the same recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,14 +254,15 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
         beyond = max((x for x in bad if x < edge), default=None)
         if beyond is None:
             return [x for x in (edge * _STEP, edge * _STEP**2, edge * _STEP**0.5) if x > _LEAST]
-        return [*_between(beyond, edge), *(x for x in (edge * factor for factor in _ABOVE) if good and x < 1)]
+        above = (*_ABOVE, *_MORE_ABOVE) if family == "narrow" else _ABOVE
+        return [*_between(beyond, edge), *(x for x in (edge * factor for factor in above) if good and x < 1)]
     if built and (near := _around_budget(family, built, goal, table)) is not None:
         return near
     edge = max(good, default=_LEAST)
-    above = min((x for x in bad if x > edge), default=None)
-    if above is None:
+    over = min((x for x in bad if x > edge), default=None)
+    if over is None:
         return [x for x in (edge / _STEP**0.5, edge / _STEP) if x < 1]
-    return _between(edge, above)
+    return _between(edge, over)
 
 
 def _around_budget(family: Family, built: Sequence[Measured], goal: Goal, table: Table) -> list[float] | None:

@@ -20,6 +20,8 @@ _DIGITS = 4  # of shares of zeros
 _PRIOR = 0.3  # how much the common ratio counts beside a measurement
 _OUTDATED = 0.7
 _LEAST = 0.05  # of a price, over the common ratio: nothing is free
+_LEAST_SHARE = 0.002  # of the float bytes that a place is looked for in,
+_PLACED = 1 / 30  # and how near, as a logarithm
 
 
 def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
@@ -37,6 +39,10 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
     if not layers:
         return None
     deleted = {name: {"sparsity": share} for name, share in shares.items() if share}
+    if deleted:
+        layers, zeros = (
+            {name: own for name, own in some.items() if name not in table.idle} for some in (layers, zeros)
+        )
     steps: dict[str, Any] = {}
     growing = {"scope": "layer", "ramp": 0.5, "interval": 32, "layers": zeros}
     if deleted:
@@ -115,9 +121,31 @@ def is_outdated(
     return now is not None and _total(now, table, prices) < _OUTDATED * _total(recipe, table, prices)
 
 
+def place_of(
+    loss: float, near: Mapping[str, Any], table: Table, searched: Searched, prices: Prices
+) -> float | None:
+    """The share of the float bytes at which a candidate is expected to lose `loss` times what `near` does.
+
+    By bisection to a thirtieth of a factor of e; None if nothing was expected of `near`.
+    """
+    wanted = loss * _total(near, table, prices)
+    if not expected_of(near, table) or not wanted > 0:
+        return None
+    low, high = (math.log(share) for share in (_LEAST_SHARE, 1.0))
+    while high - low > _PLACED:
+        middle = (low + high) / 2
+        found = joint_recipe(math.exp(middle) * table.float_bytes, table, searched, prices)
+        if found is None or _total(found, table, prices) > wanted:
+            low = middle
+        else:
+            high = middle
+    return math.exp(high)
+
+
 def _total(recipe: Mapping[str, Any], table: Table, prices: Prices) -> float:
     factors = vars(prices)
-    return float(sum(factors[kind] * value for kind, value in expected_of(recipe, table).items()))
+    found = sum(factors[kind] * value for kind, value in expected_of(recipe, table).items())
+    return float(found) + prices.training
 
 
 def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
@@ -141,7 +169,8 @@ def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
     right = np.array([1.0] * len(rows) + [math.sqrt(_PRIOR)] * len(KINDS) + [0.0])
     factors, _ = nnls(left, right)
     return Prices(
-        **{kind: ratio * max(_LEAST, float(one)) for kind, one in zip(KINDS, factors[:-1], strict=True)}
+        **{kind: ratio * max(_LEAST, float(one)) for kind, one in zip(KINDS, factors[:-1], strict=True)},
+        training=least * float(factors[-1]),
     )
 
 

@@ -172,7 +172,7 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     data = builder.data
     assert data is not None, "checked by the spec: auto needs data"
     builder.add_chunks("observe", {"samples": SENSED_SAMPLES, "batch_size": 32}, shards=len(data.train))
-    builder.add_groups("sense", {})
+    builder.add_groups("sense", {"operations": True} if counts_operations(options) else {})
     recipe = builder.model.recipe
     search = {
         "options": options,
@@ -212,6 +212,11 @@ def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
         "weights": is_sparsifier(step.method),
     }
     return {name: True for name, needed in wanted.items() if needed}
+
+
+def counts_operations(auto: Mapping[str, Any]) -> bool:
+    """Whether a search with these options is for few operations or little time, and not for few bytes."""
+    return auto["goal"] == "fastest" or "macs" in auto or "latency_ms" in auto
 
 
 def without_end(plan: ModelPlan) -> ModelPlan:

@@ -93,12 +93,13 @@ class _Span:
 
     def _fits(self) -> bool:
         """Whether the block before, or the embedding, may stay while the next one is looked at."""
-        states = max(states_bytes(*size, self._skeleton.width) for size in self._sizes)
+        states = max(states_bytes(count * tokens, self._skeleton.width) for count, tokens in self._sizes)
         kept = 0
         if not self._index:
             kept = 4 * self._skeleton.width * len(torch.unique(self._ids()))
-        needed: int = self._payload["both_bytes"] + kept + states
-        return needed <= self._payload["memory_bytes"]
+        both: int = self._payload["both_bytes"]
+        most: int = self._payload["memory_bytes"]
+        return both + kept + states <= most
 
     def _observer(self) -> Observer:
         self._skeleton.fill(self._index, self._source.read(self._skeleton.names_of(self._index)))

@@ -88,7 +88,7 @@ def _groups(batches: Sequence[Batch], width: int, room: int) -> Iterator[list[Ba
 
     Every sequence is scored alone, so what comes out does not depend on it.
     """
-    working = max(states_bytes(*batch.input_ids.shape, width) for batch in batches)
+    working = max(states_bytes(batch.input_ids.numel(), width) for batch in batches)
     run: list[Batch] = []
     for batch in batches:
         kept = sum(4 * width * one.input_ids.numel() for one in (*run, batch))

@@ -39,14 +39,14 @@ def token_batch(uri: str, places: Sequence[Mapping[str, Any]], quota: int) -> Ba
     return Batch(input_ids=ids, attention_mask=None if bool(mask.all()) else mask)
 
 
-def states_bytes(sequences: int, tokens: int, width: int) -> int:
-    """What the hidden states of so many sequences take, with all copies that are there at once."""
-    return _COPIES * 4 * sequences * tokens * width
+def states_bytes(positions: int, width: int) -> int:
+    """What the hidden states of so many tokens take, with all copies that are there at once."""
+    return _COPIES * 4 * positions * width
 
 
 def check_room(uri: str, batch: Batch, width: int, memory_bytes: int) -> None:
     """Raises ModelError if the hidden states of a chunk alone take more than the task may use."""
-    needed = states_bytes(*batch.input_ids.shape, width)
+    needed = states_bytes(batch.input_ids.numel(), width)
     if needed > memory_bytes:
         raise ModelError(
             f"{uri}: {len(batch)} sequences of {batch.input_ids.shape[1]} tokens need {needed} bytes "

@@ -1,8 +1,8 @@
 """Bytes that the tasks of a calibrated checkpoint read and write, and their CPU seconds, by kind.
 
-    python benchmarks/checkpoints/spilled.py [--chunks 32] [--method gptq]
+    python benchmarks/checkpoints/spilled.py [--chunks 16] [--method gptq]
 
-A Llama of 4 blocks (hidden size 128, 2,048 columns of the down projection, 500 tokens) with weights drawn by a seed, as
+A Llama of 2 blocks (hidden size 128, 2,048 columns of the down projection, 500 tokens) with weights drawn by a seed, as
 many sequences of 64 tokens as there are chunks, twice: to calibrate with one sequence a chunk, and held-out. All tasks
 run in this process, one after the other, from and to a folder. What they read and wrote is what their records say.
 """
@@ -29,7 +29,7 @@ from fleetpress.jobs.spec.fleet_spec import parse_spec
 CONFIG = LlamaConfig(
     hidden_size=128,
     intermediate_size=2048,
-    num_hidden_layers=4,
+    num_hidden_layers=2,
     num_attention_heads=4,
     vocab_size=500,
     max_position_embeddings=64,
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--chunks", type=int, default=32)
+    parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--method", default="gptq")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -75,7 +75,7 @@ def main() -> None:
                     seen.setdefault(path.name, json.loads(path.read_bytes()))
 
         (result,) = run_fleet(spec, executor="inline", listener=look).models
-        assert result.state == "published", result.reason
+        assert result.state == "published", (result.state, result.reason)
     rows = []
     for kind in KINDS:
         records = [one for one in seen.values() if one["kind"] == kind]

@@ -25,8 +25,9 @@ def places(size: int) -> Iterator[tuple[slice, slice]]:
 
 def packed_length(size: int) -> int:
     """Numbers that a matrix [size, size] is kept as."""
-    *_, (_, place) = places(size)
-    return place.stop
+    *_, (_, last) = places(size)
+    length: int = last.stop
+    return length
 
 
 def strips(packed: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:

@@ -67,7 +67,7 @@ def solved(name: str, weight: Tensor, treatment: Treatment, inputs: InputStatist
 def _squares(weight: Tensor, plain: Tensor) -> tuple[float, float]:
     """Sums of squares of the weights and of what they lost, some rows at a time: doubles take much memory."""
     signal = noise = 0.0
-    for exact, made in zip(weight.split(_ROWS), plain.split(_ROWS), strict=True):
+    for exact, made in zip(torch.split(weight, _ROWS), torch.split(plain, _ROWS), strict=True):
         wide = exact.double()
         signal += float(wide.square().sum())
         noise += float(wide.sub_(made.double()).square_().sum())

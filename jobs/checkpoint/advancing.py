@@ -71,6 +71,10 @@ class _Span:
             self._payload["config"], self._source.names, self._source.read, self._source.rows
         )
         _check_blocks(self._payload, self._skeleton, self._index)
+        for count, tokens in self._sizes:
+            check_room(
+                self._payload["uri"], count, tokens, self._skeleton.width, self._payload["memory_bytes"]
+            )
         observer: Observer | None = None
         watched = bool(self._payload["weights"])
         if watched and self._fits():
@@ -93,12 +97,13 @@ class _Span:
 
     def _fits(self) -> bool:
         """Whether the block before, or the embedding, may stay while the next one is looked at."""
-        states = max(states_bytes(*size, self._skeleton.width) for size in self._sizes)
+        states = max(states_bytes(count * tokens, self._skeleton.width) for count, tokens in self._sizes)
         kept = 0
         if not self._index:
             kept = 4 * self._skeleton.width * len(torch.unique(self._ids()))
-        needed: int = self._payload["both_bytes"] + kept + states
-        return needed <= self._payload["memory_bytes"]
+        both: int = self._payload["both_bytes"]
+        most: int = self._payload["memory_bytes"]
+        return both + kept + states <= most
 
     def _observer(self) -> Observer:
         self._skeleton.fill(self._index, self._source.read(self._skeleton.names_of(self._index)))
@@ -113,9 +118,7 @@ class _Span:
             skeleton.embed_only(self._ids())
             for number, batch in enumerate(self._batches):
                 if batch is not None:
-                    check_room(self._payload["uri"], batch, skeleton.width, self._payload["memory_bytes"])
-                    parts = [embedded(skeleton, part) for _, part in batch.parts()]
-                    yield number, batch, torch.cat(parts)
+                    yield number, batch, torch.cat([embedded(skeleton, part) for _, part in batch.parts()])
             skeleton.embed_nothing()
             return
         skeleton.embed_nothing()
@@ -123,9 +126,10 @@ class _Span:
         for number, (count, _) in enumerate(self._sizes):
             if count:
                 _, batch, hidden = _chunk(self._payload, number, spilled(self._before, f".{number}{HIDDEN}"))
-                parts = [advanced(skeleton, before, part, hidden[at]) for at, part in batch.parts()]
-                del hidden
-                yield number, batch, torch.cat(parts)
+                hidden = torch.cat(
+                    [advanced(skeleton, before, part, hidden[at]) for at, part in batch.parts()]
+                )
+                yield number, batch, hidden
         skeleton.empty(before)
 
     def _ids(self) -> Tensor:

@@ -15,7 +15,7 @@ from .memory import LIBRARIES_BYTES, TORCH_BYTES, TRANSFORMERS_BYTES
 _COMPUTE_BYTES = 4  # of a weight, or a product, while it is worked on
 _DOUBLE_BYTES = 8  # of one that is a double
 # Copies of a weight that a method makes, in the dtype that it computes in (measured).
-_COPIES = {"learned_rounding": 14}
+_COPIES = {"gptq": 5, "learned_rounding": 14}
 _MOST_COPIES = 7
 
 

@@ -54,7 +54,7 @@ def _sums(payload: Payload) -> list[Sums]:
         source.renew([item for item in items if item.treatment != KEPT], _Published(payload, items).read)
     skeleton = Skeleton(checkpoint.config or {}, source.names, source.read, source.rows)
     for batch in batches:
-        check_room(uri, batch, skeleton.width, memory_bytes)
+        check_room(uri, len(batch), batch.input_ids.shape[1], skeleton.width, memory_bytes)
     check_independent(skeleton, Batch(input_ids=batches[0].input_ids[:1, :8]))
     room = memory_bytes - _weight_bytes(checkpoint, skeleton)
     found = [
@@ -88,7 +88,7 @@ def _groups(batches: Sequence[Batch], width: int, room: int) -> Iterator[list[Ba
 
     Every sequence is scored alone, so what comes out does not depend on it.
     """
-    working = max(states_bytes(*batch.input_ids.shape, width) for batch in batches)
+    working = max(states_bytes(batch.input_ids.numel(), width) for batch in batches)
     run: list[Batch] = []
     for batch in batches:
         kept = sum(4 * width * one.input_ids.numel() for one in (*run, batch))

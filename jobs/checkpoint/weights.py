@@ -70,15 +70,16 @@ class SourceTensors:
         return torch.cat(found)
 
     def _read(self, name: str) -> Tensor:
-        item, renewed = self._items[name], self._renewed.get(name, ())
-        assert not renewed or self._new is not None
+        item, renewed, new = self._items[name], self._renewed.get(name, ()), self._new
         if renewed and renewed[0].name == name:
-            return self._new(renewed[0]).view(item.shape)
+            assert new is not None
+            return new(renewed[0]).view(item.shape)
         value = read_item(self._store, item)
         for one in renewed:
+            assert new is not None
             start = (one.offset_bytes - item.offset_bytes) // value.element_size()
             part = value.view(-1)[start : start + math.prod(one.shape)]
-            part.copy_(self._new(one).view(-1))
+            part.copy_(new(one).view(-1))
         return value
 
     def _owner(self, item: Item) -> str:

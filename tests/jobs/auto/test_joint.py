@@ -196,3 +196,5 @@ def test_small_nets_on_few_samples_get_many_epochs_and_folds() -> None:
     assert small.folds > 1
     assert (large.epochs, large.folds) == (1, 1)
     assert effort(1000, 50_000, folds=4, epochs=3).epochs == 3
+    assert effort(2000, 40_000_000, folds=4, epochs=None).epochs == 2
+    assert effort(2000, 400_000_000, folds=4, epochs=None).epochs == 1

@@ -273,7 +273,7 @@ def _expected_edge(
     trials: Sequence[Measured], goal: Goal, table: Table, searched: Searched, prices: Prices
 ) -> float | None:
     """Where the solver expects that the drop's bound just keeps within its limit, seen from the trial that came nearest
-    to that; None without such a limit, or if that is no open place, nearly one that was tried, or dearer than a good one.
+    to that; None without such a limit, or if that place is not open, nearly tried, or dearer than what is good already.
     """
     mine = [trial for trial in trials if trial.family == "joint"]
     told = [trial for trial in mine if math.isfinite(trial.bound) and trial.bound > 0]

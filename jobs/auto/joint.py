@@ -168,10 +168,8 @@ def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
     left = np.array([*rows, *(math.sqrt(_PRIOR) * np.eye(len(KINDS) + 1))])
     right = np.array([1.0] * len(rows) + [math.sqrt(_PRIOR)] * len(KINDS) + [0.0])
     factors, _ = nnls(left, right)
-    return Prices(
-        **{kind: ratio * max(_LEAST, float(one)) for kind, one in zip(KINDS, factors[:-1], strict=True)},
-        training=least * float(factors[-1]),
-    )
+    codes, zeros, deletion = (ratio * max(_LEAST, float(one)) for one in factors[:-1])
+    return Prices(codes=codes, zeros=zeros, deletion=deletion, training=least * float(factors[-1]))
 
 
 def _chosen(budget: float, table: Table, prices: Prices) -> tuple[list[Sensed], dict[str, float]] | None:

@@ -42,7 +42,7 @@ def operations_of(
         if own[layer.name]
     ]
     whole = macs(program)
-    rest = whole - sum(own.values())
+    rest = float(whole - sum(own.values()))
     if rest <= 0:
         return found
     for group in units.groups:

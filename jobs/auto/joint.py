@@ -129,7 +129,8 @@ def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
     left = np.array([*rows, *(math.sqrt(_PRIOR) * np.eye(len(KINDS)))])
     right = np.array([1.0] * len(rows) + [math.sqrt(_PRIOR)] * len(KINDS))
     factors, _ = nnls(left, right)
-    return Prices(**{kind: ratio * max(_LEAST, float(one)) for kind, one in zip(KINDS, factors, strict=True)})
+    codes, zeros, deletion = (ratio * max(_LEAST, float(one)) for one in factors)  # in the order of KINDS
+    return Prices(codes=codes, zeros=zeros, deletion=deletion)
 
 
 def _chosen(budget: float, table: Table, prices: Prices) -> tuple[list[Sensed], dict[str, float]] | None:

@@ -270,6 +270,7 @@ def _around_budget(family: Family, built: Sequence[Measured], goal: Goal, table:
     assert goal.budget is not None
     if (family, goal.cost) == ("narrow", "latency_ms"):
         return _on_line(built, goal.cost, goal.budget)
+    shares: tuple[float, ...]
     if (family, goal.cost) == ("narrow", "macs"):  # what the solver counts is nearly what is left
         whole, shares = table.macs, (1.0, 0.96, 0.9)
     elif family in ("quantize", "joint") and goal.cost == "bytes":

@@ -41,8 +41,7 @@ def operations_of(
         for layer in layers(program)
         if own[layer.name]
     ]
-    whole = macs(program)
-    rest: float = whole - sum(own.values())
+    rest = float(macs(program) - sum(own.values()))
     if rest <= 0:
         return found
     for group in units.groups:
@@ -57,7 +56,7 @@ def operations_of(
         left = sum(
             one.macs * LayerChoice(options=(), parts=one.parts).left({group.name: share}) for one in found
         )
-        gone = min(rest, max(0.0, (left + whole - sum(own.values()) - macs(smaller)) / share))
+        gone = min(rest, max(0.0, (left + rest - macs(smaller)) / share))
         if gone >= 1:
             found.append(Operations(macs=gone, parts=(Part(weight=1.0, axes=((group.name, 1.0),)),)))
             rest -= gone

@@ -257,7 +257,8 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
         edge = min(good, default=1.0)
         beyond = max((x for x in bad if x < edge), default=None)
         if beyond is None:
-            return [x for x in (edge * _STEP, edge * _STEP**2, edge * _STEP**0.5) if x > _LEAST]
+            steps = (1, 2, 0.5, 1.5) if family == "narrow" else (1, 2, 0.5)  # all of a round, when alone
+            return [x for x in (edge * _STEP**step for step in steps) if x > _LEAST]
         above = (*_ABOVE, *_MORE_ABOVE) if family == "narrow" else _ABOVE
         return [*_between(beyond, edge), *(x for x in (edge * factor for factor in above) if good and x < 1)]
     if built and (near := _around_budget(family, built, goal, table)) is not None:

@@ -184,9 +184,12 @@ def propose(
 def _prices(trials: Sequence[Measured], goal: Goal, table: Table) -> Prices:
     """What trials tell of the prices: by kind of change where bytes count, by group of units where operations do."""
     if goal.cost == "bytes":
-        return corrected([(trial.expected, trial.divergence) for trial in trials if trial.expected])
-    told = [(expected_by_group(trial.recipe, table), trial.divergence) for trial in trials]
-    return corrected_by_group([(expected, divergence) for expected, divergence in told if expected])
+        # One share for all units costs less than its parts: it tells of prices only while there is nothing better.
+        mine = [trial for trial in trials if trial.expected and trial.family == "joint"]
+        told = mine or [trial for trial in trials if trial.expected]
+        return corrected([(trial.expected, trial.divergence) for trial in told])
+    known = [(expected_by_group(trial.recipe, table), trial.divergence) for trial in trials]
+    return corrected_by_group([(expected, divergence) for expected, divergence in known if expected])
 
 
 def _is_outdated(trial: Measured, table: Table, searched: Searched, prices: Prices) -> bool:

@@ -47,7 +47,10 @@ _POSITIONS = (
     256  # of a convolution's outputs, as many a sample are looked at, evenly spread: neighbours are alike
 )
 _PIECE_ELEMENTS = 1 << 22  # of input rows that are unfolded at a time
-_WIDE_BYTES = 512 << 20  # of a program, for the products of all rows longer than NARROW_COLUMNS
+_WIDE_BYTES = 512 << 20  # of a program, for the products of all rows longer than NARROW_COLUMNS,
+_TIMES = (
+    16  # and for those of one weight so many times its own: convolutions with few units have very long rows
+)
 
 
 def calibrate(
@@ -184,7 +187,7 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
     """Put taps in front of (and with `gradients` behind) every operator whose weight is stored; by state name."""
     tied = aliases(tensors(program))
     uses: dict[str, list[tuple[fx.Node, _Geometry, LayerOp]]] = {}
-    columns: dict[str, int] = {}
+    shapes: dict[str, torch.Size] = {}
     for node in module.graph.nodes:
         op = LAYER_OPS.get(node.target) if node.op == "call_function" else None
         if op is None or op.kind not in _KINDS or len(node.args) <= op.weight:
@@ -195,24 +198,30 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
             if isinstance(weight, Tensor) and weight.dim() >= 2:
                 name = tied.get(str(stored.target), str(stored.target))
                 uses.setdefault(name, []).append((node, _geometry(node, op, weight), op))
-                columns[name] = weight[0].numel()
-    wide: list[tuple[InputSums, int, int]] = []
+                shapes[name] = weight.shape
+    wide: dict[tuple[Any, ...], tuple[int, int, int]] = {}
     seen: dict[tuple[Any, ...], InputSums] = {}
     found = {}
     for name, mine in uses.items():
         read = tuple((node.args[op.input], geometry) for node, geometry, op in mine)
         if read not in seen:
             sums = seen[read] = InputSums()
-            if columns[name] > NARROW_COLUMNS:
-                wide.append((sums, columns[name], mine[0][1].groups))
             for node, geometry, op in mine:
                 _insert(module, node.args[op.input], node, partial(_look, sums, geometry))
+        if (columns := shapes[name][1:].numel()) > NARROW_COLUMNS:
+            before = wide[read][2] if read in wide else 0
+            wide[read] = columns, mine[0][1].groups, before + shapes[name].numel()
         found[name] = _Weight(seen=seen[read], axis=-1 - len(mine[0][1].kernel))
         if gradients:
             for node, _, _ in mine:
                 _insert(module, node, None, found[name].outputs.append)
-    for sums, length, groups in wide:  # all are in memory at once, so each gets an equal share
-        sums.size = block_columns(length, _WIDE_BYTES // (len(wide) * groups))
+    for read, (
+        columns,
+        groups,
+        entries,
+    ) in wide.items():  # all are in memory at once, so each gets an equal share
+        most = min(_WIDE_BYTES // len(wide), _TIMES * 4 * entries)
+        seen[read].size = block_columns(columns, most // groups)
     found |= _tap_recurrent(module, tied)
     module.recompile()
     return found

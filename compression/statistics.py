@@ -9,22 +9,25 @@ The gradient by a gate on a unit's output (a factor that is 1) is the sum of its
 included. Where a normalization follows, the gate stands behind it: its scale and shift give the sum (Molchanov et al.
 2019). In front of a batch normalization in train mode it would always be 0, as the normalization undoes every factor.
 
-Of a recurrent layer every row of its weight matrices is kept by the matrix's name, if that is asked for.
+Of a recurrent layer every row of its weight matrices is kept by the matrix's name, if that is asked for. Instead of
+neurons the moments of every single weight may be asked for (`weight_gradients`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression import weight_gradients
 from fleetpress.compression.affine_norms import norm_after
 from fleetpress.compression.device import CPU
 from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.layers import RECURRENT_KINDS, layers, matrices
 from fleetpress.compression.program import aliases, tensors, trainable
 from fleetpress.compression.selection import Layer
+from fleetpress.compression.weight_gradients import WeightCollector, WeightMoments, WeightSums
 
 UNIT_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 _GROUPS_ARGUMENT = 6
@@ -63,10 +66,14 @@ class LayerSums:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientStatistics:
-    """Sums by layer name over `batches` mini-batches. Layers that share one tied weight appear once, as the first."""
+    """Sums by layer name over `batches` mini-batches. Layers that share one tied weight appear once, as the first.
+
+    `weights` are those of single weights by state name, if they were collected instead: then there are no `layers`.
+    """
 
     layers: Mapping[str, LayerSums]
     batches: int
+    weights: Mapping[str, WeightSums] = field(default_factory=dict)
 
     def merge(self, other: "GradientStatistics") -> "GradientStatistics":
         """The statistics over both sets of batches, which must be disjoint and of the same program."""
@@ -77,13 +84,22 @@ class GradientStatistics:
         return GradientStatistics(
             layers={name: _added(sums, other.layers[name]) for name, sums in self.layers.items()},
             batches=self.batches + other.batches,
+            weights=weight_gradients.merged(self.weights, other.weights),
         )
 
     def neurons(self) -> dict[str, NeuronStatistics]:
         """Mean and variance of each layer's units; needs at least one batch."""
+        self._check_any()
+        return {name: _neurons(sums, self.batches) for name, sums in self.layers.items()}
+
+    def moments(self) -> dict[str, WeightMoments]:
+        """Moments of the gradients of single weights; needs at least one batch."""
+        self._check_any()
+        return {name: sums.over(self.batches) for name, sums in self.weights.items()}
+
+    def _check_any(self) -> None:
         if self.batches < 1:
             raise DataMismatchError("gradient statistics over no batch; collect at least one")
-        return {name: _neurons(sums, self.batches) for name, sums in self.layers.items()}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Plain tensors by name, for a file."""
@@ -93,7 +109,7 @@ class GradientStatistics:
             found[f"{name}|squares"] = sums.squares
             optional = {"bias": sums.bias, "gates": sums.gates, "products": sums.products}
             found |= {f"{name}|{what}": value for what, value in optional.items() if value is not None}
-        return found
+        return found | weight_gradients.as_tensors(self.weights)
 
     @classmethod
     def from_tensors(cls, values: Mapping[str, Tensor]) -> "GradientStatistics":
@@ -112,6 +128,7 @@ class GradientStatistics:
                     for name in names
                 },
                 batches=int(values[_BATCHES]),
+                weights=weight_gradients.from_tensors(values),
             )
         except KeyError as error:
             raise DataMismatchError(f"gradient statistics lack {error}; collect them again") from error
@@ -160,7 +177,8 @@ class GradientCollector:
 
     Each entry is converted to float64, added and squared once. With `products` it is multiplied with its weight, too,
     in the gradient's own dtype, and the products are added up unit by unit: nothing in them cancels over the batches.
-    `benchmarks/collect_cost.py` measures what both cost.
+    `benchmarks/collect_cost.py` measures what both cost. With `weights` the moments of every single weight of every
+    layer are kept, and nothing of neurons.
     """
 
     def __init__(
@@ -170,14 +188,16 @@ class GradientCollector:
         *,
         products: bool = False,
         recurrent: bool = False,
+        weights: bool = False,
     ) -> None:
+        self._weights = WeightCollector(program, device) if weights else None
         kinds = UNIT_KINDS + (RECURRENT_KINDS if recurrent else ())
         stored = tensors(program)
         self._owners = aliases(stored)
         self._parts: list[_Part] = []
         self._batches = 0
         learned, seen = set(trainable(program)), set[str]()
-        for layer in (part for whole in layers(program) for part in matrices(whole)):
+        for layer in () if weights else (part for whole in layers(program) for part in matrices(whole)):
             weight = self._owners.get(layer.weights[0], layer.weights[0])
             if layer.kind in kinds and weight in learned and weight not in seen:
                 seen.add(weight)
@@ -199,6 +219,8 @@ class GradientCollector:
     @property
     def names(self) -> tuple[str, ...]:
         """State names of the parameters whose gradients `update` takes; tied ones by their first name."""
+        if self._weights is not None:
+            return self._weights.names
         names = (name for part in self._parts for name in (part.weight, part.bias, *part.norm))
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
@@ -218,6 +240,8 @@ class GradientCollector:
                 assert values is not None, "products were asked for"
                 with torch.no_grad():
                     _count_products(part, rows, gradients, values)
+        if self._weights is not None:
+            self._weights.update(gradients)
         self._batches += 1
 
     def statistics(self) -> GradientStatistics:
@@ -234,6 +258,7 @@ class GradientCollector:
                 for part in self._parts
             },
             batches=self._batches,
+            weights={} if self._weights is None else self._weights.sums(),
         )
 
 

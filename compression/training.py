@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -22,7 +21,7 @@ from fleetpress.compression.batches import (
     seeded,
     shuffled_batches,
 )
-from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm
+from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm, share_first
 from fleetpress.compression.device import CPU, batch_on, deterministic, random_devices, to_device
 from fleetpress.compression.distilling import distance
 from fleetpress.compression.errors import DataMismatchError, MethodError, TrainingDivergedError
@@ -70,6 +69,7 @@ def train(
     masks: Mapping[str, Tensor] | None = None,
     products: bool = False,
     recurrent: bool = False,
+    weights: bool = False,
     gradual: GradualOptions | None = None,
     quantized: Mapping[str, AwareWeight] | None = None,
     collective: Collective = ALONE,
@@ -84,7 +84,8 @@ def train(
     its slice of each global batch, so that summed gradients and batch statistics are those of one process (dropout
     draws differ).
     float16 and bfloat16 weights are trained in float32 and cast back. With `collect` the gradients of every batch are
-    counted before its step, with `products` those with the weights, with `recurrent` those of recurrent layers, too.
+    counted before its step, with `products` those with the weights, with `recurrent` those of recurrent layers, too,
+    with `weights` those of single weights instead.
     Raises TrainingDivergedError for a loss or weight that is not finite, DataMismatchError for arrays that do not fit,
     MethodError for options that do not go together.
     """
@@ -98,6 +99,7 @@ def train(
         masks=masks or {},
         products=products,
         recurrent=recurrent,
+        weights=weights,
         gradual=gradual,
         quantized=quantized or {},
         collective=collective,
@@ -107,17 +109,17 @@ def train(
     with torch.random.fork_rng(devices=random_devices(device)), deterministic(device):
         torch.manual_seed((seed * 1_000_003 + collective.rank) % 2**63)
         for epoch in range(options.epochs):
-            total = weights = 0.0
+            total = counted = 0.0
             for index, batch in enumerate(shuffled_batches(run.arrays, run.batch_size, seed, epoch)):
                 if count(batch) < run.smallest:
                     break
                 value, weight = run.step(batch)
                 if not math.isfinite(value):
                     raise _diverged(f"the loss became {value}", epoch, index, run.lr)
-                total, weights, done = total + value * weight, weights + weight, done + 1
+                total, counted, done = total + value * weight, counted + weight, done + 1
                 if progress is not None:
                     progress(done, run.batches * options.epochs, value)
-            losses.append(total / weights if weights else math.nan)
+            losses.append(total / counted if counted else math.nan)
     given = tensors(program)
     coded, scales = run.forward.result({name: value.dtype for name, value in given.items()})
     values = state_of(run.module, program) | coded
@@ -162,6 +164,7 @@ class _Run:
         masks: Mapping[str, Tensor],
         products: bool,
         recurrent: bool,
+        weights: bool,
         gradual: GradualOptions | None,
         quantized: Mapping[str, AwareWeight],
         collective: Collective,
@@ -191,12 +194,17 @@ class _Run:
         steps = self.batches * options.epochs
         self.zeros = Zeros(self._params, masks, gradual, steps)
         self.forward = QuantizedForward(self._params, quantized)
+        started = [name for name, weight in quantized.items() if weight.statistics is not None]
+        share_first([self._params[name] for name in started], collective)
+        share_first([self.forward.logarithms[name] for name in started], collective)
         self._leaves = [*self._params.values(), *self.forward.logarithms.values()]
         self._optimizer = OPTIMIZERS[options.optimizer](_groups(self._params, self.forward), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
         self._schedule = SCHEDULES[options.schedule](self._optimizer, steps)
         self.collector = (
-            GradientCollector(program, device, products=products, recurrent=recurrent) if collect else None
+            GradientCollector(program, device, products=products, recurrent=recurrent, weights=weights)
+            if collect
+            else None
         )
 
     def step(self, batch: Arrays) -> tuple[float, int]:
@@ -237,7 +245,9 @@ class _Run:
         values = self.forward.values()
         if not values:
             return run(self.module, self._program, arrays)
-        return run(partial(functional_call, self.module, values), self._program, arrays)
+        return run(
+            lambda *args, **kwargs: functional_call(self.module, values, args, kwargs), self._program, arrays
+        )
 
     def _teacher_outputs(self, batch: Arrays) -> Tensor:
         assert self._teacher is not None
@@ -270,11 +280,13 @@ def collect(
     first_batch: int = 0,
     products: bool = False,
     recurrent: bool = False,
+    weights: bool = False,
     device: torch.device = CPU,
 ) -> GradientStatistics:
     """Gradient statistics at fixed weights, in eval mode and file order, on the `device`.
 
-    With `products` those of weights and gradients, with `recurrent` those of recurrent layers, too.
+    With `products` those of weights and gradients, with `recurrent` those of recurrent layers, too, with `weights`
+    those of single weights instead.
 
     A loss without targets (`distillation`) has no gradient at the original weights: the targets are then drawn from
     the program's own predictions, for each batch by (seed, its number), where `first_batch` is the number of the first
@@ -285,7 +297,7 @@ def collect(
     check_differentiable(program)
     runner = Runner(program, widen=True, device=device)
     fixed = _whole_batches(program, arrays, ALONE)
-    collector = GradientCollector(program, device, products=products, recurrent=recurrent)
+    collector = GradientCollector(program, device, products=products, recurrent=recurrent, weights=weights)
     params = _parameters(runner.module, program)
     wanted = {name: params[name] for name in collector.names}
     kind = meaning(program)

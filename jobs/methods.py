@@ -40,6 +40,7 @@ _GRADUAL = {
     "ramp": "share of the steps of finetune over which zeros grow, with schedule gradual (default 0.5)",
     "interval": "steps of finetune from one growth to the next, with schedule gradual (default 32)",
 }
+_SCORED = {"normalize": "none; mean: scope global compares scores over the mean of their tensor's"}
 _THRESHOLDS = ("mean_threshold", "std_threshold")
 _ZERO = {
     "pattern": "N:M, such as 2:4: of every M neighbours in a row the N largest stay",
@@ -78,7 +79,8 @@ _TRAIN = {
     "schedule": "learning rate over the steps: constant, cosine (falls to 0), one_cycle (rises, then falls)",
     "distill": "share of the loss that is distance to the model before pruning; in train: to the source",
     "distill_temperature": "what softens scores of classes before they are compared, with distill (default 2.0)",
-    "quantization_aware": "in finetune: true trains weights for the codes that quantize makes of them",
+    "quantization_aware": "in finetune: true trains weights for the codes that quantize makes of them, "
+    "from those that gptq and the like find",
 }
 
 
@@ -130,12 +132,15 @@ def _tables() -> Described:
         "sparsity": [
             {
                 "name": name,
+                "needs_gradients": method.needs_gradients,
                 "needs_inputs": method.needs_inputs,
                 "summary": method.summary,
                 "paper": method.paper,
                 "options": _options(
                     PruneStep,
-                    _ZERO | (_GRADUAL if name in GRADUAL_METHODS else {}),
+                    _ZERO
+                    | (_GRADUAL if name in GRADUAL_METHODS else {})
+                    | (_SCORED if method.needs_gradients else {}),
                     without=_not_taken(method),
                 ),
             }

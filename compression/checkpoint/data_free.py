@@ -16,7 +16,7 @@ def without_inputs(treatment: Treatment) -> Treatment:
     """The treatment with methods that need no data in place of those that look at what the layer reads."""
     options = dict(treatment.sparsity)
     if options:
-        options = dict(sparsity.without_inputs(options))
+        options = dict(sparsity.without_data(options))
     method = treatment.method
     if method != DEFAULT_METHOD:  # without loading torch
         from fleetpress.compression.quantization import QUANTIZERS, method_for

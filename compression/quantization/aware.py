@@ -2,7 +2,8 @@
 
 The forward pass computes with `(code - zero_point) * scale`, in the arithmetic of `affine`; gradients pass the rounding
 as if it were not there (straight-through estimator, Bengio et al. 2013, arXiv:1308.3432), except where a weight lies
-outside the range. Scales start where the recipe's method puts them and are learned with the weights: their gradient is
+outside the range. Scales start where the recipe's method puts them, weights at its codes if it knows what they
+multiply (`statistics`), and both are learned. The gradient of scales is
 that of Esser et al. 2020 (Learned step size quantization, arXiv:1902.08153), taken of the logarithm, so that a scale
 stays positive and moves by shares of itself (Jain et al. 2020, arXiv:1903.08066). Zero points stay.
 
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from fleetpress.compression.calibration import WeightStatistics
-from fleetpress.compression.errors import MethodError, QuantizationError
-from fleetpress.compression.quantization import affine
+from fleetpress.compression.errors import MethodError
+from fleetpress.compression.quantization import affine, quantize_weight
 from fleetpress.compression.quantization.weight import (
     QuantizedWeight,
     QuantizeMethod,
@@ -36,12 +37,14 @@ _SUMMARY = "Round to the nearest code under scales that were trained with the we
 class AwareWeight:
     """How one weight will be quantized: its unit axis, its scheme, and the method that places the first scales.
 
+    With `statistics` of what it multiplies, training starts from the codes that the method finds by them.
     Raises MethodError for codes that are no integers: FP8 and codebooks.
     """
 
     axis: int
     scheme: QuantScheme
     method: QuantizeMethod
+    statistics: WeightStatistics | None = None
 
     def __post_init__(self) -> None:
         if self.scheme.type != "int":
@@ -90,11 +93,12 @@ class QuantizedForward:
             self.logarithms[name] = scale.to(place).log().requires_grad_()
 
     def _first(self, name: str, weight: AwareWeight) -> tuple[Tensor, Tensor | None]:
-        rows = to_rows(self._params[name].detach().cpu(), weight.axis)
-        try:
-            found = weight.method.quantize(rows, weight.scheme)
-        except QuantizationError as error:
-            raise QuantizationError(f"{name}: {error}") from None
+        value = self._params[name].detach()
+        found = quantize_weight(
+            name, value.cpu(), weight.axis, weight.scheme, weight.method, statistics=weight.statistics
+        )
+        if weight.statistics is not None:
+            value.copy_(found.dequantize().masked_fill(value.cpu() == 0, 0))  # zeros that pruning made stay
         return found.scale, found.zero_point
 
     def values(self) -> dict[str, Tensor]:

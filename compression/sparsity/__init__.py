@@ -6,7 +6,15 @@ Importing this does not import torch: what a spec or a plan asks is told without
 from collections.abc import Sequence
 
 from fleetpress.compression.errors import MethodError
-from fleetpress.compression.sparsity import magnitude_n_m, magnitude_unstructured, sparsegpt, wanda
+from fleetpress.compression.sparsity import (
+    fisher_unstructured,
+    gradient_stability_unstructured,
+    magnitude_n_m,
+    magnitude_unstructured,
+    sparsegpt,
+    taylor_unstructured,
+    wanda,
+)
 from fleetpress.compression.sparsity.amount import parse as parse_pattern
 from fleetpress.compression.sparsity.method import Options, SparsityMethod, Zeroing
 
@@ -19,13 +27,17 @@ __all__ = [
     "parse_pattern",
     "reason_against",
     "start",
+    "without_data",
     "zeroed",
 ]
 
 SPARSIFIERS: dict[str, SparsityMethod] = {
+    "fisher_unstructured": fisher_unstructured.METHOD,
+    "gradient_stability_unstructured": gradient_stability_unstructured.METHOD,
     "magnitude_n_m": magnitude_n_m.METHOD,
     "magnitude_unstructured": magnitude_unstructured.METHOD,
     "sparsegpt": sparsegpt.METHOD,
+    "taylor_unstructured": taylor_unstructured.METHOD,
     "wanda": wanda.METHOD,
 }
 
@@ -48,7 +60,7 @@ def measuring_passes(options: Options, dtype: str) -> int:
     """How many times a whole weight is measured before it is zeroed. Raises MethodError if that needs data."""
     passes = _checked(options).passes
     if passes is None:
-        raise _needs_inputs(options)
+        raise _needs_data(options)
     return passes(options, dtype)
 
 
@@ -64,21 +76,24 @@ def start(options: Options, dtype: str, shape: Sequence[int]) -> Zeroing:
     """
     begin = _checked(options).start
     if begin is None:
-        raise _needs_inputs(options)
+        raise _needs_data(options)
     return begin(options, dtype, shape)
 
 
-def without_inputs(options: Options) -> Options:
-    """The options with a method that needs no data in place of one that looks at what layers read."""
-    if not SPARSIFIERS[options["method"]].needs_inputs:
+def without_data(options: Options) -> Options:
+    """The options with a method that needs no data in place of one that looks at what layers read, or at gradients."""
+    method = SPARSIFIERS[options["method"]]
+    if not (method.needs_inputs or method.needs_gradients):
         return options
-    method = "magnitude_n_m" if options.get("pattern") is not None else "magnitude_unstructured"
-    return {**options, "method": method}
+    instead = "magnitude_unstructured" if options.get("pattern") is None else "magnitude_n_m"
+    return {**options, "method": instead}
 
 
-def _needs_inputs(options: Options) -> MethodError:
+def _needs_data(options: Options) -> MethodError:
+    reads = SPARSIFIERS[options["method"]].needs_inputs
+    looked_at = "what layers read, of a model" if reads else "gradients, of a program"
     return MethodError(
-        f"{options['method']} looks at what layers read, of a model with data; without data take magnitude_n_m or "
+        f"{options['method']} looks at {looked_at} with data; without data take magnitude_n_m or "
         "magnitude_unstructured"
     )
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fleetpress.compression.calibration import InputStatistics
+    from fleetpress.compression.weight_gradients import WeightMoments
 
 Options = Mapping[str, Any]  # of a recipe's `prune` step: `pattern` or `sparsity`
 
@@ -42,6 +43,14 @@ class ZeroRows(Protocol):
         ...
 
 
+class ScoreWeights(Protocol):
+    """How much every entry of `weight` matters, float64: low = unimportant. Entry by entry, in any shape."""
+
+    def __call__(self, weight: Tensor, gradients: WeightMoments) -> Tensor:
+        """The scores of one weight from the moments of its gradients."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SparsityMethod:
     """`check` raises MethodError for options that it cannot work with; the others expect options that passed.
@@ -54,7 +63,9 @@ class SparsityMethod:
     A method that needs no data has `start(options, dtype, shape)`, which begins with a weight, and `passes(options,
     dtype)`, how often all of it is measured before it is zeroed; `compares_tensors` says that its measure means the
     same in every tensor, so that scope global may rank all of them together. One that looks at what layers read has
-    `zero_rows` instead; `moves_weights` says that it changes weights that it keeps, too.
+    `zero_rows` instead; `moves_weights` says that it changes weights that it keeps, too. One that looks at gradients
+    has a `score`; `expands_loss` says that it expands the loss around the weights at hand, so that gradients of their
+    training do not do: they have to be collected at these weights.
     """
 
     name: str
@@ -69,8 +80,15 @@ class SparsityMethod:
     compares_tensors: bool = False
     zero_rows: ZeroRows | None = None
     moves_weights: bool = False
+    score: ScoreWeights | None = None
+    expands_loss: bool = False
 
     @property
     def needs_inputs(self) -> bool:
         """Whether it looks at what layers read: of a model with data only."""
         return self.zero_rows is not None
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether it looks at gradients of single weights: of a program with data only."""
+        return self.score is not None

@@ -1,4 +1,4 @@
-"""Zero weights of a program's layers: each by what its inputs say, by its magnitude, or all by one threshold."""
+"""Zero weights of a program's layers: by what inputs or gradients say, by magnitude; each alone, or all together."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from fleetpress.compression.sparsity import (
     measuring_passes,
     reason_against,
     start,
-    without_inputs,
+    without_data,
     zeroed,
 )
 from fleetpress.compression.sparsity.method import Options, Zeroing
+from fleetpress.compression.sparsity.scored import zero_lowest, zero_lowest_of_all
+from fleetpress.compression.weight_gradients import WeightMoments
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -31,7 +33,7 @@ _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
 class ZeroedWeight:
     """A weight after zeroing: `values` in its shape and dtype, its layer, and the method that chose the zeros.
 
-    That is another than was asked for where a method needs inputs and the layer's could not be observed.
+    That is another than was asked for where a method needs inputs, or gradients, that are not known of the layer.
     """
 
     layer: str
@@ -55,14 +57,25 @@ class ZeroedLayers:
 
 @dataclass(frozen=True, kw_only=True)
 class _Chosen:
-    """A weight on its way in: rows of output units, and what its inputs were."""
+    """A weight on its way in: rows of output units, and what its inputs and its gradients were."""
 
     name: str
     layer: Layer
     rows: Tensor
     shape: tuple[int, ...]
     statistics: WeightStatistics | None
+    gradients: WeightMoments | None
     options: Options
+
+    def scores(self) -> Tensor | None:
+        """By the method's measure, [rows, columns]; None if it has none of single weights, or lacks the gradients."""
+        score = SPARSIFIERS[self.options["method"]].score
+        if score is None or self.gradients is None:
+            return None
+        mean, mean_square = (
+            to_rows(value, self.layer.axis) for value in (self.gradients.mean, self.gradients.mean_square)
+        )
+        return score(self.rows, WeightMoments(mean=mean, mean_square=mean_square))
 
 
 def zero_layers(
@@ -70,25 +83,26 @@ def zero_layers(
     values: Mapping[str, Tensor],
     options: Options,
     statistics: Mapping[str, WeightStatistics] | None = None,
+    gradients: Mapping[str, WeightMoments] | None = None,
 ) -> ZeroedLayers:
     """The weights of `layers` (not their biases) with zeros, from the tensors in `values`, by state name.
 
     `options` are those of a recipe's `prune` step: `method`, `sparsity` or `pattern`, `scope`. A row is a unit's
     entries in memory order, a convolution's channels first. `layers` gives single ones a `sparsity` of their own; if
-    there is none for the others, they are left out. `statistics` are by state name, too; where they lack a
-    weight (embeddings, transposed convolutions), magnitudes decide. Raises MethodError for options
-    that do not fit the method, and PruningError when nothing can be zeroed.
+    there is none for the others, they are left out. `statistics` and `gradients` are by state name, too; where a method
+    needs them and they lack a weight (embeddings, transposed convolutions), magnitudes decide, or in scope global it is
+    left out. Raises MethodError for options that do not fit the method, and PruningError when nothing can be zeroed.
     """
-    found, skipped = _chosen(layers, values, options, statistics or {})
+    found, skipped = _chosen(layers, values, options, statistics or {}, gradients or {})
     if options.get("scope") == "global":
-        made = _ranked_together(found, options)
+        made = _ranked_together(found, options, skipped)
     else:
         made = {item.name: _zeroed_alone(item) for item in found}
     if all(weight.kept.all() for weight in made.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise PruningError(
             f"no weight can be zeroed: {reasons}"
-            if not found
+            if not made
             else f"sparsity {options.get('sparsity')} is too small to zero any weight; raise it"
         )
     return ZeroedLayers(weights=made, skipped=skipped)
@@ -101,7 +115,7 @@ def least_zeros(
 
     Told from shapes and dtypes alone. In which tensors the zeros of scope global lie depends on the weights: 0 each.
     """
-    found, skipped = _chosen(layers, values, options, {})
+    found, skipped = _chosen(layers, values, options, {}, {})
     together = options.get("scope") == "global"
     return {item.name: 0 if together else zeroed(item.options, item.rows.shape) for item in found}, skipped
 
@@ -111,6 +125,7 @@ def _chosen(
     values: Mapping[str, Tensor],
     options: Options,
     statistics: Mapping[str, WeightStatistics],
+    gradients: Mapping[str, WeightMoments],
 ) -> tuple[list[_Chosen], dict[str, str]]:
     owners = aliases(values)
     found: dict[str, _Chosen] = {}
@@ -134,6 +149,7 @@ def _chosen(
                     rows=rows,
                     shape=tuple(weight.shape),
                     statistics=statistics.get(owner),
+                    gradients=gradients.get(owner),
                     options=own,
                 )
                 found.setdefault(owner, item)
@@ -149,30 +165,49 @@ def _own(options: Options, layer: Layer) -> Options | None:
 
 
 def _zeroed_alone(item: _Chosen) -> ZeroedWeight:
-    own = item.options if item.statistics is not None else without_inputs(item.options)
-    method = SPARSIFIERS[own["method"]]
-    if method.zero_rows is not None and item.statistics is not None:
-        inputs = item.statistics.inputs
-        parts = item.rows.chunk(inputs.groups)
-        try:
-            rows = torch.cat(
-                [method.zero_rows(part, own, inputs.group(index)) for index, part in enumerate(parts)]
-            )
-        except MethodError as error:
-            raise MethodError(f"{item.name}: {error}") from None
-    else:
-        rows = item.rows.clone().contiguous()
-        _pass_over(start(own, _NAMES[rows.dtype], rows.shape), own, [rows])
-    return _result(item, own["method"], rows)
+    method, scores = SPARSIFIERS[item.options["method"]], item.scores()
+    try:
+        if scores is not None:
+            return _result(item, method.name, zero_lowest(item.rows, scores, item.options))
+        if method.zero_rows is not None and item.statistics is not None:
+            inputs = item.statistics.inputs
+            parts = enumerate(item.rows.chunk(inputs.groups))
+            rows = [method.zero_rows(part, item.options, inputs.group(index)) for index, part in parts]
+            return _result(item, method.name, torch.cat(rows))
+    except MethodError as error:
+        raise MethodError(f"{item.name}: {error}") from None
+    own = without_data(item.options)
+    block = item.rows.clone().contiguous()
+    _pass_over(start(own, _NAMES[block.dtype], block.shape), own, [block])
+    return _result(item, own["method"], block)
 
 
-def _ranked_together(found: Sequence[_Chosen], options: Options) -> dict[str, ZeroedWeight]:
-    """One threshold for all weights: they pass as blocks of one long tensor, in the widest of their dtypes."""
+def _ranked_together(
+    found: Sequence[_Chosen], options: Options, skipped: dict[str, str]
+) -> dict[str, ZeroedWeight]:
+    """All weights by one measure; `skipped` gets layers of whose weights it is not known."""
     method = SPARSIFIERS[options["method"]]
     if not method.compares_tensors:
         raise MethodError(
             f"scope global has no meaning for {method.name}: its measure is one within a tensor"
         )
+    if method.score is None:
+        return _under_one_threshold(found, options)
+    scored = []
+    for item in found:
+        scores = item.scores()
+        if scores is None:
+            skipped.setdefault(item.layer.name, f"the gradients of {item.name} are not known")
+        else:
+            scored.append((item, scores))
+    if not scored:
+        return {}
+    made = zero_lowest_of_all([(item.rows, scores) for item, scores in scored], options)
+    return {item.name: _result(item, method.name, rows) for (item, _), rows in zip(scored, made, strict=True)}
+
+
+def _under_one_threshold(found: Sequence[_Chosen], options: Options) -> dict[str, ZeroedWeight]:
+    """Weights pass as blocks of one long tensor, in the widest of their dtypes."""
     if not found:
         return {}
     widest = reduce(torch.promote_types, (item.rows.dtype for item in found))
@@ -180,7 +215,7 @@ def _ranked_together(found: Sequence[_Chosen], options: Options) -> dict[str, Ze
     state = start(options, _NAMES[widest], (sum(block.numel() for block in blocks),))
     _pass_over(state, options, blocks)
     return {
-        item.name: _result(item, method.name, block.to(item.rows.dtype))
+        item.name: _result(item, options["method"], block.to(item.rows.dtype))
         for item, block in zip(found, blocks, strict=True)
     }
 

@@ -220,7 +220,7 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
     asked = [step for step in TRAINING_STEPS if step != "calibrate" and getattr(recipe, step) is not None]
     if recipe.prune is not None:
         method = SPARSIFIERS.get(recipe.prune.method)
-        if method is None:
+        if method is None or method.needs_gradients:
             asked.append(f"prune by {recipe.prune.method}")
         elif recipe.prune.scope == "global":
             asked.append("prune with scope global")

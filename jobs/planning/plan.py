@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
+from fleetpress.compression.sparsity import is_sparsifier
 from fleetpress.storage.checkpoint import Checkpoint
 
 from ..checkpoint.choice import Choice, check_plain, choose
@@ -16,6 +17,7 @@ from ..spec.checks import (
     needs_inputs,
     needs_products,
     observes,
+    trains_from_codes,
 )
 from ..spec.recipe import (
     DEFAULT_FORMAT,
@@ -94,8 +96,9 @@ def plan_program(
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
     targets, from `collect` tasks otherwise. What a pruning step knows of the layers' inputs comes from `calibrate`
     tasks before it, labelled observe. An iterative schedule repeats the steps from collect to finetune. `inputs` says
-    that the quantization method reads calibration statistics. What comes after `train` sees no sample outside the
-    `fold`, if there is one.
+    that the quantization method reads calibration statistics: they are collected before finetune where weights are
+    trained for their codes, since training starts from those that the method finds. What comes after `train` sees no
+    sample outside the `fold`, if there is one.
     """
     recipe = model.recipe.canonical()
     builder = PlanBuilder(
@@ -119,8 +122,9 @@ def plan_program(
         tasks = _search(builder, recipe["auto"], final, workers=workers)
         return ModelPlan(model=model, digest=final, tasks=tasks)
     builder.keep_to(fold)
-    _add_rounds(builder, gradients=gradients, workers=workers, more=more)
-    if inputs:
+    is_early = inputs and trains_from_codes(model.recipe)
+    _add_rounds(builder, gradients=gradients, workers=workers, more=more, calibrates=is_early)
+    if inputs and not is_early:
         builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
     if recipe.get("quantize", {}).get("equalize"):
         builder.add("equalize", options=recipe["quantize"])
@@ -129,8 +133,13 @@ def plan_program(
     return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
 
 
-def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: dict[str, Any]) -> None:
-    """Tasks from collect to finetune, once or round by round; `more` is what is collected beside gradients."""
+def _add_rounds(
+    builder: PlanBuilder, *, gradients: bool, workers: int, more: dict[str, Any], calibrates: bool
+) -> None:
+    """Tasks from collect to finetune, once or round by round; `more` is what is collected beside gradients.
+
+    `calibrates` says that the last fine-tuning reads calibration statistics.
+    """
     recipe, prune, seed = builder.shared["recipe"], builder.model.recipe.prune, builder.shared["seed"]
     rounds = recipe.get("prune", {}).get("rounds", 1)
     for index in range(rounds):
@@ -144,6 +153,8 @@ def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: di
             builder.add("prune", options=recipe["prune"], seed=seed, **builder.round)
         if "finetune" in recipe:
             is_last = index == rounds - 1
+            if is_last and calibrates:
+                builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
             tuning: dict[str, Any] = {**builder.training, **(later_steps(recipe) if is_last else {})}
             epochs = recipe["finetune"]["epochs"]
             if rounds > 1:
@@ -161,7 +172,7 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     data = builder.data
     assert data is not None, "checked by the spec: auto needs data"
     builder.add_chunks("observe", {"samples": SENSED_SAMPLES, "batch_size": 32}, shards=len(data.train))
-    builder.add_groups("sense", {})
+    builder.add_groups("sense", {"operations": True} if counts_operations(options) else {})
     recipe = builder.model.recipe
     search = {
         "options": options,
@@ -190,11 +201,22 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
 
 
 def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
-    """What is collected beside gradients: facts of their own, so that digests of all else stay as they were."""
+    """What is collected beside gradients, or of single weights instead: facts of their own, so that digests of all else
+    stay as they were.
+    """
     if step is None:
         return {}
-    wanted = {"products": needs_products(step), "recurrent": "recurrent" in step.structure}
+    wanted = {
+        "products": needs_products(step),
+        "recurrent": "recurrent" in step.structure,
+        "weights": is_sparsifier(step.method),
+    }
     return {name: True for name, needed in wanted.items() if needed}
+
+
+def counts_operations(auto: Mapping[str, Any]) -> bool:
+    """Whether a search with these options is for few operations or little time, and not for few bytes."""
+    return auto["goal"] == "fastest" or "macs" in auto or "latency_ms" in auto
 
 
 def without_end(plan: ModelPlan) -> ModelPlan:

@@ -11,17 +11,16 @@ from fleetpress.compression.pruning import prune as choose
 from fleetpress.compression.pruning.compensate import compensate
 from fleetpress.compression.rounds import composed, share_after
 from fleetpress.compression.sparsity import is_sparsifier
-from fleetpress.compression.statistics import GradientStatistics, NeuronStatistics
+from fleetpress.compression.statistics import NeuronStatistics
 
 from ..handover import Payload, record
 from ..spec.layer_shares import shares_of
 from ..tasks import StepResult
+from .gradients import gradient_statistics
 from .materials import (
-    STATISTICS,
     calibration,
     round_program,
     store_tensors,
-    stored_tensors,
     trained_program,
 )
 from .zeroing import zero_weights
@@ -88,25 +87,5 @@ def _in_the_original(
 
 
 def _neurons(payload: Payload) -> dict[str, NeuronStatistics] | None:
-    """Statistics by layer: merged from the collect tasks in their order, or those of the training."""
-    stages = payload["stages"]
-    if "collect" in stages:
-        parts = [
-            GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]
-        ]
-    elif "train" in stages and not stages.get("rounds"):
-        values = stored_tensors(payload, stages["train"])
-        found = {
-            name.removeprefix(STATISTICS): value
-            for name, value in values.items()
-            if name.startswith(STATISTICS)
-        }
-        if not found:
-            return None
-        parts = [GradientStatistics.from_tensors(found)]
-    else:
-        return None
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    return merged.neurons()
+    statistics = gradient_statistics(payload)
+    return None if statistics is None else statistics.neurons()

@@ -86,6 +86,7 @@ def train_rank(payload: Payload, kind: str, collective: "Collective") -> StepRes
         products=payload.get("products", False),
         **(constraints(payload, program) if kind == "finetune" else {}),
         recurrent=payload.get("recurrent", False),
+        weights=payload.get("weights", False),
         collective=collective,
         device=pick(gpu=payload.get("device") == GPU),
     )
@@ -125,6 +126,7 @@ def collect(payload: Payload) -> StepResult:
             seed=_mixed(payload["seed"], payload["first_shard"] + index),
             products=payload.get("products", False),
             recurrent=payload.get("recurrent", False),
+            weights=payload.get("weights", False),
             device=device,
         )
         statistics = found if statistics is None else statistics.merge(found)

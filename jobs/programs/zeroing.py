@@ -16,6 +16,7 @@ from fleetpress.compression.sparsity.zero_layers import ZeroedWeight, zero_layer
 from ..handover import Payload, record
 from ..spec.recipe import zeroes_weights
 from ..tasks import StepResult
+from .gradients import gradient_statistics
 from .materials import (
     KEEP_MASK,
     calibration,
@@ -34,9 +35,15 @@ def zero_weights(payload: Payload) -> StepResult:
     """
     program, options = trained_program(payload), payload["options"]
     choice = choose(program, options, step="prune")
-    observed = calibration(payload, "observe")
+    observed, collected = calibration(payload, "observe"), None
+    if SPARSIFIERS[options["method"]].needs_gradients:
+        collected = gradient_statistics(payload)
     result = zero_layers(
-        choice.layers, tensors(program), options, None if observed is None else observed.weights
+        choice.layers,
+        tensors(program),
+        options,
+        None if observed is None else observed.weights,
+        None if collected is None else collected.moments(),
     )
     stored: dict[str, Tensor] = {
         KEEP_MASK + name: pack(weight.kept.byte(), 1) for name, weight in result.weights.items()
@@ -112,8 +119,9 @@ def warnings(payload: Payload) -> list[str]:
     told = []
     for name, facts in (_zeroed(payload) or {}).items():
         if facts["method"] != asked:
+            lacks = "gradients" if SPARSIFIERS[asked].needs_gradients else "inputs"
             told.append(
-                f"{name}: the inputs of its {facts['kind']} layer are not observed, so its zeros were chosen by "
+                f"{name}: the {lacks} of its {facts['kind']} layer are not observed, so its zeros were chosen by "
                 f"{facts['method']}"
             )
         if facts["zeros"] == facts["weights"]:

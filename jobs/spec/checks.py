@@ -144,6 +144,11 @@ def _check_zeroing(path: Path, step: PruneStep) -> Iterator[Mistake]:
     if step.scope == "global" and not method.compares_tensors:
         what = f"global has no meaning for {step.method}, which looks at every tensor alone; delete it"
         yield (*path, "scope"), what
+    elif step.scope == "global" and step.pattern is not None and "pattern" in takes:
+        what = (
+            f"global has no meaning for pattern {step.pattern}, which tells what goes in every row; delete it"
+        )
+        yield (*path, "scope"), what
 
 
 def _check_deletion(path: Path, step: PruneStep) -> Iterator[Mistake]:
@@ -303,19 +308,29 @@ def _check_model(
 
 
 def needs_gradients(step: PruneStep) -> bool:
-    """Whether the step's method scores units by gradient statistics."""
-    from fleetpress.compression.sparsity import is_sparsifier
+    """Whether the step's method scores units or weights by gradient statistics."""
+    from fleetpress.compression.sparsity import SPARSIFIERS
 
-    if is_sparsifier(step.method):
-        return False
+    if step.method in SPARSIFIERS:
+        return SPARSIFIERS[step.method].needs_gradients
     from fleetpress.compression.pruning import PRUNERS
 
     return PRUNERS[step.method].needs_gradients
 
 
+def collects(step: PruneStep, *, trains: bool) -> bool:
+    """Whether gradients have to be collected: those of a training (`trains`) do for some methods that need any."""
+    from fleetpress.compression.sparsity import SPARSIFIERS
+
+    expands = step.method in SPARSIFIERS and SPARSIFIERS[step.method].expands_loss
+    return needs_gradients(step) and (expands or not trains)
+
+
 def needs_products(step: PruneStep) -> bool:
     """Whether the step's method scores units by products of weights and gradients."""
-    if not needs_gradients(step):
+    from fleetpress.compression.sparsity import is_sparsifier
+
+    if is_sparsifier(step.method) or not needs_gradients(step):
         return False
     from fleetpress.compression.pruning import PRUNERS
 
@@ -345,6 +360,17 @@ def needs_inputs(step: QuantizeStep) -> bool:
     from fleetpress.compression.quantization import QUANTIZERS
 
     return any(QUANTIZERS[method].needs_inputs for method in methods)
+
+
+def trains_from_codes(recipe: Recipe) -> bool:
+    """Whether weights are trained from the codes that a calibrated method finds, not from what they were.
+
+    Layers on integer kernels are calibrated after training: what they read is quantized, too.
+    """
+    finetune, quantize = recipe.finetune, recipe.quantize
+    if finetune is None or quantize is None or not finetune.quantization_aware:
+        return False
+    return integer_scheme(quantize) is None and needs_inputs(quantize)
 
 
 def _looking(step: QuantizeStep) -> str:

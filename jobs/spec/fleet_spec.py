@@ -16,7 +16,7 @@ from ..errors import SpecError
 from ..executors import TASK_SECONDS
 from .checks import (
     check,
-    needs_gradients,
+    collects,
     needs_inputs,
     observes,
 )
@@ -185,13 +185,13 @@ def parse_spec(text: str, name: str) -> Spec:
 
 
 def _completed(recipe: Recipe) -> Recipe:
-    """Pruning by gradients without `train` and `collect` collects once with the defaults; so do methods of `prune` and
-    `quantize` that need inputs.
+    """Pruning by gradients that no step tells collects once with the defaults; so do methods of `prune` and `quantize`
+    that need inputs.
     """
     added: dict[str, Strict] = {}
     if recipe.auto and recipe.auto.max_drop is not None:
         added["validation"] = ValidateStep(max_drop=recipe.auto.max_drop)
-    if recipe.prune and needs_gradients(recipe.prune) and not (recipe.train or recipe.collect):
+    if recipe.prune and not recipe.collect and collects(recipe.prune, trains=recipe.train is not None):
         added["collect"] = CollectStep()
     observed = recipe.prune is not None and observes(recipe.prune)
     if (observed or (recipe.quantize and needs_inputs(recipe.quantize))) and not recipe.calibrate:

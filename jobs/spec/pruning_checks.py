@@ -41,17 +41,21 @@ def check_layer_shares(path: Path, step: PruneStep, *, finetunes: bool) -> Found
 
 def check_deletion_options(path: Path, step: PruneStep, finetune: TrainStep | None) -> Found:
     """What is wrong with these options, given the step `finetune`: the place and what to write instead."""
-    from fleetpress.compression.sparsity import is_sparsifier
+    from fleetpress.compression.sparsity import SPARSIFIERS
 
-    if is_sparsifier(step.method):
+    if step.method in SPARSIFIERS:
+        scores = SPARSIFIERS[step.method].needs_gradients
         for name in ("normalize", "compensate", "schedule", "rounds"):
             default = PruneStep.model_fields[name].default
-            if getattr(step, name) not in (default, "gradual"):
+            if getattr(step, name) not in (default, "gradual") and not (scores and name == "normalize"):
                 yield (*path, name), f"has no meaning for {step.method}, which deletes no units; delete it"
-        return
+        if not scores:
+            return
     if step.normalize != "none" and step.scope == "layer":
         what = f"{step.normalize} has no meaning for scope layer, which compares no layers; delete it"
         yield (*path, "normalize"), what
+    if step.method in SPARSIFIERS:
+        return
     if step.schedule != "iterative":
         if step.rounds is not None:
             yield (*path, "rounds"), "has no meaning for one shot; delete it, or add schedule: iterative"

@@ -129,8 +129,10 @@ def test_parts_merge_to_the_whole_and_survive_a_file() -> None:
 def test_long_rows_keep_as_many_products_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = 4096 + 100
     x = torch.randn(3, columns)
-    program = _program(nn.Linear(columns, 2), x)
+    program = _program(nn.Linear(columns, 300), x)
     assert calibrate(program, {"inputs": x}, 2).weights["weight"].inputs.is_whole
+    few = calibrate(_program(nn.Linear(columns, 2), x), {"inputs": x}, 2).weights["weight"].inputs
+    assert next(few.blocks())[1].shape == (512, 512), "products are no many times larger than their weight"
     monkeypatch.setattr(observing, "_WIDE_BYTES", 16 << 20)  # 1,024 columns would take 17 MB
     found = calibrate(program, {"inputs": x}, 2).weights["weight"].inputs
     blocks = list(found.blocks())

@@ -5,19 +5,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fleetpress.compression.program import with_tensors
-from fleetpress.compression.training import TrainOptions, train
+from fleetpress.compression.layers import layers
+from fleetpress.compression.program import tensors, with_tensors
+from fleetpress.compression.sparsity.zero_layers import zero_layers
+from fleetpress.compression.statistics import GradientStatistics
+from fleetpress.compression.training import TrainOptions, collect, train
 from fleetpress.jobs import load_artifact, run_fleet
 from fleetpress.jobs.artifacts import verify
 from fleetpress.jobs.demo import npz_bytes
+from fleetpress.jobs.planning import plan_builder
 from fleetpress.jobs.preview.fleet import preview
 from fleetpress.jobs.runs.results import FleetResult
 from fleetpress.jobs.spec.fleet_spec import Spec, parse_spec
-from fleetpress.storage.programs import module_to_program, save_program
+from fleetpress.storage.programs import load_program, module_to_program, save_program
 from fleetpress.storage.store import open_store
 
 Sets = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -147,6 +152,42 @@ def test_sparsegpt_observes_inputs_before_it_zeroes(place: Path, spec_text: str,
     assert wide["bytes_after"] == state["wide.weight_values"].nbytes + state["wide.weight_mask"].nbytes
 
 
+@pytest.mark.parametrize(
+    ("method", "trains"), [("fisher_unstructured", False), ("gradient_stability_unstructured", True)]
+)
+def test_gradients_choose_zeros_over_all_shards(
+    place: Path, spec_text: str, monkeypatch: pytest.MonkeyPatch, method: str, trains: bool
+) -> None:
+    prune = f"prune: {{method: {method}, sparsity: 0.7, scope: global}}"
+    trained = ["train: {epochs: 1, lr: 1.0e-3}"] if trains else ["collect: {batch_size: 100}"]
+    item = spec(place, [*trained, prune], spec_text)
+    # A chunk for each shard: sums of two tasks are merged.
+    monkeypatch.setattr(plan_builder, "CHUNK_BYTES", 1)
+    result = run_fleet(item, executor="inline")
+    metrics = metrics_of(result)
+    assert not any("observed" in warning for warning in metrics["warnings"])
+    sizes = {"wide": 64 * 640, "narrow": 640 * 16, "gru": 2 * 48 * 16, "turned": 16 * 16, "head": 160}
+    shares = {layer["name"]: layer["sparsity"] for layer in metrics["layers"]}
+    zeros = sum(shares[name] * size for name, size in sizes.items())
+    assert zeros == pytest.approx(0.7 * sum(sizes.values()), abs=2)
+    assert max(shares.values()) - min(shares.values()) > 0.2
+    if trains:
+        return
+    program = load_program(open_store(str(place)).get("models/net.pt2"))
+    sums = GradientStatistics(layers={}, batches=0)
+    for shard in ("train-0", "train-1"):
+        with np.load(io.BytesIO(open_store(str(place)).get(f"data/{shard}.npz"))) as found:
+            data = {name: torch.from_numpy(found[name]) for name in found.files}
+        part = collect(program, data, 100, loss="cross_entropy", seed=0, weights=True)
+        sums = part if shard == "train-0" else sums.merge(part)
+    options = {"method": method, "sparsity": 0.7, "scope": "global"}
+    wanted = zero_layers(layers(program), tensors(program), options, None, sums.moments()).weights
+    artifact = load_artifact(f"{result.output}/models/net/{result.models[0].digest}")
+    assert isinstance(artifact, nn.Module)
+    for name in ("wide.weight", "narrow.weight", "turned.weight", "head.weight"):
+        assert torch.equal(artifact.get_parameter(name), wanted[name].values)
+
+
 def test_one_threshold_for_all_layers(place: Path, spec_text: str) -> None:
     prune = "prune: {method: magnitude_unstructured, sparsity: 0.7, scope: global}"
     metrics = metrics_of(run_fleet(spec(place, [prune], spec_text), executor="inline"))
@@ -154,17 +195,19 @@ def test_one_threshold_for_all_layers(place: Path, spec_text: str) -> None:
     assert max(shares) - min(shares) > 0.2
 
 
-def test_checkpoints_take_what_needs_no_data(tmp_path: Path, spec_text: str) -> None:
+def test_checkpoints_take_what_needs_no_gradients(tmp_path: Path, place: Path) -> None:
     import safetensors.torch
 
     (tmp_path / "models").mkdir()
     safetensors.torch.save_file({"a.weight": torch.randn(8, 8)}, str(tmp_path / "models/model.safetensors"))
     text = (
         f"version: 1\nname: x\noutput: {tmp_path}/out\n"
-        f"models: [{{source: {tmp_path}/models/model.safetensors, recipe: r}}]\n"
+        f"models: [{{source: {tmp_path}/models/model.safetensors, recipe: r, data: d}}]\n"
+        f"data: {{d: {{train: {place}/data/test.npz, loss: cross_entropy}}}}\n"
     )
     for steps, asks in (
         ("prune: {method: magnitude_unstructured, sparsity: 0.5, scope: global}", "prune with scope global"),
+        ("prune: {method: fisher_unstructured, sparsity: 0.5}", "prune by fisher_unstructured"),
         ("prune: {method: magnitude_n_m, pattern: 2:4}", None),
     ):
         problems = preview(parse_spec(f"{text}recipes: {{r: {{{steps}}}}}\n", "spec.yaml")).problems

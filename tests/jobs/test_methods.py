@@ -86,6 +86,12 @@ def test_each_can_be_asked_for(name: str) -> None:
             PruneStep,
             {"method", "mean_threshold", "std_threshold", "scope", "structure", *OF_UNITS, *GRADUAL},
         ),
+        (
+            "fisher_unstructured",
+            PruneStep,
+            {"method", "mean_threshold", "std_threshold", "structure", *GRADUAL}
+            | set(OF_UNITS) - {"normalize"},
+        ),
         ("round_to_nearest", QuantizeStep, {"method"}),
         ("sgd", FinetuneStep, {"optimizer"}),
     ],

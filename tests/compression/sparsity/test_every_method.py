@@ -14,7 +14,7 @@ from fleetpress.compression.program import tensors, with_tensors
 from fleetpress.compression.pruning import PRUNERS
 from fleetpress.compression.sparsity import SPARSIFIERS
 from fleetpress.compression.sparsity.zero_layers import ZeroedLayers, least_zeros, zero_layers
-from fleetpress.compression.training import TrainOptions, train
+from fleetpress.compression.training import TrainOptions, collect, train
 
 INPUTS = torch.randn(24, 4, 6, generator=torch.Generator().manual_seed(1))
 EXAMPLES = {"sparsity": 0.6, "pattern": "2:4"}
@@ -43,6 +43,14 @@ def made() -> ExportedProgram:
 PROGRAM = made()
 LAYERS = layers(PROGRAM)
 STATISTICS = calibrate(PROGRAM, {"inputs": INPUTS}, 8).weights
+GRADIENTS = collect(
+    PROGRAM,
+    {"inputs": INPUTS, "targets": torch.arange(24) % 3},
+    8,
+    loss="cross_entropy",
+    seed=0,
+    weights=True,
+).moments()
 
 
 @pytest.fixture(params=[(name, key) for name, entry in sorted(SPARSIFIERS.items()) for key in entry.takes])
@@ -53,7 +61,7 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def zeroed(options: dict[str, Any], **others: Any) -> ZeroedLayers:
-    return zero_layers(LAYERS, tensors(PROGRAM), {**options, **others}, STATISTICS)
+    return zero_layers(LAYERS, tensors(PROGRAM), {**options, **others}, STATISTICS, GRADIENTS)
 
 
 def rows_of(name: str, weight: Tensor) -> Tensor:
@@ -66,7 +74,8 @@ def test_names_are_those_of_one_method() -> None:
         assert method.name == name
         assert method.summary
         assert method.paper
-        assert (method.start is None) == (method.passes is None) == method.needs_inputs
+        assert (method.start is None) == (method.passes is None)
+        assert [method.start is not None, method.needs_inputs, method.needs_gradients].count(True) == 1
 
 
 def test_as_many_weights_go_as_the_plan_says(options: dict[str, Any]) -> None:
@@ -76,7 +85,7 @@ def test_as_many_weights_go_as_the_plan_says(options: dict[str, Any]) -> None:
     for name, weight in result.weights.items():
         gone, share = int((~weight.kept).sum()), 0.5 if "pattern" in options else 0.6
         assert planned[name] <= gone <= share * weight.kept.numel()
-        if not SPARSIFIERS[options["method"]].needs_inputs:
+        if not SPARSIFIERS[options["method"]].needs_inputs:  # which count group by group, or block by block
             assert gone == planned[name] == int(share * weight.kept.numel())
     assert sorted(planned) == ["conv.weight", "gru.weight_hh_l0", "gru.weight_ih_l0", "mix", "out.weight"]
     for name, weight in result.weights.items():
@@ -102,11 +111,14 @@ def test_the_same_input_gives_the_same_bits(options: dict[str, Any]) -> None:
 
 
 def test_what_cannot_be_observed_is_zeroed_by_magnitude_and_says_so(options: dict[str, Any]) -> None:
-    some = {name: seen for name, seen in STATISTICS.items() if not name.startswith("gru.")}
-    result = zero_layers(LAYERS, tensors(PROGRAM), options, some)
+    some, known = (
+        {name: seen for name, seen in found.items() if not name.startswith("gru.")}
+        for found in (STATISTICS, GRADIENTS)
+    )
+    result = zero_layers(LAYERS, tensors(PROGRAM), options, some, known)
     instead = "magnitude_n_m" if "pattern" in options else "magnitude_unstructured"
     for name, weight in result.weights.items():
-        unseen = SPARSIFIERS[options["method"]].needs_inputs and name.startswith("gru.")
+        unseen = SPARSIFIERS[options["method"]].start is None and name.startswith("gru.")
         assert weight.method == (instead if unseen else options["method"])
         assert weight.kind == {"c": "Conv1d", "g": "GRU"}.get(name[0], "Linear")
 
@@ -137,7 +149,8 @@ def test_one_threshold_over_all_weights(options: dict[str, Any]) -> None:
             zeroed(options, scope="global")
         return
     result = zeroed(options, scope="global").weights
-    before = torch.cat([tensors(PROGRAM)[name].detach().flatten() for name in result]).abs()
+    score = method.score or (lambda weight, gradients: weight.abs())
+    before = torch.cat([score(tensors(PROGRAM)[name].detach(), GRADIENTS[name]).flatten() for name in result])
     kept = torch.cat([weight.kept.flatten() for weight in result.values()])
     assert int((~kept).sum()) == int(0.6 * before.numel())
     assert before[~kept].max() <= before[kept].min()
@@ -168,4 +181,6 @@ def test_a_share_of_less_than_one_weight_is_an_error(options: dict[str, Any]) ->
 def test_amounts_that_are_none(options: dict[str, Any]) -> None:
     for wrong in ({}, {"sparsity": 0.5, "pattern": "2:4"}, {"sparsity": 1.0}, {"pattern": "4:4"}):
         with pytest.raises(MethodError):
-            zero_layers(LAYERS, tensors(PROGRAM), {"method": options["method"], **wrong}, STATISTICS)
+            zero_layers(
+                LAYERS, tensors(PROGRAM), {"method": options["method"], **wrong}, STATISTICS, GRADIENTS
+            )

@@ -234,7 +234,7 @@ def test_patterns_that_are_none(pattern: str) -> None:
         ({"method": "magnitude_unstructured", "sparsity": 1.0}, "sparsity 1.0 is not between 0 and 1"),
         (
             {"method": "magnitude", "sparsity": 0.5},
-            "'magnitude' zeroes no weights; methods that do: magnitude_n_m",
+            "'magnitude' zeroes no weights; methods that do: fisher_unstructured",
         ),
     ],
 )

@@ -233,6 +233,27 @@ def test_compensation_observes_before_pruning_and_quantization_calibrates_afterw
     assert tasks[0].digest != tasks[2].digest
 
 
+@pytest.mark.parametrize(
+    ("quantize", "kinds"),
+    [
+        ({"scheme": "W4A16", "method": "gptq"}, ["calibrate", "finetune", "quantize", "publish"]),
+        # What integer kernels read is quantized, too: its range is that after training.
+        ({"scheme": "W8A8"}, ["finetune", "calibrate", "quantize", "publish"]),
+    ],
+)
+def test_codes_are_calibrated_before_they_are_trained(quantize: dict[str, str], kinds: list[str]) -> None:
+    recipe = {
+        "finetune": {"epochs": 1, "quantization_aware": True},
+        "calibrate": {"samples": 64},
+        "quantize": quantize,
+    }
+    tasks = planned(model(recipe), gradients=False, inputs=True).tasks
+    assert [task.kind for task in tasks] == kinds
+    rounds = {"prune": ROUNDS["prune"], **recipe, "finetune": {"epochs": 3, "quantization_aware": True}}
+    kinds_then = [task.kind for task in planned(model(rounds), gradients=False, inputs=True).tasks]
+    assert kinds_then[-4:] == kinds
+
+
 def test_weights_are_zeroed_after_their_inputs_were_observed() -> None:
     recipe = {
         "prune": {"method": "wanda", "pattern": "2:4"},
@@ -249,3 +270,18 @@ def test_weights_are_zeroed_after_their_inputs_were_observed() -> None:
     assert tasks[1].payload["stages"] == {"observe": [tasks[0].digest]}
     free = planned(model({**recipe, "prune": {"method": "magnitude_n_m", "pattern": "2:4"}}), gradients=False)
     assert [task.kind for task in free.tasks] == ["prune", "finetune", "quantize", "publish"]
+
+
+def test_moments_of_single_weights_are_collected_before_weights_are_zeroed_by_them() -> None:
+    recipe = {"prune": {"method": "fisher_unstructured", "sparsity": 0.5}, "collect": {"batch_size": 1}}
+    tasks = planned(model(recipe)).tasks
+    assert [task.kind for task in tasks] == ["collect", "prune", "publish"]
+    assert tasks[0].payload["weights"] is True
+    assert "products" not in tasks[0].payload
+    trained = planned(model({**recipe, "train": {}})).tasks
+    assert [task.kind for task in trained] == ["train", "collect", "prune", "publish"]
+    assert "weights" not in trained[0].payload
+    kept = {"method": "gradient_stability_unstructured", "sparsity": 0.5}
+    alone = planned(model({"train": {}, "prune": kept})).tasks
+    assert [task.kind for task in alone] == ["train", "prune", "publish"]
+    assert alone[0].payload["weights"] is True

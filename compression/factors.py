@@ -26,20 +26,33 @@ def damped_factor(
     Above the diagonal are zeros. `gram` stays as it is.
     """
     found = torch.empty(gram.shape, dtype=dtype)
-    info = torch.empty((), dtype=torch.int32)
     for damping in dampings:
-        for start in range(0, len(order), _STRIP):
-            rows = gram.index_select(0, order[start : start + _STRIP])
-            found[start : start + _STRIP] = rows.index_select(1, order)
+        pick(gram, order, order, found)
         if dead is not None:
             found.diagonal().masked_fill_(dead[order], 1)
         found.diagonal().add_(damping)
-        # LAPACK looks at columns: seen from there the lower factor by rows is the upper one.
-        columns = found.t()
-        torch.linalg.cholesky_ex(columns, upper=True, out=(columns, info))
-        if int(info) == 0:
+        if factor(found):
             return found
     return None
+
+
+def pick(matrix: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
+    """Write `matrix[rows][:, columns]` into `out`, in its dtype."""
+    for start in range(0, len(rows), _STRIP):
+        strip = matrix.index_select(0, rows[start : start + _STRIP])
+        out[start : start + _STRIP] = strip.index_select(1, columns)
+
+
+def factor(matrix: Tensor) -> bool:
+    """A symmetric `matrix` [n, n], contiguous, becomes its lower Cholesky factor; False if its accuracy allows none.
+
+    Above the diagonal are zeros then; without a factor its numbers mean nothing any more.
+    """
+    # LAPACK looks at columns: seen from there the lower factor by rows is the upper one.
+    columns = matrix.t()
+    info = torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(columns, upper=True, out=(columns, info))
+    return int(info) == 0
 
 
 def turn_around(matrix: Tensor) -> None:

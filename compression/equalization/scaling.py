@@ -9,6 +9,8 @@ from torch import Tensor
 from fleetpress.compression.calibration import CalibrationStatistics, InputStatistics, WeightStatistics
 from fleetpress.compression.equalization.pairs import Place, Reader
 
+_ROWS = 256  # of a Gram matrix that are divided at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class Equalization:
@@ -46,15 +48,19 @@ def divided(inputs: InputStatistics, scale: Tensor) -> InputStatistics:
     size = inputs.gram.shape[-1]
     padded = torch.ones(inputs.gram.shape[1] * size, dtype=torch.float64)
     padded[: inputs.columns] = scale
-    blocks = padded.view(1, -1, size)
-    gram = inputs.gram.double() / blocks.unsqueeze(-1) / blocks.unsqueeze(-2)
+    gram = torch.empty_like(inputs.gram)
+    for made, known, mine in zip(gram[0], inputs.gram[0], padded.view(-1, size), strict=True):
+        for rows in torch.split(
+            torch.arange(size), _ROWS
+        ):  # in doubles all of long rows would take gigabytes
+            made[rows] = (known[rows].double() / mine[rows].unsqueeze(1) / mine).float()
     widest = torch.stack([1 / scale.min(), 1 / scale.max()]).float()
     low, high = (torch.outer(inputs.range, widest)).aminmax(dim=1)
     return InputStatistics(
         rows=inputs.rows,
         total=inputs.total / scale,
         squares=inputs.squares / scale.square(),
-        gram=gram.float(),
+        gram=gram,
         range=torch.stack([low[0], high[1]]),
     )
 

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from fleetpress.compression.arguments import arguments, replaced
 from fleetpress.compression.calibration import InputStatistics
 from fleetpress.compression.errors import MethodError
+from fleetpress.compression.factors import factor, pick
 from fleetpress.compression.layers import layers
 from fleetpress.compression.program import ProgramEditor, aliases, tensors
 from fleetpress.compression.pruning.coupling import coupling
@@ -164,14 +165,21 @@ def _unfit(program: ExportedProgram, layer: Layer, how: str) -> str | None:
 
 def _regression(seen: InputStatistics, lost: Tensor, centred: bool) -> Tensor:
     """The inputs that are lost as combinations of those that stay: C[lost, kept] (C[kept, kept] + damping)^-1."""
-    products = seen.gram[0, 0].double() / max(1, seen.rows)
-    if centred:
-        products = products - torch.outer(seen.mean[0], seen.mean[0])
-    inside = products[~lost][:, ~lost]
-    damping = DAMPING * float(inside.diagonal().mean())
-    if not damping > 0:
-        return torch.zeros(
-            int(lost.sum()), len(inside), dtype=torch.float64
-        )  # inputs that never vary tell nothing
-    inside.diagonal().add_(damping)
-    return torch.cholesky_solve(products[~lost][:, lost], torch.linalg.cholesky(inside)).T
+    kept, gone = torch.nonzero(~lost).flatten(), torch.nonzero(lost).flatten()
+    for power in range(12):  # products in float32 of inputs that hardly vary may need more
+        inside = _products(seen, kept, kept, centred)
+        damping = DAMPING * 10.0**power * float(inside.diagonal().mean())
+        if not damping > 0:
+            break  # inputs that never vary tell nothing
+        inside.diagonal().add_(damping)
+        if factor(inside):
+            return torch.cholesky_solve(_products(seen, kept, gone, centred), inside).T
+    return torch.zeros(len(gone), len(kept), dtype=torch.float64)
+
+
+def _products(seen: InputStatistics, rows: Tensor, columns: Tensor, centred: bool) -> Tensor:
+    """Means of products of some columns with others, float64, about their means if `centred`."""
+    found = torch.empty(len(rows), len(columns), dtype=torch.float64)
+    pick(seen.gram[0, 0], rows, columns, found)
+    found.div_(max(1, seen.rows))
+    return found.addr_(seen.mean[0, rows], seen.mean[0, columns], alpha=-1) if centred else found

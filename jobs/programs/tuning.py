@@ -14,6 +14,7 @@ from fleetpress.compression.selection import Layer, check_names, select
 
 from ..handover import Payload
 from ..spec.layer_shares import shares_of
+from ..spec.recipe import zeroes_weights
 from ..spec.schemes import options_of, scheme_of
 from .quantizing import DEFAULT_KINDS, choose
 from .zeroing import trained_masks
@@ -28,7 +29,9 @@ def constraints(payload: Payload, program: ExportedProgram) -> dict[str, Any]:
     if "prune" in payload:
         found["gradual"] = _gradual(payload["prune"], program)
     if "quantize" in payload:
-        found["quantized"] = _quantized(payload["quantize"], program)
+        # Where weights are zeroed, `quantize` gives every codebook a zero.
+        keeps_zero = zeroes_weights(payload["recipe"])
+        found["quantized"] = _quantized(payload["quantize"], program, keeps_zero=keeps_zero)
     return found
 
 
@@ -49,12 +52,16 @@ def _gradual(options: Mapping[str, Any], program: ExportedProgram) -> GradualOpt
     )
 
 
-def _quantized(options: Mapping[str, Any], program: ExportedProgram) -> dict[str, AwareWeight]:
+def _quantized(
+    options: Mapping[str, Any], program: ExportedProgram, *, keeps_zero: bool
+) -> dict[str, AwareWeight]:
     found = {}
     for name, layer in _trained(program, choose(program, options).layers).items():
         own = options_of(options, layer.name)
         method = method_for(QUANTIZERS[own["method"]], None)
-        found[name] = AwareWeight(axis=layer.axis, scheme=scheme_of(own), method=method)
+        found[name] = AwareWeight(
+            axis=layer.axis, scheme=scheme_of(own), method=method, keeps_zero=keeps_zero
+        )
     return found
 
 

@@ -4,9 +4,10 @@
 
 PEER_PYTHON is the interpreter of an environment as benchmarks/checkpoints/peer_requirements.txt describes it. Both run
 on one thread, in turn, on the same weights, Gram matrices and (first) scales: 4 bits, groups of 128, zero points,
-activation order. Inputs are 8,192 rows (4,096 for 8,192 columns) that are correlated and of uneven size. The seconds of
-the peer leave out its search for scales; ours are given without it and with it (the method `gptq`). The error is that
-of the outputs as a share of the outputs, in squares. The first two shapes are those of MiniLM.
+activation order. Inputs are 8,192 rows (4,096 of more than 4,096 columns) that are correlated and of uneven size. The
+seconds of the peer leave out its search for scales; ours are given without it and with it (the method `gptq`). The
+error is that of the outputs as a share of the outputs, in squares. The first two shapes are those of MiniLM. Of more
+than 4,096 columns the method is also measured on products in blocks, as of rows that are too long for all of them.
 """
 
 import argparse
@@ -23,21 +24,23 @@ import torch
 from markdown_table import table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
-from fleetpress.compression.calibration import BLOCK_COLUMNS, WHOLE_COLUMNS, InputStatistics, WeightStatistics
+from fleetpress.compression.calibration import NARROW_COLUMNS, InputStatistics, WeightStatistics
 from fleetpress.compression.quantization import QUANTIZERS, QuantizedWeight, affine
 from fleetpress.compression.quantization.error_feedback import compensated
 from fleetpress.compression.quantization.output_error import output_squares
 from fleetpress.compression.scheme import resolve
 
-SHAPES = ("384x384", "384x1536", "2048x2048", "8192x2048", "2048x8192")
+SHAPES = ("384x384", "384x1536", "2048x2048", "8192x2048", "2048x8192", "1024x8192", "1024x11008")
+BLOCKS = (512, 2048)
 SCHEME = resolve("W4A16_ASYM")
 
 
 def inputs_of(columns: int) -> Tensor:
     """Input rows that are correlated and of uneven size [rows, columns]."""
     generator = torch.Generator().manual_seed(columns)
-    count = 4096 if columns > WHOLE_COLUMNS else 8192
+    count = 4096 if columns > NARROW_COLUMNS else 8192
     rank = columns // 4
     mix = torch.randn(rank, columns, generator=generator) / rank**0.5
     sizes = torch.randn(columns, generator=generator).mul_(0.7).exp_()
@@ -64,9 +67,9 @@ def layer(rows: int, columns: int) -> tuple[Tensor, InputStatistics]:
     return weight_of(rows, columns), inputs
 
 
-def in_blocks(inputs: InputStatistics) -> InputStatistics:
-    """As `calibrate` keeps them for long rows."""
-    gram, size = inputs.gram[0, 0], BLOCK_COLUMNS
+def in_blocks(inputs: InputStatistics, size: int) -> InputStatistics:
+    """As `calibrate` keeps them for very long rows."""
+    gram = functional.pad(inputs.gram[0, 0], (0, -inputs.columns % size) * 2)
     blocks = [gram[at : at + size, at : at + size] for at in range(0, inputs.columns, size)]
     return replace(inputs, gram=torch.stack(blocks)[None])
 
@@ -81,13 +84,13 @@ def timed(work: Callable[[], QuantizedWeight]) -> tuple[float, Tensor]:
 def ways(weight: Tensor, inputs: InputStatistics) -> Iterator[tuple[str, Callable[[], QuantizedWeight]]]:
     """What is measured of ours."""
     scale, zero_point = affine.quantization_parameters(weight, SCHEME)
-    known = {"": inputs}
-    if inputs.columns > WHOLE_COLUMNS:
-        known["in blocks, "] = in_blocks(inputs)
+    yield "same scales", lambda: compensated(weight, scale, zero_point, SCHEME, inputs)
+    known = {"gptq": inputs}
+    if inputs.columns > NARROW_COLUMNS:
+        known |= {f"gptq in blocks of {size}": in_blocks(inputs, size) for size in BLOCKS}
     for name, seen in known.items():
-        yield f"{name}same scales", lambda seen=seen: compensated(weight, scale, zero_point, SCHEME, seen)
         yield (
-            f"{name}gptq",
+            name,
             lambda seen=seen: QUANTIZERS["gptq"].quantize(weight, SCHEME, WeightStatistics(inputs=seen)),
         )
 

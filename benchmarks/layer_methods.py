@@ -34,8 +34,12 @@ from markdown_table import table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fleetpress.compression import input_sums
-from fleetpress.compression.calibration import WHOLE_COLUMNS, InputStatistics, WeightStatistics
+from fleetpress.compression.calibration import (
+    BLOCK_COLUMNS,
+    NARROW_COLUMNS,
+    InputStatistics,
+    WeightStatistics,
+)
 from fleetpress.compression.input_sums import InputSums
 from fleetpress.compression.quantization import QUANTIZERS, affine
 from fleetpress.compression.quantization.output_error import output_squares
@@ -77,17 +81,13 @@ def timed(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
     return time.process_time() - start, found
 
 
-def summed(x: Tensor, whole: int) -> InputStatistics:
-    """As `calibrate` does it; up to `whole` columns the products of all pairs are kept."""
-    before, input_sums.WHOLE_COLUMNS = input_sums.WHOLE_COLUMNS, whole
-    try:
-        sums = InputSums()
-        for batch in x.split(BATCH_ROWS):
-            sums.add_range(batch)
-            sums.add(batch[:, None])
-        found = sums.statistics()
-    finally:
-        input_sums.WHOLE_COLUMNS = before
+def summed(x: Tensor, size: int) -> InputStatistics:
+    """As `calibrate` does it, with the products within blocks of `size` columns."""
+    sums = InputSums(size=size)
+    for batch in x.split(BATCH_ROWS):
+        sums.add_range(batch)
+        sums.add(batch[:, None])
+    found = sums.statistics()
     assert found is not None
     return found
 
@@ -125,8 +125,8 @@ class Layer:
                 "whole": lambda: summed(self.x, self.x.shape[1]).gram,
                 "limit": lambda: product(self.x),
             }
-            if self.x.shape[1] > WHOLE_COLUMNS:
-                found["in blocks"] = lambda: summed(self.x, WHOLE_COLUMNS).gram
+            if self.x.shape[1] > NARROW_COLUMNS:
+                found["in blocks"] = lambda: summed(self.x, BLOCK_COLUMNS).gram
             return found
         if part == "ranges":
             return {"smallest_error": lambda: best_scales(self.weight, SCHEME)[0]}

@@ -5,18 +5,43 @@ An input row is what one output position multiplies with a unit's row of the wei
 so that statistics of disjoint samples add up, whoever collected them; in a fixed order they add up to the same bits.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fleetpress.compression.errors import DataMismatchError
+from fleetpress.compression.triangles import add_to_upper, mirror_upper, packed_upper
 
-WHOLE_COLUMNS = 4096  # up to here products of all pairs of columns are kept,
-BLOCK_COLUMNS = 512  # beyond only those within blocks of neighbours: a row of 65,536 would take 17 GB
+WHOLE_COLUMNS = 16_384  # up to here products of all pairs of columns are kept: 1 GiB
+BLOCK_COLUMNS = 2048  # beyond only those within blocks of neighbours: all of a row of 65,536 would take 17 GB
+NARROW_COLUMNS = 4096  # up to here all are kept whatever else there is,
+LEAST_BLOCK_COLUMNS = 512  # and blocks are never smaller than this
+_PRODUCT_BYTES = 4
 _SAMPLES = "samples"
 _SAME = "|same|"
+
+
+def block_columns(columns: int, most_bytes: int | None = None) -> int:
+    """Within how many neighbouring columns products are kept: all of them, or a power of two.
+
+    With `most_bytes` as many as fit into that, but never fewer than LEAST_BLOCK_COLUMNS.
+    """
+    if columns <= NARROW_COLUMNS:
+        return columns
+    if most_bytes is None:
+        return columns if columns <= WHOLE_COLUMNS else BLOCK_COLUMNS
+    fitting = most_bytes // (_PRODUCT_BYTES * columns)
+    if columns <= min(fitting, WHOLE_COLUMNS):
+        return columns
+    return max(LEAST_BLOCK_COLUMNS, 1 << max(0, min(fitting, WHOLE_COLUMNS).bit_length() - 1))
+
+
+def products_bytes(columns: int) -> int:
+    """Of the products of a row's columns as `InputStatistics` holds them."""
+    size = block_columns(columns)
+    return _PRODUCT_BYTES * size * size * -(-columns // size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +98,30 @@ class InputStatistics:
             start, stop = index * size, min((index + 1) * size, self.columns)
             yield slice(start, stop), block[: stop - start, : stop - start]
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Plain tensors, with the products' upper triangles only: what `summed` takes."""
+        return input_tensors(
+            rows=self.rows,
+            total=self.total,
+            squares=self.squares,
+            triangles=packed_upper(self.gram),
+            size=self.gram.shape[-1],
+            range=self.range,
+            histogram=self.histogram,
+        )
+
+    @classmethod
+    def summed(cls, parts: Iterable[Mapping[str, Tensor]]) -> "InputStatistics":
+        """Those over the disjoint rows of all parts, each what `to_tensors` gave, added up in their order.
+
+        Of products there is one set in memory, and one part. Raises KeyError for parts that lack something,
+        DataMismatchError for parts of different layers, and for none at all.
+        """
+        found = _Growing()
+        for part in parts:
+            found.add(part)
+        return found.done()
+
     def merge(self, other: "InputStatistics") -> "InputStatistics":
         """Those over both sets of rows."""
         low, high = torch.minimum(self.range, other.range)[0], torch.maximum(self.range, other.range)[1]
@@ -116,9 +165,7 @@ class CalibrationStatistics:
     def merge(self, other: "CalibrationStatistics") -> "CalibrationStatistics":
         """The statistics over both sets of samples, which must be disjoint and of the same program."""
         if _shapes(self) != _shapes(other):
-            raise DataMismatchError(
-                "calibration statistics of different programs cannot be merged; collect them again"
-            )
+            raise _other_programs()
         merged: dict[tuple[int, int], InputStatistics] = {}
         found = {}
         for name, mine in self.weights.items():
@@ -138,10 +185,7 @@ class CalibrationStatistics:
         for name, item in self.weights.items():
             owner = owners.setdefault(id(item.inputs), name)
             if owner == name:
-                found[f"{name}|rows"] = torch.tensor([item.inputs.rows])
-                for part in ("total", "squares", "gram", "range", "histogram"):
-                    if getattr(item.inputs, part) is not None:
-                        found[f"{name}|{part}"] = getattr(item.inputs, part)
+                found |= {f"{name}|{part}": value for part, value in item.inputs.to_tensors().items()}
             else:
                 found[f"{name}{_SAME}{owner}"] = torch.zeros(1)
             if item.output_squares is not None:
@@ -151,33 +195,116 @@ class CalibrationStatistics:
     @classmethod
     def from_tensors(cls, values: Mapping[str, Tensor]) -> "CalibrationStatistics":
         """What `to_tensors` gave. Raises DataMismatchError for tensors that lack something."""
-        owners = {
-            key.removesuffix("|rows"): key.removesuffix("|rows") for key in values if key.endswith("|rows")
-        }
-        owners |= {name: owner for name, same, owner in (key.partition(_SAME) for key in values) if same}
+        return cls.summed([values])
+
+    @classmethod
+    def summed(cls, parts: Iterable[Mapping[str, Tensor]]) -> "CalibrationStatistics":
+        """The statistics over the disjoint samples of all parts, each what `to_tensors` gave, added up in their order.
+
+        Of products there is one set in memory, and one part. Raises DataMismatchError for parts of different programs,
+        and for tensors that lack something.
+        """
+        owners: dict[str, str] = {}
+        inputs: dict[str, _Growing] = {}
+        squares: dict[str, Tensor | None] = {}
+        samples = 0
         try:
-            inputs = {
-                owner: InputStatistics(
-                    rows=int(values[f"{owner}|rows"]),
-                    total=values[f"{owner}|total"],
-                    squares=values[f"{owner}|squares"],
-                    gram=values[f"{owner}|gram"],
-                    range=values[f"{owner}|range"],
-                    histogram=values.get(f"{owner}|histogram"),
-                )
-                for owner in sorted(set(owners.values()))
-            }
-            return cls(
-                weights={
-                    name: WeightStatistics(
-                        inputs=inputs[owners[name]], output_squares=values.get(f"{name}|output_squares")
-                    )
-                    for name in sorted(owners)
-                },
-                samples=int(values[_SAMPLES]),
-            )
+            for values in parts:
+                mine = _owners(values)
+                known = {name: values.get(f"{name}|output_squares") for name in mine}
+                if not inputs:
+                    owners, squares = mine, known
+                    inputs = {owner: _Growing() for owner in sorted(set(mine.values()))}
+                elif owners != mine or {name for name in mine if squares[name] is None} != {
+                    name for name in mine if known[name] is None
+                }:
+                    raise _other_programs()
+                else:
+                    squares = {name: _added(squares[name], known[name]) for name in owners}
+                for owner, growing in inputs.items():
+                    growing.add({part: values[f"{owner}|{part}"] for part in _parts_of(values, owner)})
+                samples += int(values[_SAMPLES])
         except KeyError as error:
             raise DataMismatchError(f"calibration statistics lack {error}; collect them again") from error
+        done = {owner: growing.done() for owner, growing in inputs.items()}
+        return cls(
+            weights={
+                name: WeightStatistics(inputs=done[owners[name]], output_squares=squares[name])
+                for name in sorted(owners)
+            },
+            samples=samples,
+        )
+
+
+def input_tensors(
+    *,
+    rows: int,
+    total: Tensor,
+    squares: Tensor,
+    triangles: Tensor,
+    size: int,
+    range: Tensor,
+    histogram: Tensor | None,
+) -> dict[str, Tensor]:
+    """What `InputStatistics.summed` takes: `triangles` [G, blocks, ...] are packed products of blocks of `size`."""
+    told = {"rows": torch.tensor([rows]), "size": torch.tensor([size])}
+    told |= {"total": total, "squares": squares, "triangles": triangles, "range": range}
+    return told if histogram is None else {**told, "histogram": histogram}
+
+
+class _Growing:
+    """Adds up what `input_tensors` gave, the products in one dense tensor."""
+
+    def __init__(self) -> None:
+        self._gram: Tensor | None = None
+        self._rest: InputStatistics | None = None
+
+    def add(self, part: Mapping[str, Tensor]) -> None:
+        """The next part."""
+        triangles, size = part["triangles"], int(part["size"])
+        groups, blocks, _ = triangles.shape
+        shape = groups, blocks, size, size
+        if self._gram is None:
+            self._gram = torch.zeros(shape, dtype=triangles.dtype)
+        elif self._gram.shape != shape:
+            raise _other_programs()
+        for matrix, packed in zip(self._gram.flatten(0, 1), triangles.flatten(0, 1), strict=True):
+            add_to_upper(matrix, packed)
+        mine = InputStatistics(
+            rows=int(part["rows"]),
+            total=part["total"],
+            squares=part["squares"],
+            gram=torch.empty(0),  # they are added up apart
+            range=part["range"],
+            histogram=part.get("histogram"),
+        )
+        self._rest = mine if self._rest is None else self._rest.merge(mine)
+
+    def done(self) -> InputStatistics:
+        """All of it."""
+        if self._gram is None or self._rest is None:
+            raise DataMismatchError("there are no calibration statistics; collect some")
+        for matrix in self._gram.flatten(0, 1):
+            mirror_upper(matrix)
+        return replace(self._rest, gram=self._gram)
+
+
+def _owners(values: Mapping[str, Tensor]) -> dict[str, str]:
+    """By the name of each weight the one that its inputs stand under."""
+    told = [key.removesuffix("|rows") for key in values if key.endswith("|rows")]
+    shared = (key.partition(_SAME) for key in values)
+    return {name: name for name in told} | {name: owner for name, same, owner in shared if same}
+
+
+def _parts_of(values: Mapping[str, Tensor], owner: str) -> Sequence[str]:
+    needed = ["rows", "size", "total", "squares", "triangles", "range"]
+    return [*needed, "histogram"] if f"{owner}|histogram" in values else needed
+
+
+def _other_programs() -> DataMismatchError:
+    return DataMismatchError(
+        "calibration statistics of different programs cannot be merged; collect them again"
+    )
 
 
 def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -42,6 +42,17 @@ class Alone:
 ALONE = Alone()
 
 
+def share_first(tensors: list[Tensor], collective: Collective) -> None:
+    """Replace each tensor, in place, by the first rank's: solutions may differ between machines."""
+    if collective.size == 1 or not tensors:
+        return
+    with torch.no_grad():
+        given = [value.detach() for value in tensors]
+        for value in given:
+            value.mul_(float(collective.rank == 0))
+        collective.sum_(given)
+
+
 class SynchronizedBatchNorm(nn.Module):
     """Batch normalization in train mode over the batches of all ranks, as one process computes it over the whole.
 

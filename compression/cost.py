@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from fleetpress.compression.batches import TARGETS, Arrays
+from fleetpress.compression.layers import layers
 from fleetpress.compression.program import aliases, tensors, trainable
 
 aten = torch.ops.aten
@@ -35,11 +36,21 @@ def macs(program: ExportedProgram, batch: int = 1) -> int:
     Sizes that are free are taken as `batch`; a program of a fixed batch size is counted as it is. Additions, norms and
     activations are left out, as is usual; floating-point operations are twice the number.
     """
-    return sum(
-        _COUNTS[node.target](node, batch)
+    return sum(_by_node(program, batch).values())
+
+
+def layer_macs(program: ExportedProgram, batch: int = 1) -> dict[str, int]:
+    """The same of every layer alone, by its name. What multiplies no weights, as attention does, is in none of them."""
+    counts = _by_node(program, batch)
+    return {layer.name: sum(counts.get(node, 0) for node in layer.nodes) for layer in layers(program)}
+
+
+def _by_node(program: ExportedProgram, batch: int) -> dict[str, int]:
+    return {
+        node.name: _COUNTS[node.target](node, batch)
         for node in program.graph.nodes
         if node.op == "call_function" and node.target in _COUNTS
-    )
+    }
 
 
 def sample_macs(program: ExportedProgram, arrays: Arrays) -> int:

@@ -7,22 +7,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fleetpress.compression.calibration import BLOCK_COLUMNS, WHOLE_COLUMNS, InputStatistics
+from fleetpress.compression.calibration import InputStatistics, block_columns, input_tensors
 from fleetpress.compression.device import CPU
+from fleetpress.compression.triangles import add_products, diagonals, packed_length
 
-_STRIP = 256  # columns that are multiplied with themselves and those behind them at a time,
-_NARROW_STRIP, _NARROW = 128, 1024  # so many in matrices of up to so many columns (measured)
 _RUN = 16  # rows that are summed in their own dtype before the sums are doubles
 _TILE_ELEMENTS = 1 << 18  # of a histogram at a time: what is worked out on the way stays in the cache
 
 
 @dataclass(kw_only=True)
 class InputSums:
-    """Sums over the inputs of one node, as operators of one geometry read them; `statistics` once all were added."""
+    """Sums over the inputs of one node, as operators of one geometry read them; `statistics` once all were added.
 
+    Products are kept within blocks of `size` columns, if that is None as `block_columns` says; their upper triangles
+    are `triangles` [G, blocks, ...].
+    """
+
+    size: int | None = None
     rows: int = 0
     total: Tensor | None = None
-    gram: Tensor | None = None
+    triangles: Tensor | None = None
     range: Tensor | None = None
     histogram: Tensor | None = None
 
@@ -30,18 +34,20 @@ class InputSums:
         """Input rows x [rows, G, columns]."""
         _, groups, columns = x.shape
         if self.total is None:
-            size = columns if columns <= WHOLE_COLUMNS else BLOCK_COLUMNS
-            blocks = math.ceil(columns / size)
+            self.size = block_columns(columns) if self.size is None else min(self.size, columns)
+            blocks = math.ceil(columns / self.size)
             self.total = x.new_zeros(groups, columns, dtype=torch.float64)
-            self.gram = x.new_zeros(groups, blocks, size, size, dtype=torch.float32)
-        assert self.gram is not None
+            self.triangles = x.new_zeros(groups, blocks, packed_length(self.size), dtype=torch.float32)
+        assert self.triangles is not None
+        assert self.size is not None
         self.rows += x.shape[0]
         self.total += _sum_of_rows(x)
-        size = self.gram.shape[-1]
-        padded = functional.pad(x, (0, -columns % size)) if columns % size else x
-        parts = padded.reshape(x.shape[0], groups, -1, size).permute(1, 2, 3, 0)  # [G, blocks, size, rows]
-        for mine, part in zip(self.gram.flatten(0, 1), parts.flatten(0, 1), strict=True):
-            add_upper_products(mine, part)
+        padded = functional.pad(x, (0, -columns % self.size)) if columns % self.size else x
+        parts = padded.reshape(x.shape[0], groups, -1, self.size).permute(
+            1, 2, 3, 0
+        )  # [G, blocks, size, rows]
+        for mine, part in zip(self.triangles.flatten(0, 1), parts.flatten(0, 1), strict=True):
+            add_products(mine, part)
 
     def add_range(self, x: Tensor) -> None:
         """All entries that are read, sampled or not."""
@@ -57,44 +63,28 @@ class InputSums:
 
     def statistics(self) -> InputStatistics | None:
         """What was added, on the CPU; None if nothing was: a branch that was never taken."""
+        tensors = self.tensors()
+        return None if tensors is None else InputStatistics.summed([tensors])
+
+    def tensors(self) -> dict[str, Tensor] | None:
+        """The same as plain tensors, in half of the memory: what `InputStatistics.summed` takes."""
         if self.total is None:
             return None
-        assert self.gram is not None
+        assert self.triangles is not None
+        assert self.size is not None
         assert self.range is not None
         assert self.histogram is not None
         groups, columns = self.total.shape
-        for gram in self.gram.flatten(0, 1):
-            mirror_upper(gram)
-        squares = self.gram.diagonal(dim1=-2, dim2=-1).reshape(groups, -1)[:, :columns]
-        return InputStatistics(
+        squares = diagonals(self.triangles, self.size).reshape(groups, -1)[:, :columns]
+        return input_tensors(
             rows=self.rows,
             total=self.total.to(CPU),
             squares=squares.double().to(CPU),
-            gram=self.gram.to(CPU),
+            triangles=self.triangles.to(CPU),
+            size=self.size,
             range=self.range.to(CPU),
             histogram=self.histogram.to(CPU),
         )
-
-
-def add_upper_products(gram: Tensor, columns: Tensor) -> None:
-    """Add C C^T to the upper triangle of `gram` [n, n] in place, C = `columns` [n, rows].
-
-    Strip by strip, which takes little more than half of the operations of the whole product; what lies in a strip's own
-    block below the diagonal is written, too.
-    """
-    strip = _STRIP if gram.shape[0] > _NARROW else _NARROW_STRIP
-    for start in range(0, gram.shape[0], strip):
-        stop = start + strip
-        gram[start:stop, start:].addmm_(columns[start:stop], columns[start:].t())
-
-
-def mirror_upper(gram: Tensor) -> None:
-    """Write the upper triangle of `gram` [n, n] over the lower one, in place."""
-    for start in range(0, gram.shape[0], _STRIP):
-        stop = start + _STRIP
-        own = gram[start:stop, start:stop]
-        own.copy_(own.triu().add_(own.triu(1).t()))
-        gram[stop:, start:stop].copy_(gram[start:stop, stop:].t())
 
 
 def _sum_of_rows(x: Tensor) -> Tensor:

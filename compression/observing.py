@@ -24,7 +24,13 @@ from fleetpress.compression.batches import (
     count,
     seeded,
 )
-from fleetpress.compression.calibration import CalibrationStatistics, InputStatistics, WeightStatistics
+from fleetpress.compression.calibration import (
+    NARROW_COLUMNS,
+    CalibrationStatistics,
+    InputStatistics,
+    WeightStatistics,
+    block_columns,
+)
 from fleetpress.compression.convolutions import each, sides
 from fleetpress.compression.device import CPU, deterministic
 from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
@@ -41,6 +47,7 @@ _POSITIONS = (
     256  # of a convolution's outputs, as many a sample are looked at, evenly spread: neighbours are alike
 )
 _PIECE_ELEMENTS = 1 << 22  # of input rows that are unfolded at a time
+_WIDE_BYTES = 512 << 20  # of a program, for the products of all rows longer than NARROW_COLUMNS
 
 
 def calibrate(
@@ -177,6 +184,7 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
     """Put taps in front of (and with `gradients` behind) every operator whose weight is stored; by state name."""
     tied = aliases(tensors(program))
     uses: dict[str, list[tuple[fx.Node, _Geometry, LayerOp]]] = {}
+    columns: dict[str, int] = {}
     for node in module.graph.nodes:
         op = LAYER_OPS.get(node.target) if node.op == "call_function" else None
         if op is None or op.kind not in _KINDS or len(node.args) <= op.weight:
@@ -187,18 +195,24 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
             if isinstance(weight, Tensor) and weight.dim() >= 2:
                 name = tied.get(str(stored.target), str(stored.target))
                 uses.setdefault(name, []).append((node, _geometry(node, op, weight), op))
+                columns[name] = weight[0].numel()
+    wide: list[tuple[InputSums, int, int]] = []
     seen: dict[tuple[Any, ...], InputSums] = {}
     found = {}
     for name, mine in uses.items():
         read = tuple((node.args[op.input], geometry) for node, geometry, op in mine)
         if read not in seen:
             sums = seen[read] = InputSums()
+            if columns[name] > NARROW_COLUMNS:
+                wide.append((sums, columns[name], mine[0][1].groups))
             for node, geometry, op in mine:
                 _insert(module, node.args[op.input], node, partial(_look, sums, geometry))
         found[name] = _Weight(seen=seen[read], axis=-1 - len(mine[0][1].kernel))
         if gradients:
             for node, _, _ in mine:
                 _insert(module, node, None, found[name].outputs.append)
+    for sums, length, groups in wide:  # all are in memory at once, so each gets an equal share
+        sums.size = block_columns(length, _WIDE_BYTES // (len(wide) * groups))
     found |= _tap_recurrent(module, tied)
     module.recompile()
     return found

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -22,7 +21,7 @@ from fleetpress.compression.batches import (
     seeded,
     shuffled_batches,
 )
-from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm
+from fleetpress.compression.collectives import ALONE, Collective, SynchronizedBatchNorm, share_first
 from fleetpress.compression.device import CPU, batch_on, deterministic, random_devices, to_device
 from fleetpress.compression.distilling import distance
 from fleetpress.compression.errors import DataMismatchError, MethodError, TrainingDivergedError
@@ -195,6 +194,9 @@ class _Run:
         steps = self.batches * options.epochs
         self.zeros = Zeros(self._params, masks, gradual, steps)
         self.forward = QuantizedForward(self._params, quantized, self.zeros.masks)
+        started = [name for name, weight in quantized.items() if weight.statistics is not None]
+        share_first([self._params[name] for name in started], collective)
+        share_first([self.forward.leaf(name) for name in started], collective)
         self._leaves = [*self._params.values(), *self.forward.leaves]
         self._optimizer = OPTIMIZERS[options.optimizer](_groups(self._params, self.forward), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
@@ -243,7 +245,9 @@ class _Run:
         values = self.forward.values()
         if not values:
             return run(self.module, self._program, arrays)
-        return run(partial(functional_call, self.module, values), self._program, arrays)
+        return run(
+            lambda *args, **kwargs: functional_call(self.module, values, args, kwargs), self._program, arrays
+        )
 
     def _teacher_outputs(self, batch: Arrays) -> Tensor:
         assert self._teacher is not None

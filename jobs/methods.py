@@ -79,7 +79,8 @@ _TRAIN = {
     "schedule": "learning rate over the steps: constant, cosine (falls to 0), one_cycle (rises, then falls)",
     "distill": "share of the loss that is distance to the model before pruning; in train: to the source",
     "distill_temperature": "what softens scores of classes before they are compared, with distill (default 2.0)",
-    "quantization_aware": "in finetune: true trains weights for the codes that quantize makes of them",
+    "quantization_aware": "in finetune: true trains weights for the codes that quantize makes of them, "
+    "from those that gptq and the like find",
 }
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fleetpress.compression.calibration import InputStatistics
 from fleetpress.compression.decoder.passage import Batch, advanced
 from fleetpress.compression.decoder.skeleton import Skeleton
 from fleetpress.compression.input_sums import InputSums
@@ -23,28 +22,14 @@ _EXPERT = re.compile(r"experts\.(\d+)\.")
 _Place = tuple[str, int]  # a parameter, and which of its matrices
 
 
-def observed(
-    skeleton: Skeleton, index: int, batch: Batch, hidden: Sequence[Tensor], weights: Collection[str]
-) -> list[tuple[tuple[str, ...], InputStatistics]]:
-    """What the layers of block `index`, whose weights are there, read of the hidden states, which enter it.
+class Observer:
+    """Looks at what the layers of block `index` read, whose weights are there; sums over all that it has seen.
 
-    `hidden` is one tensor for each of the batch's parts. Weights (names of matrices in the checkpoint) that read the
-    same inputs stand together, with one set of statistics; those that read none, or whose layers cannot be watched,
-    are missing. Positions of padding are left out, except by experts.
+    `weights` are names of matrices in the checkpoint. Positions of padding are left out, except by experts.
     """
-    parts = list(batch.parts())
-    watched = _Watched(skeleton, index, weights)
-    for (_, part), states in zip(parts, hidden, strict=True):
-        watched.begin(part.kept)
-        with watched.looking():
-            advanced(skeleton, index, part, states)
-    return watched.found()
-
-
-class _Watched:
-    """The layers of one block, and sums over what they read so far."""
 
     def __init__(self, skeleton: Skeleton, index: int, weights: Collection[str]) -> None:
+        self._skeleton, self._index = skeleton, index
         self._block = skeleton.blocks[index]
         self._names = _by_place(skeleton, weights)
         self._sums: dict[_Place, InputSums] = {}
@@ -65,13 +50,17 @@ class _Watched:
             elif id(parameter) in owners:
                 self._layers.append((owners[id(parameter)], place))
 
-    def begin(self, kept: Tensor | None) -> None:
-        """The next part of the batch: which of its positions hold tokens."""
-        self._kept = kept
-        self._inputs: list[tuple[Tensor, _Place]] = []
+    def see(self, batch: Batch, hidden: Sequence[Tensor]) -> None:
+        """Send hidden states, which enter the block, through it: one tensor for each of the batch's parts."""
+        for (_, part), states in zip(batch.parts(), hidden, strict=True):
+            self._kept = part.kept
+            self._inputs: list[tuple[Tensor, _Place]] = []
+            with self._looking():
+                advanced(self._skeleton, self._index, part, states)
+        self._inputs = []
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
+    def _looking(self) -> Iterator[None]:
         """Inside, what the block's layers read is added up."""
         hooks = [module.register_forward_pre_hook(self._seeing(place)) for module, place in self._layers]
         try:
@@ -81,17 +70,19 @@ class _Watched:
             for hook in hooks:
                 hook.remove()
 
-    def found(self) -> list[tuple[tuple[str, ...], InputStatistics]]:
-        """The sums, with the names of all weights that they are of, in the order of names."""
+    def found(self) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+        """What `InputStatistics.summed` takes, with the names of all weights that read it, in the order of names.
+
+        Weights that read nothing, or whose layers cannot be watched, are missing. Each is given once, and then up.
+        """
         together: dict[_Place, list[str]] = {}
         for place, leader in self._leaders.items():
             together.setdefault(leader, []).extend(self._names.get(place, ()))
-        made = []
-        for leader, names in together.items():
-            statistics = self._sums[leader].statistics()
-            if statistics is not None and names:
-                made.append((tuple(sorted(names)), statistics))
-        return sorted(made, key=lambda one: one[0])
+        for names, leader in sorted((tuple(sorted(names)), leader) for leader, names in together.items()):
+            sums = self._sums.pop(leader, None)
+            tensors = None if sums is None else sums.tensors()
+            if tensors is not None and names:
+                yield names, tensors
 
     def _seeing(self, place: _Place) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def see(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -108,6 +99,8 @@ class _Watched:
         self._see((name, weight.storage_offset() // all_of_them.stride(0)), inputs, kept=None)
 
     def _see(self, place: _Place, x: Tensor, kept: Tensor | None) -> None:
+        if not x.numel():
+            return  # what has no numbers tells nothing, not even whether it is the same
         x = x.detach()
         same = next((other for seen, other in self._inputs if seen is x or _is_same(seen, x)), None)
         leader = self._leaders.setdefault(place, place if same is None else same)

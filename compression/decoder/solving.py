@@ -16,6 +16,7 @@ from fleetpress.compression.sparsity import SPARSIFIERS, measuring_passes, start
 from fleetpress.compression.sparsity.method import Options
 from fleetpress.compression.treatment import Treatment
 
+_ROWS = 128  # that are doubles at once
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -59,14 +60,18 @@ def solved(name: str, weight: Tensor, treatment: Treatment, inputs: InputStatist
         methods.append(method_for(method, statistics).name)
         tensors = pack_checkpoint_weight(name, coded, own.layout)
         plain = coded.dequantize()
-    exact = weight.double()
-    return SolvedMatrix(
-        tensors=tensors,
-        plain=plain,
-        signal=float(exact.square().sum()),
-        noise=float((exact - plain.double()).square().sum()),
-        methods=tuple(methods),
-    )
+    signal, noise = _squares(weight, plain)
+    return SolvedMatrix(tensors=tensors, plain=plain, signal=signal, noise=noise, methods=tuple(methods))
+
+
+def _squares(weight: Tensor, plain: Tensor) -> tuple[float, float]:
+    """Sums of squares of the weights and of what they lost, some rows at a time: doubles take much memory."""
+    signal = noise = 0.0
+    for exact, made in zip(torch.split(weight, _ROWS), torch.split(plain, _ROWS), strict=True):
+        wide = exact.double()
+        signal += float(wide.square().sum())
+        noise += float(wide.sub_(made.double()).square_().sum())
+    return signal, noise
 
 
 def _zeroed(weight: Tensor, options: Options, inputs: InputStatistics | None) -> Tensor:

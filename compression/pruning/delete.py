@@ -21,7 +21,8 @@ def delete(
     """The program without the given output units (indices by layer) and without all that is coupled to them.
 
     The result computes what `program` computes with these units held at zero where others read them, and depends on
-    nothing but the arguments; `structure` is the one that the units were chosen with. Units of the structure
+    nothing but the arguments; `structure` is the one that the units were chosen with: with one, operators whose results
+    nothing reads go, too, and what only they read. Units of the structure
     `normalized` are not zero for the mean of a layer or group norm, which is that of what is left. Layers that are
     coupled to the named ones need not be named; those that are must be named in full. Raises PruningError for units
     that do not exist, must stay, or leave a layer empty.
@@ -35,13 +36,18 @@ def delete(
                 f"nothing would be left of {_where(found, axis)}; keep at least one of its units"
             )
     editor = ProgramEditor(program)
+    unread: list[str] = []
     if asked.kinds:
+        read = [name for name, node in editor.placeholders.items() if node.users]
         for node in sorted(idle(editor.graph), reverse=True):
             editor.graph.erase_node(node)
+        unread = [name for name in read if not editor.placeholders[name].users]
     _shrink_tensors(editor, found, gone)
     surgery = Surgery(found, gone, editor)
     for node in editor.graph.nodes:
         rewrite(surgery, node)
+    for name in unread:
+        editor.drop(name)
     return editor.build()
 
 

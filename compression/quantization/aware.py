@@ -2,7 +2,8 @@
 
 The forward pass computes with `(code - zero_point) * scale`, in the arithmetic of `affine`; gradients pass the rounding
 as if it were not there (straight-through estimator, Bengio et al. 2013, arXiv:1308.3432), except where a weight lies
-outside the range. Scales start where the recipe's method puts them and are learned with the weights: their gradient is
+outside the range. Scales start where the recipe's method puts them, weights at its codes if it knows what they
+multiply (`statistics`), and both are learned. The gradient of scales is
 that of Esser et al. 2020 (Learned step size quantization, arXiv:1902.08153), taken of the logarithm, so that a scale
 stays positive and moves by shares of itself (Jain et al. 2020, arXiv:1903.08066). Zero points stay.
 
@@ -19,8 +20,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from fleetpress.compression.calibration import WeightStatistics
-from fleetpress.compression.errors import MethodError, QuantizationError
-from fleetpress.compression.quantization import affine, codebooks
+from fleetpress.compression.errors import MethodError
+from fleetpress.compression.quantization import affine, codebooks, quantize_weight
 from fleetpress.compression.quantization.aware_codebooks import CodebookForward
 from fleetpress.compression.quantization.weight import (
     QuantizedWeight,
@@ -38,13 +39,15 @@ _SUMMARY = "Round to the nearest code under scales that were trained with the we
 class AwareWeight:
     """How one weight will be quantized: its unit axis, its scheme, and what places the first scales or entries.
 
-    With `keeps_zero` an entry of a learned codebook is zero, whether or not there are zeros among the weights.
+    With `statistics` of what it multiplies, training starts from the codes that the method finds by them. With
+    `keeps_zero` an entry of a learned codebook is zero, whether or not there are zeros among the weights.
     Raises MethodError for codes that are neither integers nor indices into a learned codebook: FP8 and fixed codebooks.
     """
 
     axis: int
     scheme: QuantScheme
     method: QuantizeMethod
+    statistics: WeightStatistics | None = None
     keeps_zero: bool = False
 
     def __post_init__(self) -> None:
@@ -123,34 +126,32 @@ class QuantizedForward:
         self.logarithms: dict[str, Tensor] = {}
         self.codebooks: dict[str, CodebookForward] = {}
         for name, weight in weights.items():
+            found, place = self._first(name, weight), params[name].device
             if weight.learns_codebook:
-                self.codebooks[name] = self._codebook(name, weight, weight.keeps_zero or name in zeroed)
+                has_zero = weight.keeps_zero or name in zeroed
+                self.codebooks[name] = CodebookForward(params[name], found, has_zero=has_zero)
                 continue
-            scale, zero_point = self._first(name, weight)
-            place = params[name].device
+            zero_point = found.zero_point
             self._zero_points[name] = None if zero_point is None else zero_point.to(place)
-            self.logarithms[name] = scale.to(place).log().requires_grad_()
+            self.logarithms[name] = found.scale.to(place).log().requires_grad_()
 
     @property
     def leaves(self) -> list[Tensor]:
         """What is trained beside the parameters."""
         return [*self.logarithms.values(), *(shared.entries for shared in self.codebooks.values())]
 
-    def _codebook(self, name: str, weight: AwareWeight, zeroed: bool) -> CodebookForward:
-        try:
-            return CodebookForward(
-                self._params[name], weight.axis, weight.scheme, weight.method, zeroed=zeroed
-            )
-        except QuantizationError as error:
-            raise QuantizationError(f"{name}: {error}") from None
+    def leaf(self, name: str) -> Tensor:
+        """What is trained beside the parameter of that name."""
+        return self.codebooks[name].entries if name in self.codebooks else self.logarithms[name]
 
-    def _first(self, name: str, weight: AwareWeight) -> tuple[Tensor, Tensor | None]:
-        rows = to_rows(self._params[name].detach().cpu(), weight.axis)
-        try:
-            found = weight.method.quantize(rows, weight.scheme)
-        except QuantizationError as error:
-            raise QuantizationError(f"{name}: {error}") from None
-        return found.scale, found.zero_point
+    def _first(self, name: str, weight: AwareWeight) -> QuantizedWeight:
+        value = self._params[name].detach()
+        found = quantize_weight(
+            name, value.cpu(), weight.axis, weight.scheme, weight.method, statistics=weight.statistics
+        )
+        if weight.statistics is not None:
+            value.copy_(found.dequantize().masked_fill(value.cpu() == 0, 0))  # zeros that pruning made stay
+        return found
 
     def values(self) -> dict[str, Tensor]:
         """What the forward pass computes with, by state name: differentiable in parameters and `leaves`."""

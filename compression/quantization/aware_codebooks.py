@@ -14,34 +14,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from fleetpress.compression.errors import QuantizationError
 from fleetpress.compression.quantization import codebooks
 from fleetpress.compression.quantization.values import compute_dtype
-from fleetpress.compression.quantization.weight import QuantizeMethod, from_rows, to_rows
+from fleetpress.compression.quantization.weight import QuantizedWeight, from_rows, to_rows
 from fleetpress.compression.scheme import QuantScheme
 
 
 class CodebookForward:
-    """One weight of a training: its `entries` are trained beside the `parameter`. With `zeroed`, one of them is zero.
+    """One weight of a training: its `entries` are trained beside the `parameter`. They begin as those of `first`.
 
-    Raises QuantizationError for values that have no codebook.
+    With `has_zero` one of them is zero, in any case if one is in the beginning.
     """
 
-    def __init__(
-        self, parameter: Tensor, axis: int, scheme: QuantScheme, method: QuantizeMethod, *, zeroed: bool
-    ) -> None:
-        self._parameter, self._axis, self._scheme = parameter, axis, scheme
-        found = method.quantize(to_rows(parameter.detach().cpu(), axis), scheme)
-        if found.codebook is None:
-            raise QuantizationError(f"{method.name} gave no codebook")
-        self._scale = found.scale
+    def __init__(self, parameter: Tensor, first: QuantizedWeight, *, has_zero: bool) -> None:
+        assert first.codebook is not None, "the scheme says that it has one"
+        self._parameter, self._axis, self._scheme = parameter, first.axis, first.scheme
+        self._scale = first.scale
         factor = torch.ones(1, 1)
-        if scheme.has_scale:
-            factor = _spread(codebooks.factors(found.scale, found.dtype), found.codes, scheme)
+        if first.scheme.has_scale:
+            factor = _spread(codebooks.factors(first.scale, first.dtype), first.codes, first.scheme)
         self._factor = factor.to(parameter.device, parameter.dtype)
-        entries = found.codebook.clone()
+        entries = first.codebook.clone()
         self._moves = torch.ones(len(entries), dtype=torch.bool)
-        if zeroed or bool((entries == 0).any()):
+        if has_zero or bool((entries == 0).any()):
             zero = int(entries.abs().argmin())
             self._moves[zero], entries[zero] = False, 0
         self._moves = self._moves.to(parameter.device)

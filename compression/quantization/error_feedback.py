@@ -5,13 +5,14 @@ before it is w_k + sum_j<k (w_j - q_j) F_jk. This is GPTQ written with one facto
 and two (LDLQ; Chee et al. 2023, arXiv:2307.13304, theorem 6, shows that the codes are the same).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fleetpress.compression.calibration import InputStatistics
+from fleetpress.compression.factors import damped_factor, turn_around
 from fleetpress.compression.quantization import affine
 from fleetpress.compression.quantization.column_grid import ColumnGrid
 from fleetpress.compression.quantization.output_error import output_squares
@@ -44,19 +45,38 @@ def compensated(
     nearest; weights that are zero stay zero. A Gram matrix that is no positive definite one gets ten times the damping,
     as often as needed.
     """
-    grid = ColumnGrid(rows.shape[0], scale, zero_point, scheme)
-    codes = torch.empty(rows.shape, dtype=torch.uint8)
+    ranges = [(scale, zero_point)]
+    return _compensated(rows, ranges, scheme, inputs, damping=damping, ordered=ordered)[0]
+
+
+def _compensated(
+    rows: Tensor,
+    ranges: Sequence[tuple[Tensor, Tensor | None]],
+    scheme: QuantScheme,
+    inputs: InputStatistics,
+    *,
+    damping: float = DAMPING,
+    ordered: bool = True,
+) -> list[QuantizedWeight]:
+    """As `compensated` under several scales and zero points, for which the products are factored once."""
+    grids = [ColumnGrid(rows.shape[0], scale, zero_point, scheme) for scale, zero_point in ranges]
+    codes = [torch.empty(rows.shape, dtype=torch.uint8) for _ in grids]
+    compute = grids[0].compute
     for at, gram in inputs.blocks():
         order = columns_in_order(gram, ordered=ordered)
-        feedback = feedback_matrix(gram.to(grid.compute), damping, order)
-        weight = rows[:, at].to(grid.compute).t().contiguous().index_select(0, order)
-        signed = _rounded(weight, feedback, grid, order + at.start)
-        mine = torch.empty_like(signed)
-        mine[order] = signed
-        codes[:, at] = mine.t().view(torch.uint8).add(scheme.middle)
-    return QuantizedWeight(
-        codes=codes, scale=scale, zero_point=zero_point, scheme=scheme, shape=tuple(rows.shape)
-    )
+        feedback = feedback_matrix(gram, damping, order, compute)
+        weight = rows[:, at].to(compute).t().contiguous().index_select(0, order)
+        for grid, mine in zip(grids, codes, strict=True):
+            signed = _rounded(weight, feedback, grid, order + at.start)
+            given = torch.empty_like(signed)
+            given[order] = signed
+            mine[:, at] = given.t().view(torch.uint8).add(scheme.middle)
+    return [
+        QuantizedWeight(
+            codes=mine, scale=scale, zero_point=zero_point, scheme=scheme, shape=tuple(rows.shape)
+        )
+        for mine, (scale, zero_point) in zip(codes, ranges, strict=True)
+    ]
 
 
 def compensated_in_the_better_range(
@@ -70,10 +90,10 @@ def compensated_in_the_better_range(
     outputs fell by a tenth; at 4 bits by a hundredth, not worth the second solving.
     Raises QuantizationError for bad values.
     """
-    narrow = compensated(rows, *best_scales(rows, scheme), scheme, inputs)
+    ranges = [best_scales(rows, scheme)]
     if scheme.num_bits > FEW_BITS:
-        return narrow
-    full = compensated(rows, *affine.quantization_parameters(rows, scheme), scheme, inputs)
+        return _compensated(rows, ranges, scheme, inputs)[0]
+    narrow, full = _compensated(rows, [*ranges, affine.quantization_parameters(rows, scheme)], scheme, inputs)
     errors = [output_squares(item.dequantize() - rows, inputs) for item in (narrow, full)]
     if scheme.strategy == "tensor":  # one scale for all of them
         return full if errors[1].sum() < errors[0].sum() else narrow
@@ -93,25 +113,22 @@ def columns_in_order(gram: Tensor, *, ordered: bool = True) -> Tensor:
     return torch.argsort(gram.diagonal(), descending=True, stable=True)
 
 
-def feedback_matrix(gram: Tensor, damping: float, order: Tensor | None = None) -> Tensor:
+def feedback_matrix(
+    gram: Tensor, damping: float, order: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """F + I [n, n] of the damped `gram` [n, n]: unit upper triangular, the share of column j's error that k takes.
 
-    With `order` [n] that of the columns in this order.
+    With `order` [n] that of the columns in this order, computed in `dtype`. Takes the memory of one matrix.
     """
     mean = float(gram.diagonal().mean())
+    dtype = dtype or gram.dtype
     if not mean > 0:
-        return torch.eye(gram.shape[0], dtype=gram.dtype)  # nothing was ever read there: no error matters
+        return torch.eye(gram.shape[0], dtype=dtype)  # nothing was ever read there: no error matters
     backwards = (torch.arange(gram.shape[0]) if order is None else order).flip(0)
-    for share in _growing(damping):
-        # Twice as fast as to index and to flip.
-        damped = gram.index_select(0, backwards).index_select(1, backwards)
-        damped.diagonal().add_(share * mean)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        del damped  # of long rows each of these takes a quarter of a gigabyte
-        if int(info) == 0:
-            upper: Tensor = factor.flip(0, 1)
-            return upper.div_(upper.diagonal().clone())
-    raise AssertionError("a matrix whose diagonal outweighs the rest of every row is positive definite")
+    factor = damped_factor(gram, backwards, (share * mean for share in _growing(damping)), dtype)
+    assert factor is not None, "a matrix whose diagonal outweighs the rest of every row is positive definite"
+    turn_around(factor)
+    return factor.div_(factor.diagonal().clone())
 
 
 def _growing(damping: float) -> Iterator[float]:

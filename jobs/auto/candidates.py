@@ -10,8 +10,9 @@ from fleetpress.compression.allocation import Option, allocate
 
 from .choices import CALIBRATION, STRUCTURES, UNCORRECTED, Prices, Searched, Table, tuned
 from .joint import joint_recipe
+from .narrow import ROUNDED, narrow_recipe
 
-Family = Literal["quantize", "delete", "zero", "joint"]
+Family = Literal["quantize", "delete", "zero", "joint", "narrow"]
 _LEAST_SHARE = 0.02
 _BITS_OF_KEPT = 8  # that a weight which is not zero takes, with its place
 
@@ -24,18 +25,18 @@ def recipe_of(
 
 
 def starts(searched: Searched, cost: str, share: float | None) -> dict[Family, tuple[float, ...]]:
-    """Where the search begins in every family that changes the cost; `share` of the bytes is what a budget leaves."""
+    """Where the search begins in every family that changes the cost; `share` of it is what a budget leaves."""
     found: dict[Family, tuple[float, ...]] = {}
+    if cost != "bytes":
+        found["narrow"] = (0.5, 0.25, 0.12) if share is None else _parts(share, 1.0, 0.95, 0.88)
+        found["delete"] = (0.3,) if share is None else _parts(share, 0.9)
     if cost == "bytes":
         # Shares of 32 bits: about 8, 5, 4 and 3 bits a weight with their scales.
         found["quantize"] = (0.26, 0.17, 0.132, 0.1) if share is None else _parts(share, 0.95, 0.85, 0.7, 0.5)
     if searched.epochs and cost == "bytes":
         found["zero"] = (0.05, 0.025) if share is None else _parts(share, 0.9, 0.6)
         found["joint"] = (0.04, 0.02) if share is None else _parts(share, 0.9, 0.7)
-    if searched.epochs or cost != "bytes":
-        found["delete"] = (
-            (0.6, 0.4) if share is None or cost == "bytes" else _parts(share, 0.95, 0.8, 1.1, 0.65)
-        )
+        found["delete"] = (0.6, 0.4)
     return found
 
 
@@ -62,11 +63,12 @@ def _quantized(x: float, table: Table, searched: Searched, prices: Prices) -> di
 
 
 def _deleted(x: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
-    """Units deleted until about x of the weights are left, fine-tuned, at 4 bits."""
+    """Units deleted until about x of the weights are left, fine-tuned, at 4 bits, or 8 where bytes do not count."""
     if not _LEAST_SHARE < x < 1:
         return None
     # A layer loses inputs and outputs, so its weights shrink with the square.
     sparsity = round(1 - x**0.5, 4)
+    bits = ROUNDED if table.operations else {"num_bits": 4, "group_size": 64}
     steps: dict[str, Any] = {
         "collect": {"batch_size": searched.batch_size},
         "prune": {
@@ -81,7 +83,7 @@ def _deleted(x: float, table: Table, searched: Searched, prices: Prices) -> dict
     return {
         **steps,
         "calibrate": dict(CALIBRATION),
-        "quantize": {"num_bits": 4, "group_size": 64, "method": searched.method},
+        "quantize": {**bits, "method": searched.method},
     }
 
 
@@ -103,4 +105,15 @@ def _joint(x: float, table: Table, searched: Searched, prices: Prices) -> dict[s
     return joint_recipe(x * table.float_bytes, table, searched, prices)
 
 
-_FAMILIES = {"quantize": _quantized, "delete": _deleted, "zero": _zeroed, "joint": _joint}
+def _narrow(x: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
+    """Units deleted of every group until x of the multiply-accumulates are left, fine-tuned, at 8 bits."""
+    return narrow_recipe(x * table.macs, table, searched, prices) if 0 < x < 1 else None
+
+
+_FAMILIES = {
+    "quantize": _quantized,
+    "delete": _deleted,
+    "zero": _zeroed,
+    "joint": _joint,
+    "narrow": _narrow,
+}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetpress.compression.joint_allocation import Deletion, Part
+from fleetpress.compression.unit_operations import Operations
 
 CALIBRATION = {"samples": 512, "batch_size": 32}
 STRUCTURES = ("channel", "head", "recurrent")
@@ -32,17 +33,26 @@ class Sensed:
 class Table:
     """Everything that was sensed of a program: options layer by layer, and the bytes of its float weights.
 
-    `deletions` are shares of every group of units that may go, `parts` what of each layer goes with them.
+    `deletions` are shares of every group of units that may go, `parts` what of each layer goes with them. Where
+    operations count, `narrowings` are such shares in finer steps, and `operations` what of all goes with them.
     """
 
     layers: Mapping[str, Sequence[Sensed]]
     deletions: Mapping[str, Sequence[Deletion]] = field(default_factory=dict)
     parts: Mapping[str, Sequence[Part]] = field(default_factory=dict)
+    idle: frozenset[str] = frozenset()
+    narrowings: Mapping[str, Sequence[Deletion]] = field(default_factory=dict)
+    operations: Sequence[Operations] = ()
 
     @property
     def float_bytes(self) -> int:
         """Bytes of all these layers as they are."""
         return sum(max(option.bytes for option in options) for options in self.layers.values())
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates of a call, while all units are there."""
+        return sum(one.macs for one in self.operations)
 
     @property
     def least_bytes(self) -> int:
@@ -73,11 +83,17 @@ class Searched:
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """By which factors the expected increases of fine-tuned candidates are corrected, after what was measured."""
+    """By which factors the expected increases of fine-tuned candidates are corrected, after what was measured.
+
+    `groups` are factors of single groups of units, where only deletions are chosen. `training` is what fine-tuning adds
+    by itself.
+    """
 
     codes: float = 1.0
     zeros: float = 1.0
     deletion: float = 1.0
+    training: float = 0.0
+    groups: Mapping[str, float] = field(default_factory=dict)
 
 
 UNCORRECTED = Prices()

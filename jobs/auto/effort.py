@@ -11,7 +11,8 @@ _WORK = 5e10  # multiply-accumulates of one candidate, forward and backward: som
 _STEP_WORK = 5e7  # that a step takes at least, however small the net
 _BACKWARD = 3  # a step's work over that of a forward pass
 _MOST_EPOCHS = 12
-_FEW = 50_000  # samples that are seen twice, whatever the work
+_FEW = 50_000  # samples that are seen twice,
+_TWICE = 10  # unless that is so many times the work
 _BATCHES = ((2048, 32), (50_000, 64), (math.inf, 128))  # samples of a batch, up to so many in all
 _ENOUGH = 3000  # samples that tell a drop of half a percent
 
@@ -35,7 +36,8 @@ def effort(samples: int, macs: int, *, folds: int, epochs: int | None) -> Effort
     steps = -(-kept // batch_size)
     work = steps * max(_STEP_WORK, batch_size * _BACKWARD * macs)
     wanted = min(folds, -(-_ENOUGH * folds // max(1, samples)))
-    fitting = max(2 if kept <= _FEW else 1, min(_MOST_EPOCHS, round(_WORK / work / min(2, wanted))))
+    least = 2 if kept <= _FEW and 2 * work <= _TWICE * _WORK else 1
+    fitting = max(least, min(_MOST_EPOCHS, round(_WORK / work / min(2, wanted))))
     own = fitting if epochs is None else epochs
     possible = max(1, int(_WORK // max(1.0, own * work)))
     return Effort(epochs=own, batch_size=batch_size, folds=min(wanted, possible))

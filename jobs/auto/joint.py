@@ -15,10 +15,13 @@ from .choices import CALIBRATION, STRUCTURES, Prices, Searched, Sensed, Table, t
 
 KINDS = ("codes", "zeros", "deletion")
 _PRUNER = "fisher"
+_METHOD_FOR_ZEROS = "smallest_error"  # zeros that grow during training leave nothing of codes found before it
 _DIGITS = 4  # of shares of zeros
 _PRIOR = 0.3  # how much the common ratio counts beside a measurement
 _OUTDATED = 0.7
 _LEAST = 0.05  # of a price, over the common ratio: nothing is free
+_LEAST_SHARE = 0.002  # of the float bytes that a place is looked for in,
+_PLACED = 1 / 30  # and how near, as a logarithm
 
 
 def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
@@ -27,11 +30,19 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
     if found is None:
         return None
     options, shares = found
-    layers = {one.layer: dict(one.settings) for one in options if one.settings is not None}
+    layers = {
+        one.layer: {**one.settings, **({"method": _METHOD_FOR_ZEROS} if one.zeros else {})}
+        for one in options
+        if one.settings is not None
+    }
     zeros = {one.layer: {"sparsity": round(one.zeros, _DIGITS)} for one in options if one.zeros}
     if not layers:
         return None
     deleted = {name: {"sparsity": share} for name, share in shares.items() if share}
+    if deleted:
+        layers, zeros = (
+            {name: own for name, own in some.items() if name not in table.idle} for some in (layers, zeros)
+        )
     steps: dict[str, Any] = {}
     growing = {"scope": "layer", "ramp": 0.5, "interval": 32, "layers": zeros}
     if deleted:
@@ -52,10 +63,12 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
             **growing,
             "targets": sorted(zeros),
         }
+    if set(layers) - set(zeros):  # training starts from the codes that the method finds
+        steps["calibrate"] = dict(CALIBRATION)
     steps["finetune"] = {**tuned(searched), "quantization_aware": True}
     steps["quantize"] = {
         "num_bits": 8,
-        "method": "smallest_error",
+        "method": searched.method,
         "biases": "FP8",
         "layers": layers,
         "targets": sorted(layers),
@@ -82,6 +95,8 @@ def expected_of(recipe: Mapping[str, Any], table: Table) -> dict[str, float]:
     everywhere = {key: quantize[key] for key in ("num_bits", "group_size") if key in quantize}
     for name, options in table.layers.items():
         settings = quantize["layers"].get(name) if "layers" in quantize else everywhere
+        if settings is not None:
+            settings = {key: value for key, value in settings.items() if key != "method"}
         left = LayerChoice(options=(), parts=table.parts.get(name, (Part(weight=1.0),))).left(shares)
         for one in options:
             if one.settings == settings and round(one.zeros, _DIGITS) == zeros.get(name, 0.0):
@@ -106,16 +121,39 @@ def is_outdated(
     return now is not None and _total(now, table, prices) < _OUTDATED * _total(recipe, table, prices)
 
 
+def place_of(
+    loss: float, near: Mapping[str, Any], table: Table, searched: Searched, prices: Prices
+) -> float | None:
+    """The share of the float bytes at which a candidate is expected to lose `loss` times what `near` does.
+
+    By bisection to a thirtieth of a factor of e; None if nothing was expected of `near`.
+    """
+    wanted = loss * _total(near, table, prices)
+    if not expected_of(near, table) or not wanted > 0:
+        return None
+    low, high = (math.log(share) for share in (_LEAST_SHARE, 1.0))
+    while high - low > _PLACED:
+        middle = (low + high) / 2
+        found = joint_recipe(math.exp(middle) * table.float_bytes, table, searched, prices)
+        if found is None or _total(found, table, prices) > wanted:
+            low = middle
+        else:
+            high = middle
+    return math.exp(high)
+
+
 def _total(recipe: Mapping[str, Any], table: Table, prices: Prices) -> float:
     factors = vars(prices)
-    return float(sum(factors[kind] * value for kind, value in expected_of(recipe, table).items()))
+    found = sum(factors[kind] * value for kind, value in expected_of(recipe, table).items())
+    return float(found) + prices.training
 
 
 def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
     """Factors for the three kinds from candidates that were measured: what was expected of each kind, what came out.
 
     Least squares over relative errors, no factor below a twentieth of the common ratio, and drawn to that one: a
-    handful of candidates that resemble one another tell kinds apart only so well.
+    handful of candidates that resemble one another tell kinds apart only so well. A constant is fitted beside them:
+    training moves outputs even where nothing else was done, and that is no price of bits.
     """
     known = [
         (np.array([expected[kind] for kind in KINDS]), measured)
@@ -124,12 +162,14 @@ def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
     ]
     if not known:
         return Prices()
-    ratio = math.exp(sum(math.log(measured / expected.sum()) for expected, measured in known) / len(known))
-    rows = [ratio * expected / measured for expected, measured in known]
-    left = np.array([*rows, *(math.sqrt(_PRIOR) * np.eye(len(KINDS)))])
-    right = np.array([1.0] * len(rows) + [math.sqrt(_PRIOR)] * len(KINDS))
+    ratio = sum(measured for _, measured in known) / sum(float(expected.sum()) for expected, _ in known)
+    least = min(measured for _, measured in known)
+    rows = [np.append(ratio * expected, least) / measured for expected, measured in known]
+    left = np.array([*rows, *(math.sqrt(_PRIOR) * np.eye(len(KINDS) + 1))])
+    right = np.array([1.0] * len(rows) + [math.sqrt(_PRIOR)] * len(KINDS) + [0.0])
     factors, _ = nnls(left, right)
-    return Prices(**{kind: ratio * max(_LEAST, float(one)) for kind, one in zip(KINDS, factors, strict=True)})
+    codes, zeros, deletion = (ratio * max(_LEAST, float(one)) for one in factors[:-1])
+    return Prices(codes=codes, zeros=zeros, deletion=deletion, training=least * float(factors[-1]))
 
 
 def _chosen(budget: float, table: Table, prices: Prices) -> tuple[list[Sensed], dict[str, float]] | None:

@@ -9,15 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .candidates import Family, recipe_of, starts
-from .choices import Searched, Table
-from .joint import corrected, is_outdated
+from .choices import Prices, Searched, Table
+from .joint import corrected, is_outdated, place_of
+from .narrow import corrected_by_group, expected_by_group, is_narrow_outdated
 
 _CLOSE = 1.04  # factor between two x that are not worth another trial
 _STEP = 0.62  # further down while everything was good enough
 _LEAST = 0.002
+_AIMED = 0.9  # of the limit: a candidate just beyond it is worth nothing
+_LINE = 2  # trials that make a line
+_USED = 0.85  # of a budget, so that what was lost counts
 _RUNG = 1.1  # factor of the cost from one rung of the ladder to the next, where both lost as much
 _ABOVE = (1.3, 1.7)  # factors above the edge, for rungs of the ladder, where trials are left
+_MORE_ABOVE = (1.15, 1.5, 2.0)  # where neighbours are often the same recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +150,7 @@ def propose(
     if goal.budget is not None and goal.cost == "bytes":  # a small program's file is mostly graph
         share = min(0.9, goal.budget / table.float_bytes)
     begin = starts(searched, goal.cost, share)
-    prices = corrected([(trial.expected, trial.divergence) for trial in trials if trial.expected])
+    prices = _prices(trials, goal, table)
     wanted: list[tuple[Family, float]] = []
     if not trials:
         wanted = _openings(begin)
@@ -151,10 +158,7 @@ def propose(
         valid = [
             trial
             for trial in trials
-            if trial.family != "joint"
-            or trial.refused
-            or is_good(trial, goal)
-            or not is_outdated(trial.recipe, trial.x * table.float_bytes, table, searched, prices)
+            if trial.refused or is_good(trial, goal) or not _is_outdated(trial, table, searched, prices)
         ]
         lines = {
             family: _next(family, valid, goal, table)
@@ -162,6 +166,9 @@ def propose(
             if not _is_beaten(family, valid, goal)
         }
         best = [trial.family for trial in ranked(trials, goal)]
+        if "joint" in lines and (x := _expected_edge(valid, goal, table, searched, prices)) is not None:
+            lines["joint"].insert(0, x)
+            best.insert(0, "joint")  # it is first in the next round
         order = sorted(lines, key=lambda family: best.index(family) if family in best else len(best))
         wanted = _in_turn([[(family, x) for x in lines[family]] for family in order])
     found: list[tuple[Family, float, dict[str, Any]]] = []
@@ -172,6 +179,23 @@ def propose(
             known.append(recipe)
             found.append((family, x, recipe))
     return found
+
+
+def _prices(trials: Sequence[Measured], goal: Goal, table: Table) -> Prices:
+    """What trials tell of the prices: by kind of change where bytes count, by group of units where operations do."""
+    if goal.cost == "bytes":
+        return corrected([(trial.expected, trial.divergence) for trial in trials if trial.expected])
+    told = [(expected_by_group(trial.recipe, table), trial.divergence) for trial in trials]
+    return corrected_by_group([(expected, divergence) for expected, divergence in told if expected])
+
+
+def _is_outdated(trial: Measured, table: Table, searched: Searched, prices: Prices) -> bool:
+    """Whether the solver would now choose another, much better candidate of the same cost."""
+    if trial.family == "joint":
+        return is_outdated(trial.recipe, trial.x * table.float_bytes, table, searched, prices)
+    if trial.family == "narrow":
+        return is_narrow_outdated(trial.recipe, trial.x * table.macs, table, searched, prices)
+    return False
 
 
 def _in_turn(lines: Sequence[Sequence[tuple[Family, float]]]) -> list[tuple[Family, float]]:
@@ -188,7 +212,7 @@ def _in_turn(lines: Sequence[Sequence[tuple[Family, float]]]) -> list[tuple[Fami
 def _is_beaten(family: Family, trials: Sequence[Measured], goal: Goal) -> bool:
     """Whether the family can hardly become the cheapest: what of it was not good, or two steps further, costs more."""
     if goal.budget is not None:
-        return False
+        return goal.cost != "bytes" and _loses_more(family, trials, goal)
     built = [trial.costs[goal.cost] for trial in trials if trial.family == family and trial.costs]
     good = [trial for trial in trials if is_good(trial, goal)]
     bad = [trial for trial in trials if trial.family == family and not is_good(trial, goal) and trial.costs]
@@ -198,6 +222,18 @@ def _is_beaten(family: Family, trials: Sequence[Measured], goal: Goal) -> bool:
         return False
     least = min(trial.costs[goal.cost] for trial in good)
     return max(below, default=0.0) >= least or min(built, default=0.0) * _STEP**2 > least
+
+
+def _loses_more(family: Family, trials: Sequence[Measured], goal: Goal) -> bool:
+    """Whether another family lost less within the budget than this one did with nearly all of it, or more."""
+    assert goal.budget is not None
+    others = [trial.drop for trial in trials if trial.family != family and is_good(trial, goal)]
+    least = min(others, default=math.inf)
+    return any(
+        trial.drop > least and trial.costs[goal.cost] > _USED * goal.budget
+        for trial in trials
+        if trial.family == family and trial.costs
+    ) and all(trial.drop > least for trial in trials if trial.family == family and is_good(trial, goal))
 
 
 def _openings(begin: Mapping[Family, Sequence[float]]) -> list[tuple[Family, float]]:
@@ -222,18 +258,67 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
         beyond = max((x for x in bad if x < edge), default=None)
         if beyond is None:
             return [x for x in (edge * _STEP, edge * _STEP**2, edge * _STEP**0.5) if x > _LEAST]
-        return [*_between(beyond, edge), *(x for x in (edge * factor for factor in _ABOVE) if good and x < 1)]
-    if family in ("quantize", "joint") and goal.cost == "bytes" and built:
-        # What is stored beside the weights hardly changes: the nearest trial tells how much that is.
-        near = min(built, key=lambda trial: abs(trial.costs["bytes"] - goal.budget))  # type: ignore[operator]
-        shares = (0.997, 0.985, 0.96) if family == "quantize" else (0.98,)
-        room = [share * goal.budget - near.costs["bytes"] for share in shares]
-        return [x for x in (near.x + some / table.float_bytes for some in room) if 0 < x < 1]
+        above = (*_ABOVE, *_MORE_ABOVE) if family == "narrow" else _ABOVE
+        return [*_between(beyond, edge), *(x for x in (edge * factor for factor in above) if good and x < 1)]
+    if built and (near := _around_budget(family, built, goal, table)) is not None:
+        return near
     edge = max(good, default=_LEAST)
-    above = min((x for x in bad if x > edge), default=None)
-    if above is None:
+    over = min((x for x in bad if x > edge), default=None)
+    if over is None:
         return [x for x in (edge / _STEP**0.5, edge / _STEP) if x < 1]
-    return _between(edge, above)
+    return _between(edge, over)
+
+
+def _expected_edge(
+    trials: Sequence[Measured], goal: Goal, table: Table, searched: Searched, prices: Prices
+) -> float | None:
+    """Where the solver expects that the drop's bound just keeps within its limit, seen from the trial that came nearest
+    to that; None without such a limit, or if that place is not open, nearly tried, or dearer than what is good already.
+    """
+    mine = [trial for trial in trials if trial.family == "joint"]
+    told = [trial for trial in mine if math.isfinite(trial.bound) and trial.bound > 0]
+    if goal.cost != "bytes" or not goal.limit or not told:
+        return None
+    limit = goal.limit
+    near = min(told, key=lambda trial: abs(math.log(trial.bound / limit)))
+    x = place_of(_AIMED * limit / near.bound, near.recipe, table, searched, prices)
+    good = [trial.x for trial in mine if is_good(trial, goal)]
+    edge = min(good, default=1.0)
+    beyond = max((trial.x for trial in mine if not is_good(trial, goal) and trial.x < edge), default=0.0)
+    least = min((trial.costs["bytes"] for trial in trials if is_good(trial, goal)), default=math.inf)
+    if x is None or not beyond * _CLOSE < x < edge / _CLOSE or x * table.float_bytes > least:
+        return None
+    return max(x, edge * _STEP**2) if good else x
+
+
+def _around_budget(family: Family, built: Sequence[Measured], goal: Goal, table: Table) -> list[float] | None:
+    """Places where the cost, which grows with x along a line, is just within the budget; None of another family."""
+    assert goal.budget is not None
+    if (family, goal.cost) == ("narrow", "latency_ms"):
+        return _on_line(built, goal.cost, goal.budget)
+    shares: tuple[float, ...]
+    if (family, goal.cost) == ("narrow", "macs"):  # what the solver counts is nearly what is left
+        whole, shares = table.macs, (1.0, 0.96, 0.9)
+    elif family in ("quantize", "joint") and goal.cost == "bytes":
+        # What is stored beside the weights hardly changes: the nearest trial tells how much that is.
+        whole, shares = table.float_bytes, (0.997, 0.985, 0.96) if family == "quantize" else (0.98,)
+    else:
+        return None
+    near = min(built, key=lambda trial: abs(trial.costs[goal.cost] - goal.budget))  # type: ignore[operator]
+    room = [share * goal.budget - near.costs[goal.cost] for share in shares]
+    return [x for x in (near.x + some / whole for some in room) if 0 < x < 1]
+
+
+def _on_line(built: Sequence[Measured], cost: str, budget: float) -> list[float] | None:
+    """The same of a cost that is measured, beside what does not shrink: on the line through all trials, if it rises."""
+    places, costs = [trial.x for trial in built], [trial.costs[cost] for trial in built]
+    if len(set(places)) < _LINE:
+        return None
+    slope, height = np.polyfit(places, costs, 1)
+    if slope <= 0:
+        return None
+    found = [float((share * budget - height) / slope) for share in (0.97, 0.9)]
+    return [x for x in found if _LEAST < x < 1] or None
 
 
 def _between(low: float, high: float) -> list[float]:

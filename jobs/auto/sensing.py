@@ -1,6 +1,6 @@
 """What could be done to every layer, what it would save, and by how much the loss would grow."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from fleetpress.compression.quantization.file_sizes import coded_weight_bytes, d
 from fleetpress.compression.quantization.weight import predicted_bytes, to_rows
 from fleetpress.compression.selection import Layer
 from fleetpress.compression.sensitivity import divergence, expected_increase
+from fleetpress.compression.unit_operations import Operations
 
 from ..handover import Payload, record
 from ..programs.materials import (
@@ -31,6 +32,7 @@ from ..programs.quantizing import every_layer, group_of
 from ..spec.schemes import scheme_of
 from ..tasks import StepResult
 from .choices import Sensed, Table
+from .operation_sensing import sense_operations
 from .unit_sensing import sense_units, trusted
 
 # Bits and groups that are worth a choice; fewer bits need smaller groups.
@@ -82,6 +84,8 @@ def sense(payload: Payload) -> StepResult:
     }
     if payload["index"] == 0:
         result |= sense_units(program, values, known, meter)
+        if payload["options"].get("operations"):
+            result |= sense_operations(program, values, known, meter)
     return StepResult(result=result)
 
 
@@ -90,20 +94,36 @@ def table_of(payload: Payload) -> Table:
     is_archive = payload["recipe"].get("format") == "archive"
     layers: dict[str, list[Sensed]] = {}
     deletions: dict[str, list[Deletion]] = {}
+    narrowings: dict[str, list[Deletion]] = {}
     parts: dict[str, tuple[Part, ...]] = {}
+    idle: set[str] = set()
+    operations: list[Operations] = []
     for digest in payload["stages"]["sense"]:
         result = record(payload, digest).result
         for name, options in result["layers"].items():
             found = [Sensed(**item) for item in options]
             layers[name] = [replace(one, bytes=one.coded_bytes) for one in found] if is_archive else found
-        for name, some in result.get("deletions", {}).items():
-            deletions[name] = [Deletion(**one) for one in some]
-        for name, some in result.get("parts", {}).items():
-            parts[name] = tuple(
-                Part(weight=one["weight"], axes=tuple((group, share) for group, share in one["axes"]))
-                for one in some
-            )
-    return Table(layers=layers, deletions=deletions, parts=parts)
+        for mine, told in ((deletions, "deletions"), (narrowings, "narrowings")):
+            mine |= {name: [Deletion(**one) for one in some] for name, some in result.get(told, {}).items()}
+        idle.update(result.get("idle", ()))
+        parts |= {name: _parts(some) for name, some in result.get("parts", {}).items()}
+        operations += [
+            Operations(macs=one["macs"], parts=_parts(one["parts"])) for one in result.get("operations", ())
+        ]
+    return Table(
+        layers=layers,
+        deletions=deletions,
+        parts=parts,
+        idle=frozenset(idle),
+        narrowings=narrowings,
+        operations=tuple(operations),
+    )
+
+
+def _parts(told: Sequence[Mapping[str, Any]]) -> tuple[Part, ...]:
+    return tuple(
+        Part(weight=one["weight"], axes=tuple((group, share) for group, share in one["axes"])) for one in told
+    )
 
 
 class Meter:

@@ -94,10 +94,12 @@ def trial(payload: Payload) -> StepResult:
         return StepResult(result={**tried, "refused": why})
     told = asdict(apart)
     if is_tuned:
-        tried |= {"expected": expected_of(recipe, table), "divergence": divergence}
-        if (memory := base.memory()) is not None:
-            seen = difference(base.metric, seen_before, seen_after, seed=payload["seed"])
-            told = {**asdict(without_memory(apart, seen, memory)), "drop_on_fold": apart.drop}
+        tried["expected"] = expected_of(recipe, table)
+    if is_tuned or "prune" in recipe:
+        tried["divergence"] = divergence
+    if is_tuned and (memory := base.memory()) is not None:
+        seen = difference(base.metric, seen_before, seen_after, seed=payload["seed"])
+        told = {**asdict(without_memory(apart, seen, memory)), "drop_on_fold": apart.drop}
     return StepResult(result={**tried, "costs": costs, "metric": base.metric, **told})
 
 

@@ -13,6 +13,7 @@ from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import CompressionError
 from fleetpress.compression.layers import layers
 from fleetpress.compression.pruning import PRUNERS, UnitGroup, Units, delete, find_units, removed_with
+from fleetpress.compression.pruning.coupling import idle
 from fleetpress.compression.pruning.method import ScoreContext
 from fleetpress.compression.unit_sensitivity import carried, lowest, parts_of
 
@@ -40,7 +41,8 @@ def trusted(measured: float, expected: float) -> float:
 def sense_units(
     program: ExportedProgram, values: Mapping[str, Tensor], known: CalibrationStatistics, meter: Measures
 ) -> dict[str, Any]:
-    """`deletions` by group of units, from none to most of them, and the `parts` of every layer that shrink with groups.
+    """`deletions` by group of units, from none to most of them, the `parts` of every layer that shrink with groups, and
+    the layers that are `idle`: nothing reads their outputs.
 
     The least important units go first. A group of layers that were observed is estimated and corrected by one
     measurement; others are measured at every share, units of small weights first.
@@ -48,7 +50,9 @@ def sense_units(
     units = find_units(program, structure=STRUCTURES)
     pricing = _Pricing(program=program, units=units, values=values, known=known, meter=meter)
     deletions = {group.name: pricing.deletions(group) for group in units.groups}
+    unread = {node.name for node in idle(program.graph)}
     return {
+        "idle": [layer.name for layer in layers(program) if unread.issuperset(layer.nodes)],
         "deletions": {name: found for name, found in deletions.items() if len(found) > 1},
         "parts": {
             layer.name: [
@@ -76,7 +80,7 @@ class _Pricing:
         except CompressionError:  # what cannot be taken apart keeps its units
             return []
         return [
-            {"share": _share(count, group.count), "increase": increase}
+            {"share": share_of(count, group.count), "increase": increase}
             for count, increase in zip(counts, increases, strict=True)
         ]
 
@@ -96,5 +100,6 @@ class _Pricing:
         return self.meter.increase_of(delete(self.program, gone, STRUCTURES))
 
 
-def _share(count: int, units: int) -> float:
+def share_of(count: int, units: int) -> float:
+    """The share of so many of the units, a little more so that it means that many again."""
     return min(math.ceil(count / units / _ROUNDING) * _ROUNDING, 0.999999) if count else 0.0

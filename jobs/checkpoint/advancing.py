@@ -1,13 +1,12 @@
-"""The step `advance`: a chunk of sequences through one block, and what the layers of the next one read of it."""
+"""The step `advance`: a span of chunks through one block, and what the layers of the next one read of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fleetpress.compression.calibration import CalibrationStatistics, WeightStatistics
-from fleetpress.compression.decoder.observing import observed
+from fleetpress.compression.decoder.observing import Observer
 from fleetpress.compression.decoder.passage import Batch, advanced, check_independent, embedded
 from fleetpress.compression.decoder.skeleton import Skeleton, require_transformers
 from fleetpress.compression.errors import CompressionError
@@ -18,92 +17,145 @@ from ..handover import Payload, record
 from ..tasks import Output, StepResult
 from ..threads import use_one_thread
 from .layout import Item
-from .spill import HIDDEN, STATISTICS, delete_spilled, read_spilled, store_spilled
+from .spill import HIDDEN, STATISTICS, delete_spilled, read_spilled, spilled, store_spilled
 from .tasks import pieces_of
-from .token_data import IDS, MASK, check_room, token_batch
+from .token_data import IDS, MASK, check_room, states_bytes, token_batch
 from .weights import SourceTensors, solved_matrix
 
 _STATES = "hidden"
+_Chunk = tuple[int, Batch, Tensor]  # its number in the span, its sequences and their hidden states
 
 
 def advance(payload: Payload) -> StepResult:
-    """Hidden states of a chunk that enter block `block`, stored, and statistics of what its chosen layers read of them.
+    """Hidden states of a span that enter block `block`, chunk by chunk, and statistics of what its chosen layers read.
 
-    Those of the first block come from the tokens; all others have passed the block before, with its new weights. The
-    record says under which number the statistics of which weights lie: {number: [names]}.
+    Those of the first block come from the tokens; all others have passed the block before, with its new weights. Each
+    block is loaded once. The record says how large each chunk is ([sequences, tokens]), and under which number the
+    statistics of which weights lie: {number: [names]}.
     """
     use_one_thread()
     delete_spilled(payload, payload["used_up"])
     try:
-        return _advanced(payload)
+        return _Span(payload).run()
     except CompressionError as error:
         raise ModelError(f"{payload['uri']}: {error}") from None
 
 
-def _advanced(payload: Payload) -> StepResult:
-    require_transformers()
-    index = payload["block"]
-    batch, hidden = _chunk(payload)
-    if batch is None:
-        return StepResult(result={"samples": 0, "groups": {}, "artifact": payload["artifact"]})
-    items = [piece.item for piece in pieces_of(payload["source"])]
-    source = SourceTensors(open_store(payload["root"]), items)
-    source.renew((piece.item for piece in pieces_of(payload["solved"])), partial(_solved, payload))
-    skeleton = Skeleton(payload["config"], source.names, source.read, source.rows)
-    _check_blocks(payload, skeleton, index)
-    check_room(payload["uri"], batch, skeleton.width, payload["memory_bytes"])
-    parts = list(batch.parts())
-    if index == 0:
-        check_independent(skeleton, Batch(input_ids=batch.input_ids[:1, :8]))
-        skeleton.embed_only(batch.input_ids)
-        states = [embedded(skeleton, part) for _, part in parts]
-        skeleton.embed_nothing()
-    else:
-        assert hidden is not None
-        skeleton.embed_nothing()
-        skeleton.fill(index - 1, source.read(skeleton.names_of(index - 1)))
-        states = [advanced(skeleton, index - 1, part, hidden[at]) for at, part in parts]
-        skeleton.empty(index - 1)
-        del hidden
-    outputs = [_store_states(payload, batch, states)]
-    groups = {}
-    if payload["weights"]:
-        skeleton.fill(index, source.read(skeleton.names_of(index)))
-        found = observed(skeleton, index, batch, states, payload["weights"])
-        skeleton.close()
-        for number, (names, inputs) in enumerate(found):
-            seen = CalibrationStatistics(
-                weights={names[0]: WeightStatistics(inputs=inputs)}, samples=len(batch)
+class _Span:
+    """One task: nothing but one chunk's hidden states, one or two blocks and the statistics is there at once."""
+
+    def __init__(self, payload: Payload) -> None:
+        require_transformers()
+        self._payload, self._index = payload, payload["block"]
+        if self._index:
+            (before,) = payload["before"]
+            self._before = record(payload, before)
+            self._sizes = [(int(count), int(tokens)) for count, tokens in self._before.result["chunks"]]
+        else:
+            uri, quota = payload["uri"], payload["quota"]
+            self._batches = [token_batch(uri, places, quota) for places in payload["samples"]]
+            shapes = [() if batch is None else batch.input_ids.shape for batch in self._batches]
+            self._sizes = [(shape[0], shape[1]) if shape else (0, 0) for shape in shapes]
+        self._outputs: dict[int, Output] = {}  # hidden states by the number of the chunk
+
+    def run(self) -> StepResult:
+        """Pass the block before, then look at this one; at once where both fit into memory."""
+        result = {"chunks": self._sizes, "groups": {}, "artifact": self._payload["artifact"]}
+        if not any(count for count, _ in self._sizes):
+            return StepResult(result=result)
+        items = [piece.item for piece in pieces_of(self._payload["source"])]
+        self._source = SourceTensors(open_store(self._payload["root"]), items)
+        solved = [piece.item for piece in pieces_of(self._payload["solved"])]
+        self._source.renew(solved, partial(_solved, self._payload))
+        self._skeleton = Skeleton(
+            self._payload["config"], self._source.names, self._source.read, self._source.rows
+        )
+        _check_blocks(self._payload, self._skeleton, self._index)
+        for count, tokens in self._sizes:
+            check_room(
+                self._payload["uri"], count, tokens, self._skeleton.width, self._payload["memory_bytes"]
             )
-            outputs.append(store_spilled(payload, seen.to_tensors(), f".{number}{STATISTICS}"))
-            groups[str(number)] = list(names)
-    return StepResult(
-        result={"samples": len(batch), "groups": groups, "artifact": payload["artifact"]},
-        outputs=tuple(outputs),
-    )
+        observer: Observer | None = None
+        watched = bool(self._payload["weights"])
+        if watched and self._fits():
+            observer = self._observer()
+        for chunk in self._entering():
+            self._store(*chunk)
+            if observer is not None:
+                _see(observer, chunk)
+        if watched and observer is None:
+            observer = self._observer()
+            for number, output in self._outputs.items():
+                _see(observer, _chunk(self._payload, number, output))
+        self._skeleton.close()
+        groups: dict[str, list[str]] = {}
+        statistics = []
+        for names, tensors in () if observer is None else observer.found():
+            statistics.append(store_spilled(self._payload, tensors, f".{len(groups)}{STATISTICS}"))
+            groups[str(len(groups))] = list(names)
+        return StepResult(result={**result, "groups": groups}, outputs=(*self._outputs.values(), *statistics))
+
+    def _fits(self) -> bool:
+        """Whether the block before, or the embedding, may stay while the next one is looked at."""
+        states = max(states_bytes(count * tokens, self._skeleton.width) for count, tokens in self._sizes)
+        kept = 0
+        if not self._index:
+            kept = 4 * self._skeleton.width * len(torch.unique(self._ids()))
+        both: int = self._payload["both_bytes"]
+        most: int = self._payload["memory_bytes"]
+        return both + kept + states <= most
+
+    def _observer(self) -> Observer:
+        self._skeleton.fill(self._index, self._source.read(self._skeleton.names_of(self._index)))
+        return Observer(self._skeleton, self._index, self._payload["weights"])
+
+    def _entering(self) -> Iterator[_Chunk]:
+        """Every chunk that holds sequences, with the hidden states that enter the block."""
+        skeleton, before = self._skeleton, self._index - 1
+        if self._index == 0:
+            first = next(batch for batch in self._batches if batch is not None)
+            check_independent(skeleton, Batch(input_ids=first.input_ids[:1, :8]))
+            skeleton.embed_only(self._ids())
+            for number, batch in enumerate(self._batches):
+                if batch is not None:
+                    yield number, batch, torch.cat([embedded(skeleton, part) for _, part in batch.parts()])
+            skeleton.embed_nothing()
+            return
+        skeleton.embed_nothing()
+        skeleton.fill(before, self._source.read(skeleton.names_of(before)))
+        for number, (count, _) in enumerate(self._sizes):
+            if count:
+                _, batch, hidden = _chunk(self._payload, number, spilled(self._before, f".{number}{HIDDEN}"))
+                hidden = torch.cat(
+                    [advanced(skeleton, before, part, hidden[at]) for at, part in batch.parts()]
+                )
+                yield number, batch, hidden
+        skeleton.empty(before)
+
+    def _ids(self) -> Tensor:
+        return torch.cat([batch.input_ids.flatten() for batch in self._batches if batch is not None])
+
+    def _store(self, number: int, batch: Batch, states: Tensor) -> None:
+        values = {IDS: batch.input_ids, _STATES: states}
+        if batch.attention_mask is not None:
+            values[MASK] = batch.attention_mask
+        self._outputs[number] = store_spilled(self._payload, values, f".{number}{HIDDEN}")
 
 
-def _solved(payload: Payload, item: Item, weight: Tensor) -> Tensor:
-    """The matrix that a task has made of `weight`."""
+def _see(observer: Observer, chunk: _Chunk) -> None:
+    _, batch, states = chunk
+    observer.see(batch, [states[at] for at, _ in batch.parts()])
+
+
+def _chunk(payload: Payload, number: int, output: Output) -> _Chunk:
+    """A chunk as a task has left it; in memory of torch's own, as if it had just been computed."""
+    found = read_spilled(payload, output)
+    return number, Batch(input_ids=found[IDS], attention_mask=found.get(MASK)), found[_STATES].clone()
+
+
+def _solved(payload: Payload, item: Item) -> Tensor:
+    """The matrix that a task has made of it."""
     return solved_matrix(payload, item, payload["solved_by"][item.name])
-
-
-def _chunk(payload: Payload) -> tuple[Batch | None, Tensor | None]:
-    """The sequences, and their hidden states as the task before left them; None for a chunk that holds none."""
-    if payload["block"] == 0:
-        return token_batch(payload["uri"], payload["samples"], payload["quota"]), None
-    (before,) = payload["before"]
-    if not record(payload, before, proved=False).result["samples"]:
-        return None, None
-    found = read_spilled(payload, before, HIDDEN)
-    return Batch(input_ids=found[IDS], attention_mask=found.get(MASK)), found[_STATES]
-
-
-def _store_states(payload: Payload, batch: Batch, states: Sequence[Tensor]) -> Output:
-    values = {IDS: batch.input_ids, _STATES: torch.cat(list(states))}
-    if batch.attention_mask is not None:
-        values[MASK] = batch.attention_mask
-    return store_spilled(payload, values, HIDDEN)
 
 
 def _check_blocks(payload: Payload, skeleton: Skeleton, index: int) -> None:

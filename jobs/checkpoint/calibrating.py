@@ -1,31 +1,28 @@
 """The tasks that calibrate a checkpoint, block by block: hidden states advance, layers are observed, then solved.
 
-Sequences are cut into chunks of `batch_size`, the same ones on any number of workers. For each block, one task a chunk
-takes the hidden states through the block before with its new weights, and adds up what the layers of this one read;
-then tasks of some matrices each solve them. Nothing holds more than a block.
+Sequences are cut into chunks of `batch_size`, and these into at most SPANS spans, the same ones on any number of
+workers. For each block, one task a span takes the hidden states through the block before with its new weights, chunk by
+chunk, and adds up what the layers of this one read; then tasks of some matrices each solve them. So what is left of
+statistics does not grow with the number of chunks, and a block is read by no more tasks than there are spans.
 """
 
 import importlib.util
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fleetpress.compression.calibration import BLOCK_COLUMNS, WHOLE_COLUMNS
-from fleetpress.compression.checkpoint.layers import holds_experts
 from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
 
 from ..digests import digest
 from ..errors import ModelError
 from ..tasks import Task
+from .block_memory import BlockMemory, block_memory
 from .choice import Choice
 from .layout import Item, Piece, item_at
-from .memory import LIBRARIES_BYTES, TORCH_BYTES, TRANSFORMERS_BYTES
-from .samples import Shard, chunks_of, quota_of
+from .samples import Shard, chunks_of, places_of, quota_of, spans_of
 from .tasks import pieces_to_json
 
 SOLVE_BYTES = 64 << 20  # of the source, that one solve task works on; a larger matrix has a task of its own
-_COMPUTE_BYTES = 4  # of a weight while it is run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class Calibration:
     memory_bytes: int
     read_bytes: int
     blocks: int
-    chunks: int
+    spans: int
 
     @property
     def digests(self) -> list[str]:
@@ -82,7 +79,7 @@ class CalibrationPlanner:
         self._name, self._artifact, self._work, self._place = name, artifact, work, place
         self._memory_bytes = memory_bytes
         self._quota = quota_of(shards, options["samples"])
-        self._chunks = chunks_of(shards, options["samples"], options["batch_size"])
+        self._spans = spans_of(chunks_of(shards, options["samples"], options["batch_size"]))
         self._items: dict[int, list[Item]] = {}
         for item in choice.items:
             if item.treatment.calibrated:
@@ -94,6 +91,7 @@ class CalibrationPlanner:
             self._sources.setdefault(self._blocks.index_of(tensor), []).append((tensor, at))
         self._tasks: list[Task] = []
         self._solvers: dict[str, Task] = {}
+        self._memory: list[BlockMemory] = []
         self._read_bytes = 0
 
     def run(self) -> Calibration:
@@ -103,13 +101,14 @@ class CalibrationPlanner:
         """
         count = max(self._items) + 1
         least = max(map(self._check_memory, range(count)))
+        spans = range(len(self._spans))
         before: list[Task] = []
         old: list[Task] = []
         for index in range(count):
             solved = [self._solvers[item.name] for item in self._items.get(index - 1, ())]
             now = [
-                self._advance(index, chunk, before[chunk : chunk + 1], solved, old[chunk : chunk + 1])
-                for chunk in range(len(self._chunks))
+                self._advance(index, span, before[span : span + 1], solved, old[span : span + 1])
+                for span in spans
             ]
             for group, items in enumerate(_groups(self._items.get(index, []))):
                 self._solve(index, group, items, now)
@@ -120,13 +119,13 @@ class CalibrationPlanner:
             memory_bytes=least,
             read_bytes=self._read_bytes,
             blocks=count,
-            chunks=len(self._chunks),
+            spans=len(self._spans),
         )
 
     def _advance(
-        self, index: int, chunk: int, before: Sequence[Task], solved: Sequence[Task], old: Sequence[Task]
+        self, index: int, span: int, before: Sequence[Task], solved: Sequence[Task], old: Sequence[Task]
     ) -> Task:
-        """Hidden states of a chunk from the block before (or the tokens) to this one."""
+        """Hidden states of a span from the block before (or the tokens) to this one."""
         places = [*self._sources.get(None, ()), *self._sources[index]]
         if index:
             places += self._sources[index - 1]
@@ -142,18 +141,18 @@ class CalibrationPlanner:
                 item.name: self._solvers[item.name].digest for item in self._items.get(index - 1, ())
             },
             "used_up": [task.digest for task in old],
+            "both_bytes": self._memory[index].observing + (self._memory[index - 1].passing if index else 0),
         }
         if not index:
             own["quota"] = self._quota
-            own["samples"] = [
-                {**shard, "from": first, "to": last} for shard, first, last in self._chunks[chunk]
-            ]
-        self._read_bytes += sum(at.info.size_bytes for _, at in places)
+            own["samples"] = [places_of(chunk) for chunk in self._spans[span]]
+        renewed = {item.name for item in self._items.get(index - 1, ())}
+        self._read_bytes += sum(at.info.size_bytes for name, at in places if name not in renewed)
         needs = dict.fromkeys(task.id for task in (*before, *solved))
-        return self._add("advance", f"advance[{index}.{chunk}]", tuple(needs), own, block=index, chunk=chunk)
+        return self._add("advance", f"advance[{index}.{span}]", tuple(needs), own, block=index, span=span)
 
     def _solve(self, index: int, group: int, items: Sequence[Item], observed: Sequence[Task]) -> None:
-        """Some matrices of a block, once all chunks have passed."""
+        """Some matrices of a block, once all spans have passed."""
         own = {
             "items": pieces_to_json([_whole(item) for item in items]),
             "observed": [task.digest for task in observed],
@@ -189,17 +188,21 @@ class CalibrationPlanner:
 
     def _check_memory(self, index: int) -> int:
         """What the tasks of a block need at least, however few the sequences are."""
-        places = self._sources[index]
-        weights = sum(_weight_bytes(name, at) for name, at in places)
-        statistics = sum(map(_statistics_bytes, _readers(self._items.get(index, ()))))
-        needed = LIBRARIES_BYTES + TORCH_BYTES + TRANSFORMERS_BYTES + weights + statistics
-        if needed > self._memory_bytes:
+        found = block_memory(self._sources[index], self._items.get(index, ()))
+        self._memory.append(found)
+        if found.observing > self._memory_bytes:
             raise ModelError(
-                f"{self._checkpoint.uri}: block {index} ({self._blocks.path}{index}) needs {needed} bytes of memory, "
-                f"weights and statistics of its inputs, more than the {self._memory_bytes} of "
+                f"{self._checkpoint.uri}: block {index} ({self._blocks.path}{index}) needs {found.observing} bytes of "
+                f"memory, weights and statistics of its inputs, more than the {self._memory_bytes} of "
                 "resources.memory_per_task; raise it, or take a method that needs no data"
             )
-        return needed
+        if found.solving > self._memory_bytes:
+            raise ModelError(
+                f"{self._checkpoint.uri}: {found.largest} needs {found.solving} bytes of memory to be solved, with the "
+                f"products of its inputs, more than the {self._memory_bytes} of resources.memory_per_task; raise it, "
+                "or take a method that needs no data"
+            )
+        return max(found.observing, found.solving)
 
 
 def _groups(items: Sequence[Item]) -> Iterator[list[Item]]:
@@ -212,27 +215,6 @@ def _groups(items: Sequence[Item]) -> Iterator[list[Item]]:
         run.append(item)
     if run:
         yield run
-
-
-def _readers(items: Sequence[Item]) -> list[int]:
-    """Columns of the inputs that a block's layers read: those of queries, keys and values are the same ones."""
-    alike = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj", "w3": "w1"}
-    found: dict[str, int] = {}
-    for item in items:
-        path, _, leaf = item.name.removesuffix(".weight").rpartition(".")
-        found[f"{path}.{alike.get(leaf, leaf)}"] = item.shape[1]
-    return list(found.values())
-
-
-def _weight_bytes(name: str, at: TensorLocation) -> int:
-    """Of a tensor while it is put into its block: as it is stored, and as it is run; experts are put together then."""
-    copies = 2 if holds_experts(name, at.info.shape) or ".experts." in name else 1
-    return at.info.size_bytes + copies * _COMPUTE_BYTES * math.prod(at.info.shape)
-
-
-def _statistics_bytes(columns: int) -> int:
-    size = columns if columns <= WHOLE_COLUMNS else BLOCK_COLUMNS
-    return 4 * size * size * -(-columns // size)
 
 
 def _whole(item: Item) -> Piece:

@@ -80,8 +80,10 @@ def _run_bytes(task: Task, source_bytes: int) -> int:
         return source_bytes
     table = task.payload["source" if task.kind == "advance" else "items"]
     inside = task.payload.get("path", "") if task.payload["block"] else ""  # tokens are embedded once
+    # What was solved before is read as it was solved.
+    renewed = {piece[0] for piece in task.payload.get("solved", {}).get("pieces", ())}
     items = (piece.item for piece in pieces_of(table))
-    return sum(item.size_bytes for item in items if item.name.startswith(inside))
+    return sum(item.size_bytes for item in items if item.name.startswith(inside) and item.name not in renewed)
 
 
 def _uploads(shard: PlannedShard) -> int:

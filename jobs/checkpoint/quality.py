@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fleetpress.storage.checkpoint import Checkpoint
+from fleetpress.storage.checkpoint import Checkpoint, TensorLocation
 
 from ..digests import digest
 from ..errors import ModelError
@@ -12,7 +12,7 @@ from ..handover import Payload, record
 from ..tasks import Task
 from ..validation import Quality, drop_facts, refusal
 from .memory import LIBRARIES_BYTES, TORCH_BYTES, TRANSFORMERS_BYTES
-from .samples import Shard, chunks_of, quota_of
+from .samples import Shard, chunks_of, places_of, quota_of, spans_of
 
 METRICS = ("perplexity", "token_accuracy")
 SCORED_TOKENS = 256  # whose scores are there at once
@@ -28,12 +28,13 @@ def score_tasks(
     shared: Mapping[str, Any],
     options: Mapping[str, Any],
     memory_bytes: int,
-    solvers: Sequence[Task],
+    shards: Sequence[str],
 ) -> list[Task]:
-    """Chunks of the eval data through the model as it is, and as it will be: `before` and `after` of each.
+    """Spans of the eval data through the model as it is, and as it will be: `before` and `after` of each.
 
-    `shared` is what payloads of all tasks hold (output, root, uri, model, recipe, data), `options` are those of
-    `calibrate`. Raises ModelError for a metric that has no meaning here, and a tensor that `memory_bytes` cannot hold.
+    The latter is read from its shards, which the tasks of the ids `shards` write. `shared` is what all payloads
+    hold (output, root, uri, artifact, model, recipe, data), `options` are those of `calibrate`. Raises ModelError for a
+    metric that has no meaning here, and a tensor that `memory_bytes` cannot hold.
     """
     data = shared["data"]
     metric = data["metric"] or METRICS[0]
@@ -49,22 +50,25 @@ def score_tasks(
             "of a Hugging Face model, or give the model no eval data"
         )
     _check_memory(checkpoint, memory_bytes)
-    shards: Sequence[Shard] = data["eval"]
+    seen_shards: Sequence[Shard] = data["eval"]
+    spans = spans_of(chunks_of(seen_shards, options["samples"], options["batch_size"]))
     tasks = []
     for side in ("before", "after"):
-        needs = tuple(task.id for task in solvers) if side == "after" else ()
-        for index, chunk in enumerate(chunks_of(shards, options["samples"], options["batch_size"])):
-            facts = {"side": side, "chunk": index, "metric": metric}
-            seen = [[shard["etag"], shard["bytes"], first, last] for shard, first, last in chunk]
+        needs = tuple(shards) if side == "after" else ()
+        for index, span in enumerate(spans):
+            facts = {"side": side, "span": index, "metric": metric}
+            seen = [
+                [[shard["etag"], shard["bytes"], first, last] for shard, first, last in chunk]
+                for chunk in span
+            ]
             own = digest("score", work=work, name=name, seen=seen, **facts)
             payload = {
                 **shared,
                 **facts,
                 "digest": own,
                 "memory_bytes": memory_bytes,
-                "quota": quota_of(shards, options["samples"]),
-                "samples": [{**shard, "from": first, "to": last} for shard, first, last in chunk],
-                "solvers": [task.digest for task in solvers] if side == "after" else [],
+                "quota": quota_of(seen_shards, options["samples"]),
+                "samples": [places_of(chunk) for chunk in span],
             }
             tasks.append(
                 Task(
@@ -114,13 +118,18 @@ def quality(payload: Payload) -> Quality | None:
     )
 
 
+def run_bytes(at: TensorLocation) -> int:
+    """What a tensor takes while it is put in place and run; a matrix as if it were the head, with its scores."""
+    needed = _COMPUTE_BYTES * math.prod(at.info.shape) + at.info.size_bytes
+    if len(at.info.shape) == 2:
+        needed += _SCORES * _COMPUTE_BYTES * SCORED_TOKENS * at.info.shape[0]
+    return needed
+
+
 def _check_memory(checkpoint: Checkpoint, memory_bytes: int) -> None:
     """Raises ModelError naming the tensor, such as the head, that cannot be held while it is run."""
     for name, at in checkpoint.tensors.items():
-        needed = _COMPUTE_BYTES * math.prod(at.info.shape) + at.info.size_bytes
-        if len(at.info.shape) == 2:  # as if it were the head
-            needed += _SCORES * _COMPUTE_BYTES * SCORED_TOKENS * at.info.shape[0]
-        needed += LIBRARIES_BYTES + TORCH_BYTES + TRANSFORMERS_BYTES
+        needed = run_bytes(at) + LIBRARIES_BYTES + TORCH_BYTES + TRANSFORMERS_BYTES
         if needed > memory_bytes:
             raise ModelError(
                 f"{checkpoint.uri}: {name} needs {needed} bytes of memory to be run on the eval data, more than the "

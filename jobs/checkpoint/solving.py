@@ -2,14 +2,13 @@
 
 import hashlib
 import zlib
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fleetpress.compression.calibration import CalibrationStatistics, InputStatistics
+from fleetpress.compression.calibration import InputStatistics
 from fleetpress.compression.decoder.solving import solved
 from fleetpress.compression.errors import CompressionError
 from fleetpress.storage.store import open_store
@@ -20,7 +19,7 @@ from ..tasks import Output, StepResult
 from ..threads import use_one_thread
 from .inbound import Received
 from .layout import Item
-from .spill import SOLVED, STATISTICS, read_spilled
+from .spill import SOLVED, STATISTICS, read_spilled, spilled
 from .tasks import pieces_of
 from .weights import read_item
 
@@ -69,12 +68,12 @@ def solve(payload: Payload) -> StepResult:
 
 
 class _Observed:
-    """What the layers read, over all chunks in their order; those of the last layer are kept for its neighbours."""
+    """What the layers read, over all spans in their order; those of the last layer are kept for its neighbours."""
 
     def __init__(self, payload: Payload) -> None:
         self._payload = payload
-        self._records = {digest: record(payload, digest).result for digest in payload["observed"]}
-        if not any(one["samples"] for one in self._records.values()):
+        self._records = [record(payload, digest) for digest in payload["observed"]]
+        if not any(samples for made in self._records for samples, _ in made.result["chunks"]):
             raise ModelError(
                 f"{payload['uri']}: its train data hold no sample; give at least one sequence of `input_ids`"
             )
@@ -83,22 +82,21 @@ class _Observed:
     def inputs_of(self, item: Item) -> InputStatistics | None:
         """Statistics of what the item's layer reads; None if none of its inputs was seen."""
         places = [
-            (digest, number)
-            for digest, one in self._records.items()
-            for number, names in one["groups"].items()
+            (made.digest, number)
+            for made in self._records
+            for number, names in made.result["groups"].items()
             if item.name in names
         ]
         if places != self._last[0]:
             self._last = (None, None)  # not both at once
-            found = reduce(InputStatistics.merge, map(self._read, places)) if places else None
+            found = InputStatistics.summed(self._parts(places)) if places else None
             self._last = places, found
         return self._last[1]
 
-    def _read(self, place: Sequence[str]) -> InputStatistics:
-        digest, number = place
-        values = read_spilled(self._payload, digest, f".{number}{STATISTICS}")
-        (one,) = CalibrationStatistics.from_tensors(values).weights.values()
-        return one.inputs
+    def _parts(self, places: Sequence[tuple[str, str]]) -> Iterator[dict[str, Tensor]]:
+        made = {one.digest: one for one in self._records}
+        for digest, number in places:
+            yield read_spilled(self._payload, spilled(made[digest], f".{number}{STATISTICS}"))
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -15,9 +15,9 @@ from fleetpress.storage.store import open_store
 from fleetpress.storage.uri import join
 
 from ..errors import ModelError
-from ..handover import SPILLED, Payload, beside, record, store_bytes
+from ..handover import SPILLED, Payload, beside, store_bytes
 from ..ledger import Ledger
-from ..tasks import Output
+from ..tasks import Output, TaskRecord
 
 HIDDEN, STATISTICS, SOLVED = SPILLED
 
@@ -29,11 +29,14 @@ def store_spilled(payload: Payload, values: Mapping[str, Tensor], suffix: str) -
     return store_bytes(payload, save({name: value.contiguous() for name, value in values.items()}), suffix)
 
 
-def read_spilled(payload: Payload, digest: str, suffix: str) -> dict[str, Tensor]:
-    """What an earlier task left under that suffix, its hash checked. Raises ModelError if it is something else."""
-    store = open_store(payload["output"])
-    output = next(item for item in record(payload, digest).outputs if item.key == beside(digest, suffix))
-    data = store.get(output.key)
+def spilled(made: TaskRecord, suffix: str) -> Output:
+    """What the task of that record has left under a suffix."""
+    return next(output for output in made.outputs if output.key == beside(made.digest, suffix))
+
+
+def read_spilled(payload: Payload, output: Output) -> dict[str, Tensor]:
+    """Tensors that `store_spilled` wrote, their hash checked. Raises ModelError if they are something else."""
+    data = open_store(payload["output"]).get(output.key)
     if hashlib.sha256(data).hexdigest() != output.sha256:
         raise _changed(payload, output.key)
     return dict(load(data))

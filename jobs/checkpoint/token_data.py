@@ -39,12 +39,17 @@ def token_batch(uri: str, places: Sequence[Mapping[str, Any]], quota: int) -> Ba
     return Batch(input_ids=ids, attention_mask=None if bool(mask.all()) else mask)
 
 
-def check_room(uri: str, batch: Batch, width: int, memory_bytes: int) -> None:
+def states_bytes(positions: int, width: int) -> int:
+    """What the hidden states of so many tokens take, with all copies that are there at once."""
+    return _COPIES * 4 * positions * width
+
+
+def check_room(uri: str, sequences: int, tokens: int, width: int, memory_bytes: int) -> None:
     """Raises ModelError if the hidden states of a chunk alone take more than the task may use."""
-    needed = _COPIES * 4 * batch.input_ids.numel() * width
+    needed = states_bytes(sequences * tokens, width)
     if needed > memory_bytes:
         raise ModelError(
-            f"{uri}: {len(batch)} sequences of {batch.input_ids.shape[1]} tokens need {needed} bytes "
+            f"{uri}: {sequences} sequences of {tokens} tokens need {needed} bytes "
             f"({sized(needed)}) at once, more than the {memory_bytes} of resources.memory_per_task; "
             "lower `calibrate: {batch_size: ...}`, or raise it"
         )

@@ -70,15 +70,16 @@ class SourceTensors:
         return torch.cat(found)
 
     def _read(self, name: str) -> Tensor:
-        item = self._items[name]
+        item, renewed, new = self._items[name], self._renewed.get(name, ()), self._new
+        if renewed and renewed[0].name == name:
+            assert new is not None
+            return new(renewed[0]).view(item.shape)
         value = read_item(self._store, item)
-        for one in self._renewed.get(name, ()):
-            assert self._new is not None
-            if one.name == name:
-                return self._new(one, value).view(item.shape)
+        for one in renewed:
+            assert new is not None
             start = (one.offset_bytes - item.offset_bytes) // value.element_size()
             part = value.view(-1)[start : start + math.prod(one.shape)]
-            part.copy_(self._new(one, part.view(one.shape).clone()).view(-1))
+            part.copy_(new(one).view(-1))
         return value
 
     def _owner(self, item: Item) -> str:
@@ -91,8 +92,8 @@ class SourceTensors:
         )
 
 
-New = Callable[[Item, Tensor], Tensor]
-"""The matrix that takes the place of one, from what is to be done to it and what it was."""
+New = Callable[[Item], Tensor]
+"""The matrix that takes the place of one, in the dtype that it has then; what it was is not read."""
 
 
 def read_item(store: RangeReader, item: Item) -> Tensor:
@@ -110,6 +111,11 @@ def read_item(store: RangeReader, item: Item) -> Tensor:
 def solved_matrix(payload: Payload, item: Item, digest: str) -> Tensor:
     """What the tensors that a solve task has stored for a matrix mean, in its dtype and shape."""
     parts = read_parts(payload, digest, record(payload, digest, proved=False).result["parts"][item.name])
+    return matrix_of(item, parts)
+
+
+def matrix_of(item: Item, parts: Sequence[bytes | bytearray]) -> Tensor:
+    """What the bytes of the tensors that stand for a matrix mean, in the order of `item.stored`."""
     tensors = {
         stored.name.removeprefix(item.name): torch.frombuffer(bytearray(data), dtype=torch.uint8)
         .view(DTYPES[stored.dtype])

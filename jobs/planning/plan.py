@@ -1,7 +1,7 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
@@ -14,13 +14,16 @@ from ..checkpoint.tasks import checkpoint_tasks
 from ..digests import VERSIONS, contents, digest
 from ..spec.checks import (
     needs_gradients,
+    needs_inputs,
     needs_products,
     observes,
+    trains_from_codes,
 )
 from ..spec.recipe import (
     DEFAULT_FORMAT,
     CalibrateStep,
     PruneStep,
+    Recipe,
     is_gradual,
     later_steps,
 )
@@ -69,6 +72,7 @@ def artifact_digest(
         **(device_facts(gpus) if _has_gradients(model) else {}),
         **({"fleet": fleet} if fleet is not None and model.recipe.auto is not None else {}),
         **({"search": [VERSIONS["sense"], VERSIONS["trial"]]} if model.recipe.auto is not None else {}),
+        **({"solved": [VERSIONS["observe"], VERSIONS["solve"]]} if _looks_at_inputs(model.recipe) else {}),
     )
 
 
@@ -92,8 +96,9 @@ def plan_program(
     `gradients` says that the pruning method reads gradient statistics. They come from training when it has
     targets, from `collect` tasks otherwise. What a pruning step knows of the layers' inputs comes from `calibrate`
     tasks before it, labelled observe. An iterative schedule repeats the steps from collect to finetune. `inputs` says
-    that the quantization method reads calibration statistics. What comes after `train` sees no sample outside the
-    `fold`, if there is one.
+    that the quantization method reads calibration statistics: they are collected before finetune where weights are
+    trained for their codes, since training starts from those that the method finds. What comes after `train` sees no
+    sample outside the `fold`, if there is one.
     """
     recipe = model.recipe.canonical()
     builder = PlanBuilder(
@@ -117,8 +122,9 @@ def plan_program(
         tasks = _search(builder, recipe["auto"], final, workers=workers)
         return ModelPlan(model=model, digest=final, tasks=tasks)
     builder.keep_to(fold)
-    _add_rounds(builder, gradients=gradients, workers=workers, more=more)
-    if inputs:
+    is_early = inputs and trains_from_codes(model.recipe)
+    _add_rounds(builder, gradients=gradients, workers=workers, more=more, calibrates=is_early)
+    if inputs and not is_early:
         builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
     if recipe.get("quantize", {}).get("equalize"):
         builder.add("equalize", options=recipe["quantize"])
@@ -127,8 +133,13 @@ def plan_program(
     return ModelPlan(model=model, digest=final, tasks=builder.finish("publish", final))
 
 
-def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: dict[str, Any]) -> None:
-    """Tasks from collect to finetune, once or round by round; `more` is what is collected beside gradients."""
+def _add_rounds(
+    builder: PlanBuilder, *, gradients: bool, workers: int, more: dict[str, Any], calibrates: bool
+) -> None:
+    """Tasks from collect to finetune, once or round by round; `more` is what is collected beside gradients.
+
+    `calibrates` says that the last fine-tuning reads calibration statistics.
+    """
     recipe, prune, seed = builder.shared["recipe"], builder.model.recipe.prune, builder.shared["seed"]
     rounds = recipe.get("prune", {}).get("rounds", 1)
     for index in range(rounds):
@@ -142,6 +153,8 @@ def _add_rounds(builder: PlanBuilder, *, gradients: bool, workers: int, more: di
             builder.add("prune", options=recipe["prune"], seed=seed, **builder.round)
         if "finetune" in recipe:
             is_last = index == rounds - 1
+            if is_last and calibrates:
+                builder.add_chunks("calibrate", recipe["calibrate"], shards=builder.train_shards)
             tuning: dict[str, Any] = {**builder.training, **(later_steps(recipe) if is_last else {})}
             epochs = recipe["finetune"]["epochs"]
             if rounds > 1:
@@ -159,7 +172,7 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     data = builder.data
     assert data is not None, "checked by the spec: auto needs data"
     builder.add_chunks("observe", {"samples": SENSED_SAMPLES, "batch_size": 32}, shards=len(data.train))
-    builder.add_groups("sense", {})
+    builder.add_groups("sense", {"operations": True} if counts_operations(options) else {})
     recipe = builder.model.recipe
     search = {
         "options": options,
@@ -201,6 +214,11 @@ def _more_statistics(step: PruneStep | None) -> dict[str, Any]:
     return {name: True for name, needed in wanted.items() if needed}
 
 
+def counts_operations(auto: Mapping[str, Any]) -> bool:
+    """Whether a search with these options is for few operations or little time, and not for few bytes."""
+    return auto["goal"] == "fastest" or "macs" in auto or "latency_ms" in auto
+
+
 def without_end(plan: ModelPlan) -> ModelPlan:
     """The plan up to its last task, which cannot be planned before the others are done."""
     return replace(plan, tasks=plan.tasks[:-1])
@@ -209,7 +227,8 @@ def without_end(plan: ModelPlan) -> ModelPlan:
 def plan_checkpoint(
     model: Model, checkpoint: Checkpoint, *, output: str, run: str, seed: int, memory_bytes: int
 ) -> ModelPlan:
-    """Tasks of a checkpoint: advance* and solve* by turns if it is calibrated, open?, convert*, finish*, assemble.
+    """Tasks of a checkpoint: advance* and solve* by turns if it is calibrated, open?, convert*, finish*, score*,
+    assemble.
 
     The headers tell every byte that will be written. Raises TargetError, and ModelError for what is quantized already
     or a task too large for `memory_bytes`.
@@ -227,88 +246,90 @@ def plan_checkpoint(
     choice = choose(checkpoint, builder.shared["recipe"])
     place = {"output": output, "root": absolute(checkpoint.root), "uri": model.source.uri}
     shared: dict[str, Any] = {"name": model.name, "memory_bytes": memory_bytes}
-    added = _run_tasks(model, checkpoint, choice, builder, {**place, "artifact": final}, **shared)
-    builder.tasks = list(added.tasks)
+    runs = _Runs(model, checkpoint, choice, builder, {**place, "artifact": final}, memory_bytes=memory_bytes)
+    builder.tasks = runs.calibration()
     tasks, records = checkpoint_tasks(
-        plan_shards(choice.items), artifact=final, place=place, solvers=added.solvers, **shared
+        plan_shards(choice.items), artifact=final, place=place, solvers=runs.solvers, **shared
     )
     builder.tasks += tasks
-    builder.last = tuple(task.id for task in tasks if task.digest in records) + added.last
+    written = tuple(task.id for task in tasks if task.digest in records)
+    scored = runs.scores(written)
+    builder.tasks += scored
+    builder.last = written + tuple(task.id for task in scored)
     return ModelPlan(
         model=model,
         digest=final,
-        tasks=builder.finish("assemble", final, shard_records=records, **added.facts),
+        tasks=builder.finish("assemble", final, shard_records=records, **runs.facts),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RunTasks:
-    """Tasks that run a checkpoint: those that solve a matrix by its name, those that the last task waits for.
+class _Runs:
+    """Tasks that run a checkpoint; `solvers` make its matrices, by name, `facts` are what the last task knows."""
 
-    `facts` are what that one knows of them.
-    """
+    def __init__(
+        self,
+        model: Model,
+        checkpoint: Checkpoint,
+        choice: Choice,
+        builder: PlanBuilder,
+        place: Mapping[str, Any],
+        *,
+        memory_bytes: int,
+    ) -> None:
+        self._checkpoint, self._choice, self._builder, self._place = checkpoint, choice, builder, place
+        self._data, recipe = model.data, builder.shared["recipe"]
+        self._scores = self._data is not None and bool(self._data.eval)
+        self.solvers: Mapping[str, Task] = {}
+        self.facts: dict[str, Any] = {}
+        if not self._scores and choice.blocks is None:
+            return
+        assert self._data is not None, "checked by the spec: statistics need data"
+        # What is measured in the end, and how much of it may be lost, changes nothing of what is done before.
+        done = {step: chosen for step, chosen in recipe.items() if step != "validate"}
+        trained_on = shard_contents(self._data.train)
+        self._shared: dict[str, Any] = {
+            "name": model.name,
+            "work": digest("run", source=_identity(model)["source"], recipe=done, trained_on=trained_on),
+            "options": recipe.get("calibrate") or CalibrateStep().model_dump(),
+            "memory_bytes": memory_bytes,
+        }
 
-    tasks: tuple[Task, ...] = ()
-    solvers: Mapping[str, Task] = field(default_factory=dict)
-    last: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    def calibration(self) -> list[Task]:
+        """Those that look at what layers read and solve them, if a method needs it."""
+        if self._choice.blocks is None:
+            return []
+        # Behind torch: the plan of what is only converted does without.
+        from ..checkpoint.calibrating import CalibrationPlanner, require_transformers
 
-
-def _run_tasks(
-    model: Model,
-    checkpoint: Checkpoint,
-    choice: Choice,
-    builder: PlanBuilder,
-    place: Mapping[str, Any],
-    *,
-    name: str,
-    memory_bytes: int,
-) -> _RunTasks:
-    """Calibration, if a method needs it, and scores on held-out data, if there are any."""
-    data, recipe = model.data, builder.shared["recipe"]
-    scores = data is not None and bool(data.eval)
-    if choice.blocks is None and not scores:
-        return _RunTasks()
-    # Behind torch: the plan of what is only converted does without.
-    from ..checkpoint.calibrating import CalibrationPlanner, require_transformers
-    from ..checkpoint.quality import score_tasks
-
-    require_transformers(model.source.uri)
-    assert data is not None, "checked by the spec: statistics need data"
-    options = recipe.get("calibrate") or CalibrateStep().model_dump()
-    # What is measured in the end, and how much of it may be lost, changes nothing of what is done before.
-    done = {step: chosen for step, chosen in recipe.items() if step != "validate"}
-    work = digest(
-        "run", source=_identity(model)["source"], recipe=done, trained_on=shard_contents(data.train)
-    )
-    shared: dict[str, Any] = {"name": name, "work": work, "options": options, "memory_bytes": memory_bytes}
-    tasks: list[Task] = []
-    solvers: Mapping[str, Task] = {}
-    facts: dict[str, Any] = {}
-    if choice.blocks is not None:
+        require_transformers(self._checkpoint.uri)
         found = CalibrationPlanner(
-            choice,
-            checkpoint,
-            builder.shared["data"]["train"],
-            artifact=place["artifact"],
-            place={key: value for key, value in place.items() if key != "artifact"},
-            **shared,
+            self._choice,
+            self._checkpoint,
+            self._builder.shared["data"]["train"],
+            artifact=self._place["artifact"],
+            place={key: value for key, value in self._place.items() if key != "artifact"},
+            **self._shared,
         ).run()
-        tasks, solvers = list(found.tasks), found.solvers
-        facts = {"spilled": [task.digest for task in tasks]}
-    solving = list({task.digest: task for task in solvers.values()}.values())
-    facts |= {"solvers": [task.digest for task in solving]} if solving else {}
-    scored: list[Task] = []
-    if scores:
-        payload = {**builder.shared, **place}
-        scored = score_tasks(checkpoint, shared=payload, solvers=solving, **shared)
-        facts["scored"] = {
-            side: [task.digest for task in scored if task.payload["side"] == side]
+        self.solvers = found.solvers
+        solving = {task.digest: None for task in found.solvers.values()}
+        self.facts |= {"spilled": found.digests, "solvers": list(solving)}
+        return list(found.tasks)
+
+    def scores(self, shards: Sequence[str]) -> list[Task]:
+        """Those that measure it on held-out data, if there are any, when the tasks `shards` have written it."""
+        if not self._scores:
+            return []
+        from ..checkpoint.calibrating import require_transformers
+        from ..checkpoint.quality import score_tasks
+
+        require_transformers(self._checkpoint.uri)
+        payload = {**self._builder.shared, **self._place}
+        tasks = score_tasks(self._checkpoint, shared=payload, shards=shards, **self._shared)
+        self.facts["scored"] = {
+            side: [task.digest for task in tasks if task.payload["side"] == side]
             for side in ("before", "after")
         }
-    return _RunTasks(
-        tasks=(*tasks, *scored), solvers=solvers, last=tuple(task.id for task in scored), facts=facts
-    )
+        return tasks
 
 
 def _identity(model: Model) -> dict[str, Any]:
@@ -337,6 +358,12 @@ def _has_gradients(model: Model) -> bool:
     recipe = model.recipe
     collects = recipe.prune is not None and needs_gradients(recipe.prune)
     return collects or recipe.auto is not None or recipe.train is not None or recipe.finetune is not None
+
+
+def _looks_at_inputs(recipe: Recipe) -> bool:
+    """Whether a method of the recipe looks at what layers read: its solver is part of what it is."""
+    prune, quantize = recipe.prune, recipe.quantize
+    return (prune is not None and observes(prune)) or (quantize is not None and needs_inputs(quantize))
 
 
 def _trainers(model: Model, workers: int) -> int:

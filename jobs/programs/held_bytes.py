@@ -22,7 +22,9 @@ def held_bytes(value: Any) -> int:
         tied = aliases(stored)
         return _GRAPH_BYTES + sum(one.nbytes for name, one in stored.items() if name not in tied)
     if isinstance(value, CalibrationStatistics):
-        return held_bytes(value.to_tensors())
+        inputs = {id(item.inputs): vars(item.inputs) for item in value.weights.values()}
+        squares = {name: item.output_squares for name, item in value.weights.items()}
+        return held_bytes([*inputs.values(), squares])
     if isinstance(value, Mapping):
         return _SMALL_BYTES + sum(_SMALL_BYTES + held_bytes(one) for one in value.values())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

@@ -9,7 +9,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial, reduce
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -189,8 +189,7 @@ def calibration(payload: Payload, stage: str = "calibrate") -> CalibrationStatis
         return None
 
     def merged() -> CalibrationStatistics:
-        parts = (CalibrationStatistics.from_tensors(stored_tensors(payload, digest)) for digest in digests)
-        return reduce(CalibrationStatistics.merge, parts)
+        return CalibrationStatistics.summed(stored_tensors(payload, digest) for digest in digests)
 
     return remembered("calibration-" + digests[-1], merged)
 

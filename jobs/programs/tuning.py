@@ -16,6 +16,7 @@ from ..handover import Payload
 from ..spec.layer_shares import shares_of
 from ..spec.recipe import zeroes_weights
 from ..spec.schemes import options_of, scheme_of
+from .materials import calibration
 from .quantizing import DEFAULT_KINDS, choose
 from .zeroing import trained_masks
 
@@ -29,9 +30,7 @@ def constraints(payload: Payload, program: ExportedProgram) -> dict[str, Any]:
     if "prune" in payload:
         found["gradual"] = _gradual(payload["prune"], program)
     if "quantize" in payload:
-        # Where weights are zeroed, `quantize` gives every codebook a zero.
-        keeps_zero = zeroes_weights(payload["recipe"])
-        found["quantized"] = _quantized(payload["quantize"], program, keeps_zero=keeps_zero)
+        found["quantized"] = _quantized(payload, program)
     return found
 
 
@@ -52,15 +51,21 @@ def _gradual(options: Mapping[str, Any], program: ExportedProgram) -> GradualOpt
     )
 
 
-def _quantized(
-    options: Mapping[str, Any], program: ExportedProgram, *, keeps_zero: bool
-) -> dict[str, AwareWeight]:
+def _quantized(payload: Payload, program: ExportedProgram) -> dict[str, AwareWeight]:
+    options, observed = payload["quantize"], calibration(payload)
+    statistics = {} if observed is None else observed.weights
     found = {}
     for name, layer in _trained(program, choose(program, options).layers).items():
         own = options_of(options, layer.name)
-        method = method_for(QUANTIZERS[own["method"]], None)
+        method = QUANTIZERS[own["method"]]
+        known = statistics.get(name) if method.needs_inputs else None
         found[name] = AwareWeight(
-            axis=layer.axis, scheme=scheme_of(own), method=method, keeps_zero=keeps_zero
+            axis=layer.axis,
+            scheme=scheme_of(own),
+            method=method_for(method, known),
+            statistics=known,
+            # Where weights are zeroed, `quantize` gives every codebook a zero.
+            keeps_zero=zeroes_weights(payload["recipe"]),
         )
     return found
 

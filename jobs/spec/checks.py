@@ -362,6 +362,17 @@ def needs_inputs(step: QuantizeStep) -> bool:
     return any(QUANTIZERS[method].needs_inputs for method in methods)
 
 
+def trains_from_codes(recipe: Recipe) -> bool:
+    """Whether weights are trained from the codes that a calibrated method finds, not from what they were.
+
+    Layers on integer kernels are calibrated after training: what they read is quantized, too.
+    """
+    finetune, quantize = recipe.finetune, recipe.quantize
+    if finetune is None or quantize is None or not finetune.quantization_aware:
+        return False
+    return integer_scheme(quantize) is None and needs_inputs(quantize)
+
+
 def _looking(step: QuantizeStep) -> str:
     """What of a step that needs inputs needs them."""
     if step.equalize == "activation_aware":

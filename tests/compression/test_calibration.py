@@ -1,11 +1,13 @@
 """Statistics of what layers see, against what hooks on the module see, for every way that weights are used."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.nn import functional
 
-from fleetpress.compression.calibration import BLOCK_COLUMNS, CalibrationStatistics
+from fleetpress.compression import observing
+from fleetpress.compression.calibration import CalibrationStatistics, block_columns, products_bytes
 from fleetpress.compression.observing import calibrate
 from fleetpress.compression.quantization.weight import to_rows
 
@@ -124,12 +126,26 @@ def test_parts_merge_to_the_whole_and_survive_a_file() -> None:
         torch.testing.assert_close(other.output_squares, item.output_squares)
 
 
-def test_long_rows_keep_the_products_within_blocks() -> None:
+def test_long_rows_keep_as_many_products_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = 4096 + 100
     x = torch.randn(3, columns)
-    found = calibrate(_program(nn.Linear(columns, 2), x), {"inputs": x}, 2).weights["weight"].inputs
-    assert not found.is_whole
+    program = _program(nn.Linear(columns, 2), x)
+    assert calibrate(program, {"inputs": x}, 2).weights["weight"].inputs.is_whole
+    monkeypatch.setattr(observing, "_WIDE_BYTES", 16 << 20)  # 1,024 columns would take 17 MB
+    found = calibrate(program, {"inputs": x}, 2).weights["weight"].inputs
     blocks = list(found.blocks())
-    assert [at.stop - at.start for at, _ in blocks] == [BLOCK_COLUMNS] * 8 + [100]
+    assert [at.stop - at.start for at, _ in blocks] == [512] * 8 + [100]
     for at, gram in blocks:
         torch.testing.assert_close(gram, x[:, at].T @ x[:, at], rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_are_as_large_as_allowed() -> None:
+    assert [block_columns(columns) for columns in (7, 4096, 4097, 16384, 16385, 65536)] == [
+        7, 4096, 4097, 16384, 2048, 2048,
+    ]  # fmt: skip
+    most = 256 << 20
+    assert [block_columns(columns, most) for columns in (4096, 8192, 8193, 65536, 262144)] == [
+        4096, 8192, 4096, 1024, 512,
+    ]  # fmt: skip
+    assert products_bytes(16384) == 1 << 30
+    assert products_bytes(65536) == 32 * 4 * 2048**2

@@ -5,6 +5,7 @@ import torch
 
 from fleetpress.compression import input_sums
 from fleetpress.compression.calibration import InputStatistics
+from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.input_sums import InputSums
 
 
@@ -13,8 +14,8 @@ def rows(count: int, groups: int, columns: int) -> torch.Tensor:
     return torch.randn(count, groups, columns, generator=generator) + 0.3
 
 
-def summed(x: torch.Tensor, *batches: int) -> InputStatistics:
-    sums = InputSums()
+def summed(x: torch.Tensor, *batches: int, size: int | None = None) -> InputStatistics:
+    sums = InputSums(size=size)
     for batch in torch.split(x, batches or (len(x),)):
         sums.add_range(batch)
         sums.add(batch)
@@ -38,10 +39,9 @@ def test_sums_are_those_of_the_rows(columns: int) -> None:
     assert found.range.tolist() == [float(x.min()), float(x.max())]
 
 
-def test_long_rows_are_multiplied_within_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_sums, "WHOLE_COLUMNS", 400)
+def test_long_rows_are_multiplied_within_blocks() -> None:
     x = rows(40, 1, 1300)
-    found = summed(x)
+    found = summed(x, size=512)
     assert found.gram.shape == (1, 3, 512, 512)
     exact = x[:, 0].double().T @ x[:, 0].double()
     for columns, block in found.blocks():
@@ -58,6 +58,32 @@ def test_a_histogram_holds_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     for found in (summed(x), summed(x, 10, 10, 11)):
         assert found.histogram is not None
         assert torch.equal(found.histogram, expected)
+
+
+@pytest.mark.parametrize(("columns", "size"), [(9, None), (300, None), (1100, None), (700, 512)])
+def test_parts_add_up_to_the_sums_of_all_rows(columns: int, size: int | None) -> None:
+    x = rows(30, 2, columns)
+    parts = []
+    for part in (x[:11], x[11:]):
+        sums = InputSums(size=size)
+        sums.add_range(part)
+        sums.add(part)
+        parts.append(sums)
+    tensors = [sums.tensors() for sums in parts]
+    found = InputStatistics.summed(one for one in tensors if one is not None)
+    first, second = (one for one in (sums.statistics() for sums in parts) if one is not None)
+    expected = first.merge(second)
+    for name, value in vars(expected).items():
+        mine = getattr(found, name)
+        assert torch.equal(mine, value) if isinstance(value, torch.Tensor) else mine == value
+    again = InputStatistics.summed([found.to_tensors()])
+    assert torch.equal(again.gram, found.gram)
+    packed = found.to_tensors()["triangles"]
+    assert packed.numel() < found.gram.numel() * (0.62 if columns == 1100 else 1.01)
+    with pytest.raises(DataMismatchError, match="of different programs"):
+        InputStatistics.summed([found.to_tensors(), summed(x[:, :1]).to_tensors()])
+    with pytest.raises(DataMismatchError, match="there are no calibration statistics"):
+        InputStatistics.summed([])
 
 
 def test_nothing_was_read() -> None:

@@ -95,15 +95,32 @@ def test_the_most_accurate_model_within_a_size(folder: Path) -> None:
     assert metrics["search"]["budget"] == 16000
 
 
-def test_fewer_operations_are_had_by_deleting_units(folder: Path) -> None:
+def test_half_of_the_operations_are_shared_out_among_the_layers(folder: Path) -> None:
     result = _run(
         folder,
-        "{goal: most_accurate, macs: 0.5, trials: 4, epochs: 3, folds: 2}",
+        "{goal: most_accurate, macs: 0.5, trials: 4, epochs: 1, folds: 2}",
         ", validate: {max_drop: 0.1}",
     )
     assert [(model.state, model.reason) for model in result.models] == [("published", None)]
     metrics = _metrics(folder, result)
     assert metrics["after"]["macs"] <= 0.5 * metrics["before"]["macs"]
+    narrow = [trial for trial in metrics["search"]["trials"] if trial["family"] == "narrow"]
+    # What the solver counted is what is left.
+    whole = metrics["before"]["macs"]
+    assert max(trial["macs"] for trial in narrow) > 0.45 * whole
+    assert all(trial["macs"] <= trial["x"] * whole + 1 for trial in narrow)
+
+
+def test_as_few_operations_as_the_drop_allows(folder: Path) -> None:
+    result = _run(folder, "{goal: fastest, max_drop: 3%, trials: 4, epochs: 0, folds: 2}")
+    assert [(model.state, model.reason) for model in result.models] == [("published", None)]
+    metrics = _metrics(folder, result)
+    search, drop = metrics["search"], metrics["after"]["drop"]
+    assert drop["drop"] + drop["standard_error"] <= 0.03 * metrics["before"]["value"]
+    assert {trial["family"] for trial in search["trials"]} == {"narrow", "delete"}
+    assert metrics["after"]["macs"] < 0.6 * metrics["before"]["macs"]
+    assert metrics["after"]["bytes"] < metrics["before"]["bytes"] / 3  # 8 bits beside the operations
+    assert "finetune" not in search["recipe"]
 
 
 def test_a_fleet_shares_one_budget(folder: Path) -> None:

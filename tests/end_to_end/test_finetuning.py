@@ -22,6 +22,7 @@ output: {place}/output
 models:
   - {{name: net, source: "{place}/net.pt2", data: digits, recipe: aware}}
   - {{name: apart, source: "{place}/net.pt2", data: digits, recipe: apart}}
+  - {{name: begun, source: "{place}/net.pt2", data: digits, recipe: begun}}
 data:
   digits: {{train: "{place}/train.npz", eval: "{place}/test.npz", loss: cross_entropy, metric: accuracy}}
 recipes:
@@ -34,6 +35,12 @@ recipes:
   apart:
     <<: *steps
     finetune: {{epochs: 10, batch_size: 64, lr: 5.0e-3, schedule: cosine, distill: 0.5}}
+  begun:
+    train: {{epochs: 6, batch_size: 64, lr: 5.0e-3, schedule: one_cycle}}
+    calibrate: {{samples: 256}}
+    finetune: {{epochs: 1, batch_size: 64, lr: 1.0e-9, quantization_aware: true}}
+    quantize: {{num_bits: 3, strategy: channel, method: gptq}}
+    validate: {{max_drop: 1.0}}
 """
 
 
@@ -75,6 +82,16 @@ def test_the_artifact_holds_the_zeros_and_the_codes_of_the_fine_tuning(tuned: Fl
     assert zeros >= int(0.8 * (64 * 32 + 32 * 10))
     codes = stored(tuned, "net/quantize")
     assert torch.equal(codes["1.weight/scale"], seen["scales/1.weight"])
+
+
+def test_training_starts_from_the_codes_of_a_calibrated_method(tuned: FleetResult) -> None:
+    left = load_artifact(f"{tuned.output}/models/begun").state_dict()
+    seen, trained = stored(tuned, "begun/finetune"), stored(tuned, "net/train")
+    for name in ("1.weight", "3.weight"):
+        assert torch.equal(left[name], seen[name])
+        nearest = (trained[name] / seen[f"scales/{name}"]).round().clamp(-4, 3)
+        moved = (left[name] / seen[f"scales/{name}"]).round() != nearest
+        assert moved.any(), "GPTQ rounds some weights to the code that is not the nearest"
 
 
 def test_codes_that_were_trained_lose_less_than_codes_that_were_not(tuned: FleetResult) -> None:

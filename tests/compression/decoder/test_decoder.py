@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, MixtralConfig, OPTConfig, T5Config
 
 from fleetpress.compression.calibration import InputStatistics
-from fleetpress.compression.decoder.observing import observed
+from fleetpress.compression.decoder.observing import Observer
 from fleetpress.compression.decoder.passage import Batch, advanced, check_independent, embedded, scores
 from fleetpress.compression.decoder.skeleton import Skeleton
 from fleetpress.compression.errors import DataMismatchError, ProgramError
@@ -105,8 +105,10 @@ def test_experts_read_the_tokens_that_are_sent_to_them(models: Path) -> None:
         name for name in skeleton.names_of(0) if "experts" in name or "q_proj" in name or "k_proj" in name
     }
     found: dict[str, InputStatistics] = {}
-    for together, statistics in observed(skeleton, 0, batch, [hidden], names):
-        found |= dict.fromkeys(together, statistics)
+    observer = Observer(skeleton, 0, names)
+    observer.see(batch, [hidden])
+    for together, tensors in observer.found():
+        found |= dict.fromkeys(together, InputStatistics.summed([tensors]))
     assert found.keys() == names
     assert found["model.layers.0.self_attn.q_proj.weight"] is found["model.layers.0.self_attn.k_proj.weight"]
     for expert in range(3):
@@ -125,8 +127,10 @@ def test_padding_is_left_out_of_what_layers_read(models: Path) -> None:
     hidden = embedded(skeleton, BATCH)
     skeleton.fill(0, {name: values[name] for name in skeleton.names_of(0)})
     name = "model.decoder.layers.0.fc1.weight"
-    ((_, statistics),) = observed(skeleton, 0, BATCH, [hidden], {name})
-    assert statistics.rows == int(MASK.sum())
+    observer = Observer(skeleton, 0, {name})
+    observer.see(BATCH, [hidden])
+    ((_, tensors),) = observer.found()
+    assert int(tensors["rows"]) == int(MASK.sum())
 
 
 def _no_tensor(names: Any) -> dict[str, Tensor]:

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fleetpress.compression.calibration import InputStatistics, WeightStatistics
 from fleetpress.compression.errors import MethodError, QuantizationError
 from fleetpress.compression.quantization import QUANTIZERS, affine, quantize_weight
 from fleetpress.compression.quantization.aware import AwareWeight, QuantizedForward, with_scales
 from fleetpress.compression.quantization.weight import to_rows
 from fleetpress.compression.scheme import QuantScheme
+from fleetpress.compression.training import TrainOptions, train
 
 SCHEMES = {
     "tensor": QuantScheme(num_bits=3, strategy="tensor"),
@@ -81,6 +83,27 @@ def test_scales_start_where_the_method_puts_them() -> None:
         torch.testing.assert_close(first, QUANTIZERS[method].quantize(value, SCHEMES["channel"]).scale)
 
 
+def test_with_statistics_training_starts_from_the_codes_of_the_method() -> None:
+    value, x = weight(6, 40), weight(200, 40) @ weight(40, 40)
+    value[:, 3] = 0
+    known = WeightStatistics(
+        inputs=InputStatistics(
+            rows=200,
+            total=x.double().sum(0)[None],
+            squares=x.double().square().sum(0)[None],
+            gram=(x.T @ x)[None, None],
+            range=torch.stack([x.min(), x.max()]),
+        )
+    )
+    scheme, method = SCHEMES["tensor"], QUANTIZERS["gptq"]
+    coded = AwareWeight(axis=0, scheme=scheme, method=method, statistics=known)
+    first = QuantizedForward({"w": nn.Parameter(value.clone())}, {"w": coded}).values()["w"]
+    found = quantize_weight("w", value, 0, scheme, method, statistics=known).dequantize()
+    assert not torch.equal(found, forward(value, scheme).values()["w"])
+    torch.testing.assert_close(first, found.masked_fill(value == 0, 0))
+    assert (first[:, 3] == 0).all()
+
+
 def test_errors_name_the_weight() -> None:
     with pytest.raises(QuantizationError, match="w: "):
         forward(torch.full((2, 2), torch.nan), SCHEMES["tensor"])
@@ -92,3 +115,38 @@ def test_errors_name_the_weight() -> None:
         AwareWeight(
             axis=0, scheme=QuantScheme(num_bits=8, type="float"), method=QUANTIZERS["round_to_nearest"]
         )
+
+
+class Sum(nn.Module):
+    """Scores of two inputs added up; `forward` takes both by place or by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Scores [N, 3] of two [N, 6]."""
+        return self.head(first + second)  # type: ignore[no-any-return]
+
+
+def test_training_for_codes_takes_several_inputs_and_keywords() -> None:
+    example = {"first": weight(8, 6), "second": weight(8, 6).flip(0)}
+    data = {**example, "targets": torch.arange(8) % 3}
+    net = Sum().eval()
+    exported = [
+        torch.export.export(net, tuple(example.values())),
+        torch.export.export(net, (), example),
+        torch.export.export(net, (example["first"],), {"second": example["second"]}),
+    ]
+    coded = {
+        "head.weight": AwareWeight(axis=0, scheme=SCHEMES["tensor"], method=QUANTIZERS["smallest_error"])
+    }
+    found = [
+        train(
+            program, data, TrainOptions(epochs=2, batch_size=8), loss="cross_entropy", seed=0, quantized=coded
+        )
+        for program in exported
+    ]
+    for other in found[1:]:
+        assert torch.equal(found[0].values["head.weight"], other.values["head.weight"])
+    assert len(found[0].values["head.weight"].unique()) <= 8

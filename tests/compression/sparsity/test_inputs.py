@@ -131,8 +131,8 @@ def test_inputs_that_are_always_zero_go_first(method: Any) -> None:
 
 def test_very_long_rows_are_worked_on_in_blocks() -> None:
     assert (sparsegpt._WHOLE_COLUMNS, sparsegpt._PRODUCTS_COLUMNS) == (
-        calibration.WHOLE_COLUMNS,
-        calibration.BLOCK_COLUMNS,
+        calibration.NARROW_COLUMNS,
+        calibration.LEAST_BLOCK_COLUMNS,
     )
     weight, x = case(3, 60)
     found = sparsegpt.zero_rows(weight, {"sparsity": 0.5}, statistics(x, 20))

@@ -1,11 +1,13 @@
 """Candidates of the joint choice: their recipes, what was expected of them, what measurements do to the prices."""
 
+from dataclasses import replace
+
 import pytest
 
 from fleetpress.compression.joint_allocation import Deletion, Part
 from fleetpress.jobs.auto.choices import UNCORRECTED, Prices, Searched, Sensed, Table
 from fleetpress.jobs.auto.effort import effort
-from fleetpress.jobs.auto.joint import corrected, expected_of, is_outdated, joint_recipe
+from fleetpress.jobs.auto.joint import corrected, expected_of, is_outdated, joint_recipe, place_of
 from fleetpress.jobs.spec.recipe import Recipe
 
 
@@ -77,7 +79,9 @@ def test_what_was_expected_is_told_by_kind() -> None:
         name: next(
             one
             for one in options
-            if one.settings == recipe["quantize"]["layers"][name] and one.zeros == zeros.get(name, 0.0)
+            if one.settings is not None
+            and recipe["quantize"]["layers"][name].items() >= one.settings.items()
+            and one.zeros == zeros.get(name, 0.0)
         )
         for name, options in table.layers.items()
     }
@@ -107,7 +111,64 @@ def test_prices_are_those_that_explain_what_was_measured() -> None:
         codes=pytest.approx(0.2, rel=0.2),
         zeros=pytest.approx(0.2, rel=0.2),
         deletion=pytest.approx(0.2, rel=0.2),
+        training=pytest.approx(0.0, abs=1e-9),
     )
+
+
+def test_what_training_moves_by_itself_is_no_price() -> None:
+    tried = [
+        ({"codes": 0.04, "zeros": 0.02, "deletion": 0.05}, 0.033),
+        ({"codes": 0.0002, "zeros": 0.0, "deletion": 0.0}, 0.0027),  # 8 bits: hardly anything was expected
+    ]
+    found = corrected(tried)
+    assert 0.2 < found.codes < 0.5
+    assert 0.2 < found.deletion < 0.5
+    assert 0.001 < found.training < 0.0027
+
+
+def test_the_place_of_a_loss_is_where_the_solver_expects_it() -> None:
+    table, prices = _table(0.5), Prices(codes=2.0, zeros=1.5, training=1e-3)
+
+    def total(x: float) -> float:
+        recipe = joint_recipe(x * table.float_bytes, table, SEARCHED, prices)
+        assert recipe is not None
+        found = expected_of(recipe, table)
+        return 2.0 * found["codes"] + 1.5 * found["zeros"] + found["deletion"] + 1e-3
+
+    near = joint_recipe(0.06 * table.float_bytes, table, SEARCHED, prices)
+    assert near is not None
+    for loss in (0.3, 3.0):
+        x = place_of(loss, near, table, SEARCHED, prices)
+        assert x is not None
+        assert total(x) <= loss * total(0.06) * (1 + 1e-9) < total(x / 1.1)
+    assert place_of(1.0, near, table, SEARCHED, Prices(codes=0.0, zeros=0.0, deletion=0.0)) is None
+
+
+def test_layers_that_nothing_reads_go_with_the_first_deletion() -> None:
+    table = replace(_table(1e-6), idle=frozenset({"out"}))
+    recipe = joint_recipe(5000, table, SEARCHED, UNCORRECTED)
+    assert recipe is not None
+    assert recipe["prune"]["layers"]
+    assert recipe["quantize"]["targets"] == ["in"]
+    assert set(recipe["prune"].get("zeros", {}).get("layers", {})) <= {"in"}
+    kept = joint_recipe(18_000, replace(_table(1e6), idle=frozenset({"out"})), SEARCHED, Prices(zeros=1e6))
+    assert kept is not None
+    assert set(kept["quantize"]["targets"]) == {"in", "out"}
+
+
+def test_without_zeros_training_starts_from_calibrated_codes() -> None:
+    recipe = joint_recipe(18_000, _table(1e6), SEARCHED, Prices(zeros=1e6))
+    assert recipe is not None
+    assert "prune" not in recipe
+    assert recipe["quantize"]["method"] == SEARCHED.method
+    assert all("method" not in own for own in recipe["quantize"]["layers"].values())
+    assert "calibrate" in recipe
+    zeroed = joint_recipe(9000, _table(1e6), SEARCHED, UNCORRECTED)
+    assert zeroed is not None
+    zeros = set(zeroed["prune"]["targets"])
+    own = {name for name, one in zeroed["quantize"]["layers"].items() if "method" in one}
+    assert own == zeros
+    assert ("calibrate" in zeroed) == (zeros != set(zeroed["quantize"]["layers"]))
 
 
 def test_corrected_prices_change_the_choice() -> None:
@@ -135,3 +196,5 @@ def test_small_nets_on_few_samples_get_many_epochs_and_folds() -> None:
     assert small.folds > 1
     assert (large.epochs, large.folds) == (1, 1)
     assert effort(1000, 50_000, folds=4, epochs=3).epochs == 3
+    assert effort(2000, 40_000_000, folds=4, epochs=None).epochs == 2
+    assert effort(2000, 400_000_000, folds=4, epochs=None).epochs == 1

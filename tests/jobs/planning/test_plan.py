@@ -233,6 +233,27 @@ def test_compensation_observes_before_pruning_and_quantization_calibrates_afterw
     assert tasks[0].digest != tasks[2].digest
 
 
+@pytest.mark.parametrize(
+    ("quantize", "kinds"),
+    [
+        ({"scheme": "W4A16", "method": "gptq"}, ["calibrate", "finetune", "quantize", "publish"]),
+        # What integer kernels read is quantized, too: its range is that after training.
+        ({"scheme": "W8A8"}, ["finetune", "calibrate", "quantize", "publish"]),
+    ],
+)
+def test_codes_are_calibrated_before_they_are_trained(quantize: dict[str, str], kinds: list[str]) -> None:
+    recipe = {
+        "finetune": {"epochs": 1, "quantization_aware": True},
+        "calibrate": {"samples": 64},
+        "quantize": quantize,
+    }
+    tasks = planned(model(recipe), gradients=False, inputs=True).tasks
+    assert [task.kind for task in tasks] == kinds
+    rounds = {"prune": ROUNDS["prune"], **recipe, "finetune": {"epochs": 3, "quantization_aware": True}}
+    kinds_then = [task.kind for task in planned(model(rounds), gradients=False, inputs=True).tasks]
+    assert kinds_then[-4:] == kinds
+
+
 def test_weights_are_zeroed_after_their_inputs_were_observed() -> None:
     recipe = {
         "prune": {"method": "wanda", "pattern": "2:4"},

@@ -1,0 +1,44 @@
+"""Measured prices of narrower layers."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from fleetpress.compression.cost import macs
+from fleetpress.compression.evaluation import Runner, all_outputs
+from fleetpress.compression.observing import calibrate
+from fleetpress.compression.outputs import meaning
+from fleetpress.compression.program import tensors
+from fleetpress.compression.sensitivity import divergence
+from fleetpress.jobs.auto.operation_sensing import sense_operations
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Meter:
+    program: ExportedProgram
+    inputs: Tensor
+
+    def increase_of(self, program: ExportedProgram) -> float:
+        before, after = (all_outputs(Runner(one), {"inputs": self.inputs}) for one in (self.program, program))
+        return divergence(before, after, meaning(self.program))
+
+
+def test_the_width_below_which_nothing_makes_up_for_units_is_seen() -> None:
+    """Twenty units between four inputs and two outputs: two of them will do, and one will not."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 20), nn.Linear(20, 2)).eval()
+    inputs = torch.randn(64, 4)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(net, (inputs[:2],), dynamic_shapes=({0: batch},))
+    known = calibrate(program, {"inputs": inputs}, 32, loss="distillation", seed=0)
+    found = sense_operations(program, tensors(program), known, _Meter(program=program, inputs=inputs))
+    ((name, narrowings),) = found["narrowings"].items()
+    assert name == "0"
+    increases = {round(20 * one["share"]): one["increase"] for one in narrowings}
+    assert increases[0] == 0.0
+    assert max(increases[count] for count in (6, 12, 15)) < 0.05 * increases[19]
+    assert sorted(increases.values()) == [increases[count] for count in sorted(increases)]
+    assert sum(one["macs"] for one in found["operations"]) == pytest.approx(macs(program))

@@ -193,11 +193,11 @@ class _Run:
             )
         steps = self.batches * options.epochs
         self.zeros = Zeros(self._params, masks, gradual, steps)
-        self.forward = QuantizedForward(self._params, quantized)
+        self.forward = QuantizedForward(self._params, quantized, self.zeros.masks)
         started = [name for name, weight in quantized.items() if weight.statistics is not None]
         share_first([self._params[name] for name in started], collective)
-        share_first([self.forward.logarithms[name] for name in started], collective)
-        self._leaves = [*self._params.values(), *self.forward.logarithms.values()]
+        share_first([self.forward.leaf(name) for name in started], collective)
+        self._leaves = [*self._params.values(), *self.forward.leaves]
         self._optimizer = OPTIMIZERS[options.optimizer](_groups(self._params, self.forward), options)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
         self._schedule = SCHEDULES[options.schedule](self._optimizer, steps)
@@ -348,10 +348,10 @@ def _batches(samples: int, size: int, smallest: int) -> int:
 
 
 def _groups(params: Mapping[str, Tensor], forward: QuantizedForward) -> list[dict[str, object]]:
-    """Weights as one group, trained scales as another: pulling a scale towards 1 would be no weight decay."""
+    """Weights as one group, trained scales and codebooks as another: pulling a scale towards 1 is no weight decay."""
     groups: list[dict[str, object]] = [{"params": list(params.values())}]
-    if forward.logarithms:
-        groups.append({"params": list(forward.logarithms.values()), "weight_decay": 0.0})
+    if forward.leaves:
+        groups.append({"params": forward.leaves, "weight_decay": 0.0})
     return groups
 
 

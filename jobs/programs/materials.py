@@ -271,7 +271,7 @@ def _with_stored(payload: Payload, digest: str, program: ExportedProgram) -> Exp
     values = {
         name: value
         for name, value in stored_tensors(payload, digest).items()
-        if not name.startswith((STATISTICS, SCALES, ZERO_POINTS))
+        if not name.startswith((STATISTICS, SCALES, ZERO_POINTS, ENTRIES))
     }
     return with_tensors(program, _with_tied(program, values))
 
@@ -286,3 +286,4 @@ KEEP_MASK = "keep_mask/"  # prefix of bit-packed masks among a prune task's tens
 STATISTICS = "statistics/"  # prefixes of what is no weight among a training task's tensors
 SCALES = "scales/"
 ZERO_POINTS = "zero_points/"
+ENTRIES = "codebook_entries/"

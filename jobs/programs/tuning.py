@@ -14,6 +14,7 @@ from fleetpress.compression.selection import Layer, check_names, select
 
 from ..handover import Payload
 from ..spec.layer_shares import shares_of
+from ..spec.recipe import zeroes_weights
 from ..spec.schemes import options_of, scheme_of
 from .materials import calibration
 from .quantizing import DEFAULT_KINDS, choose
@@ -59,7 +60,12 @@ def _quantized(payload: Payload, program: ExportedProgram) -> dict[str, AwareWei
         method = QUANTIZERS[own["method"]]
         known = statistics.get(name) if method.needs_inputs else None
         found[name] = AwareWeight(
-            axis=layer.axis, scheme=scheme_of(own), method=method_for(method, known), statistics=known
+            axis=layer.axis,
+            scheme=scheme_of(own),
+            method=method_for(method, known),
+            statistics=known,
+            # Where weights are zeroed, `quantize` gives every codebook a zero.
+            keeps_zero=zeroes_weights(payload["recipe"]),
         )
     return found
 

@@ -34,10 +34,9 @@ def check_finetune(
         if not is_there:
             what = "trains for the codes of quantize, which is no step here; add quantize, or delete it"
             yield "quantization_aware", what
-    elif quantize.method in LEARNING_METHODS or not _has_integers(quantize.scheme):
-        asks = quantize.method if quantize.method in LEARNING_METHODS else quantize.scheme
-        what = f"trains for integer codes, which {asks} does not have; take a scheme such as W4A16"
-        yield "quantization_aware", what
+    elif quantize.method not in LEARNING_METHODS and not _has_integers(quantize.scheme):
+        what = f"trains for integer codes or a learned codebook, which {quantize.scheme} does not have; take a scheme "
+        yield "quantization_aware", what + "such as W4A16, or method k_means"
     elif quantize.equalize or quantize.bias_correction:
         name = "equalize" if quantize.equalize else "bias_correction"
         what = f"trains for the codes as they are, which {name} would change after it; delete one of them"

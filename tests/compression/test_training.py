@@ -18,7 +18,7 @@ from fleetpress.compression.gradual import GradualOptions
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.quantization import QUANTIZERS
 from fleetpress.compression.quantization.aware import AwareWeight
-from fleetpress.compression.scheme import QuantScheme
+from fleetpress.compression.scheme import QuantScheme, resolve
 from fleetpress.compression.statistics import GradientStatistics
 from fleetpress.compression.training import OPTIMIZERS, TrainOptions, TrainResult, collect, train
 
@@ -326,12 +326,12 @@ def test_collecting_changes_no_program() -> None:
     assert all(value.grad is None for value in tensors(program()).values())
 
 
-CODED = AwareWeight(
-    axis=0, scheme=QuantScheme(num_bits=3, strategy="tensor"), method=QUANTIZERS["smallest_error"]
-)
+TENSOR = QuantScheme(num_bits=3, strategy="tensor")
+CODED = AwareWeight(axis=0, scheme=TENSOR, method=QUANTIZERS["smallest_error"])
+SHARED = AwareWeight(axis=0, scheme=resolve(num_bits=3, learned=True), method=QUANTIZERS["k_means"])
 
 
-def test_ranks_agree_on_zeros_scales_and_distilled_weights() -> None:
+def test_ranks_agree_on_zeros_scales_codebooks_and_distilled_weights() -> None:
     options = TrainOptions(
         epochs=2, batch_size=32, optimizer="sgd", lr=0.05, schedule="cosine", distill=0.5, momentum=0.9
     )
@@ -341,7 +341,7 @@ def test_ranks_agree_on_zeros_scales_and_distilled_weights() -> None:
         arrays=part(0, 97),
         teacher=program(0.1),
         gradual=GradualOptions(weights=("conv.weight", "head.weight"), sparsity=0.8, interval=2),
-        quantized={"conv.weight": CODED, "head.weight": CODED},
+        quantized={"conv.weight": CODED, "head.weight": SHARED},
     )
     alone, ranks = task(), on_ranks(2, lambda collective: task(collective=collective))
     assert all(torch.equal(mask, ranks[1].masks[name]) for name, mask in ranks[0].masks.items())

@@ -57,15 +57,25 @@ GRADUAL = "prune: {method: magnitude_unstructured, sparsity: 0.9, schedule: grad
         (
             ["finetune: {quantization_aware: true}", "quantize: {scheme: BF16}"],
             [
-                "finetune.quantization_aware: trains for integer codes, which BF16 does not have; "
-                "take a scheme such as W4A16"
+                "finetune.quantization_aware: trains for integer codes or a learned codebook, which BF16 does not "
+                "have; take a scheme such as W4A16, or method k_means"
             ],
         ),
         (
-            ["finetune: {quantization_aware: true}", "quantize: {method: k_means, num_bits: 3}"],
+            ["finetune: {quantization_aware: true}", "quantize: {scheme: TERNARY}"],
             [
-                "finetune.quantization_aware: trains for integer codes, which k_means does not have; "
-                "take a scheme such as W4A16"
+                "finetune.quantization_aware: trains for integer codes or a learned codebook, which TERNARY does not "
+                "have; take a scheme such as W4A16, or method k_means"
+            ],
+        ),
+        (
+            [
+                "finetune: {quantization_aware: true}",
+                "quantize: {num_bits: 3, method: k_means, bias_correction: true}",
+            ],
+            [
+                "finetune.quantization_aware: trains for the codes as they are, which bias_correction would change "
+                "after it; delete one of them"
             ],
         ),
         (

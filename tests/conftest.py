@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +17,10 @@ import pytest
 from fleetpress.jobs.seaweed import SeaweedFS, start_seaweedfs
 from fleetpress.storage.s3_client import shared_client
 from fleetpress.storage.store import ObjectStore, open_store
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from fork_server import quicken_archives
 
 # Constant, so that processes started with moto's address once keep working for the whole session.
 _MOTO_CREDENTIALS = {
@@ -154,11 +159,13 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    quicken_archives()
 
 
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[str]:
     """The endpoint of a moto server; any credentials do."""
+    from botocore import utils
     from moto import backends
     from moto.server import ThreadedMotoServer
 
@@ -166,6 +173,8 @@ def moto_server() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         # For every request it looks through its own folders, which takes a fifth of the time.
         patch.setattr(backends, "list_of_moto_modules", lambda: iter(modules))
+        # Server and client read the same times again for every object of every list.
+        patch.setattr(utils, "_parse_timestamp_with_tzinfo", cache(utils._parse_timestamp_with_tzinfo))
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()

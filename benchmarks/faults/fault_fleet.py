@@ -4,6 +4,7 @@ A program with data, a sharded checkpoint whose first shard several tasks make a
 without an index.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -42,7 +43,8 @@ MODELS = ("tiny", "language", "lone")
 _FIRST, _SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
-def files() -> dict[str, bytes]:
+@functools.cache
+def files() -> Mapping[str, bytes]:
     """Everything that the spec names, by key: about 20 MB, most of it the checkpoint's first shard."""
     generator = torch.Generator().manual_seed(0)
 
@@ -144,4 +146,5 @@ def published(output: str) -> Published:
 
 
 def _hash(key: str, data: bytes) -> str:
-    return hashlib.sha256(repr(without_times(key.rpartition("/")[2], data)).encode()).hexdigest()
+    content = without_times(key.rpartition("/")[2], data)
+    return hashlib.sha256(content if isinstance(content, bytes) else repr(content).encode()).hexdigest()

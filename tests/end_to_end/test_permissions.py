@@ -45,7 +45,10 @@ ADMINISTRATOR = {
 }
 SERVE = """\
 import sys
+from moto import backends
 from moto.server import ThreadedMotoServer
+modules = tuple(backends.list_of_moto_modules())
+backends.list_of_moto_modules = lambda: iter(modules)  # for every request it would look through its own folders
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print("http://%s:%s" % server.get_host_and_port(), flush=True)

@@ -112,6 +112,7 @@ def test_training_runs_where_it_is_told(program: ExportedProgram, monkeypatch: p
         collect=True,
         products=True,
         recurrent=False,
+        weights=False,
         masks={name: value != 0 for name, value in tensors(program).items() if name.endswith("weight")},
         gradual=None,
         quantized={},

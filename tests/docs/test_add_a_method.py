@@ -13,6 +13,7 @@ PARTS = (
     "jobs",
     "pyproject.toml",
     "README.md",
+    "benchmarks/fork_server.py",
     "tests/conftest.py",
     "tests/readme_tables.py",
     "tests/jobs/test_methods.py",

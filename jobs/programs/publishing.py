@@ -189,7 +189,9 @@ def _layer_metrics(payload: Payload, candidate: Candidate, sparse: Mapping[str, 
             reasons.append(f"prune: {pruned['skipped'].get(layer.name) or what}")
         if reason := pruned.get("uncompensated", {}).get(layer.name):
             reasons.append(f"compensate: {reason}")
-        if "quantize" in stages and not mine:
+        if left.keys().isdisjoint(layer.weights):
+            reasons.append("prune: nothing reads its outputs, so its weights are no longer stored")
+        elif "quantize" in stages and not mine:
             reasons.append(f"quantize: {unquantized.get(layer.name, 'not among the targets')}")
         reasons += [f"reads floats: {facts['reads_floats']}" for facts in mine[:1] if "reads_floats" in facts]
         if layer.name in without:
@@ -231,12 +233,12 @@ def _layer_bytes(
     stored: Mapping[str, int],
     coded: Mapping[str, int] | None,
 ) -> int:
-    """Bytes of a layer's weights in the file; in a `.pt2` before it is packed as a whole."""
+    """Bytes of a layer's weights in the file, none if they went; in a `.pt2` before it is packed as a whole."""
     if coded is not None:
-        return sum(coded[name] for name in layer.weights)
+        return sum(coded.get(name, 0) for name in layer.weights)
     if quantized:
         return sum(facts["bytes_after"] for facts in quantized)
-    return sum(stored[name] for name in layer.weights)
+    return sum(stored.get(name, 0) for name in layer.weights)
 
 
 def _bits_per_weight(payload: Payload, candidate: Candidate, sparse: Mapping[str, int]) -> float:

@@ -25,10 +25,12 @@ class Transformer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.layer = nn.Linear(4, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-        self.head = nn.Linear(16, 3)
+        self.head, self.pooler = nn.Linear(16, 3), nn.Linear(16, 16)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(self.embed(x)).mean(1))
+        x = self.layer(self.embed(x)).mean(1)
+        torch.tanh(self.pooler(x))  # nothing reads it, as in many an encoder
+        return self.head(x)
 
 
 class Recurrent(nn.Module):
@@ -99,5 +101,8 @@ def test_published_smaller_and_good(name: str, fleet: FleetResult) -> None:
     lost = {layer["name"]: len(layer["removed_units"]) for layer in metrics["layers"]}
     assert {layer: count for layer, count in lost.items() if count} == NETS[name][1]
     assert all(layer["sparsity"] == 0.5 for layer in metrics["layers"] if layer["removed_units"])
+    unread = {layer["name"]: layer for layer in metrics["layers"] if layer["bytes_after"] == 0}
+    assert set(unread) == ({"pooler"} if name == "transformer" else set())
+    assert all("nothing reads its outputs" in layer["skipped"] for layer in unread.values())
     module = load_artifact(str(Path(fleet.output) / place))
     assert module(torch.zeros(5, 3, 4)).shape == (5, 3)

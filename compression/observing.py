@@ -49,7 +49,7 @@ _POSITIONS = (
 _PIECE_ELEMENTS = 1 << 22  # of input rows that are unfolded at a time
 _WIDE_BYTES = 512 << 20  # of a program, for the products of all rows longer than NARROW_COLUMNS,
 _TIMES = (
-    16  # and for those of one weight so many times its own: convolutions with few units have very long rows
+    16  # and for those of one weight so many times its own: rows of a convolution are long, its units few
 )
 
 
@@ -215,11 +215,8 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
         if gradients:
             for node, _, _ in mine:
                 _insert(module, node, None, found[name].outputs.append)
-    for read, (
-        columns,
-        groups,
-        entries,
-    ) in wide.items():  # all are in memory at once, so each gets an equal share
+    for read, (columns, groups, entries) in wide.items():
+        # All are in memory at once, so each gets an equal share.
         most = min(_WIDE_BYTES // len(wide), _TIMES * 4 * entries)
         seen[read].size = block_columns(columns, most // groups)
     found |= _tap_recurrent(module, tied)

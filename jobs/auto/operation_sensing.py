@@ -11,14 +11,13 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import CompressionError
-from fleetpress.compression.pruning import PRUNERS, UnitGroup, Units, delete, find_units, removed_with
+from fleetpress.compression.pruning import UnitGroup, Units, delete, find_units, removed_with
 from fleetpress.compression.pruning.compensate import compensate, with_compensation
-from fleetpress.compression.pruning.method import ScoreContext
 from fleetpress.compression.unit_operations import operations_of
 from fleetpress.compression.unit_sensitivity import carried, lowest
 
 from .choices import STRUCTURES
-from .unit_sensing import Measures, share_of
+from .unit_sensing import Measures, by_magnitude, plain_parts, share_of
 
 SHARES = (*(0.05 * step for step in range(19)), 0.925, 0.95, 0.97)
 _PROBED = (0.3, 0.6, 0.75, 0.87, 0.93, 0.97)  # of these shares what is measured, in nets of few groups
@@ -42,12 +41,7 @@ def sense_operations(
     return {
         "narrowings": {name: found for name, found in narrowings.items() if len(found) > 1},
         "operations": [
-            {
-                "macs": one.macs,
-                "parts": [
-                    {"weight": part.weight, "axes": [list(axis) for axis in part.axes]} for part in one.parts
-                ],
-            }
+            {"macs": one.macs, "parts": plain_parts(one.parts)}
             for one in operations_of(program, units, values, STRUCTURES)
         ],
     }
@@ -81,10 +75,7 @@ class _Probing:
 
     def _scores(self, group: UnitGroup) -> Tensor:
         scores = carried(self.units, group, self.values, self.known)
-        if scores is not None:
-            return scores
-        context = ScoreContext(values=dict(self.values), layers=self.units.layers, statistics={}, seed=0)
-        return PRUNERS["magnitude"].score(context, group)
+        return by_magnitude(self.units, group, self.values) if scores is None else scores
 
     def _measured(self, group: UnitGroup, scores: Tensor, count: int) -> float:
         gone = removed_with(self.units, group.classes[lowest(scores, count)])

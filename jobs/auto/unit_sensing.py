@@ -1,7 +1,7 @@
 """What deleting shares of every group of coupled units would cost in loss, and which layers shrink with them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import CompressionError
+from fleetpress.compression.joint_allocation import Part
 from fleetpress.compression.layers import layers
 from fleetpress.compression.pruning import PRUNERS, UnitGroup, Units, delete, find_units, removed_with
 from fleetpress.compression.pruning.coupling import idle
@@ -54,13 +55,7 @@ def sense_units(
     return {
         "idle": [layer.name for layer in layers(program) if unread.issuperset(layer.nodes)],
         "deletions": {name: found for name, found in deletions.items() if len(found) > 1},
-        "parts": {
-            layer.name: [
-                {"weight": part.weight, "axes": [list(axis) for axis in part.axes]}
-                for part in parts_of(units, layer, values)
-            ]
-            for layer in layers(program)
-        },
+        "parts": {layer.name: plain_parts(parts_of(units, layer, values)) for layer in layers(program)},
     }
 
 
@@ -87,8 +82,7 @@ class _Pricing:
     def _increases(self, group: UnitGroup, counts: list[int]) -> list[float]:
         scores = carried(self.units, group, self.values, self.known)
         if scores is None:
-            context = ScoreContext(values=dict(self.values), layers=self.units.layers, statistics={}, seed=0)
-            scores = PRUNERS["magnitude"].score(context, group)
+            scores = by_magnitude(self.units, group, self.values)
             return [self._measured(group, scores, count) if count else 0.0 for count in counts]
         sums = torch.cat([torch.zeros(1, dtype=torch.float64), scores.sort().values.cumsum(0)]).tolist()
         probed = counts[min(_PROBED, len(counts) - 1)]
@@ -98,6 +92,17 @@ class _Pricing:
     def _measured(self, group: UnitGroup, scores: Tensor, count: int) -> float:
         gone = removed_with(self.units, group.classes[lowest(scores, count)])
         return self.meter.increase_of(delete(self.program, gone, STRUCTURES))
+
+
+def by_magnitude(units: Units, group: UnitGroup, values: Mapping[str, Tensor]) -> Tensor:
+    """How large the weights of each unit of the group are: which go first where nothing else is known of them."""
+    context = ScoreContext(values=dict(values), layers=units.layers, statistics={}, seed=0)
+    return PRUNERS["magnitude"].score(context, group)
+
+
+def plain_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Parts as a record holds them."""
+    return [{"weight": part.weight, "axes": [list(axis) for axis in part.axes]} for part in parts]
 
 
 def share_of(count: int, units: int) -> float:

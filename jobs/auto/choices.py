@@ -34,10 +34,11 @@ class Table:
     """Everything that was sensed of a program: options layer by layer, and the bytes of its float weights.
 
     `deletions` are shares of every group of units that may go, `parts` what of each layer goes with them. Where
-    operations count, `narrowings` are such shares in finer steps, and `operations` what of all goes with them.
+    operations count, there are instead `narrowings`, such shares in finer steps, and `operations`, what of all goes
+    with them.
     """
 
-    layers: Mapping[str, Sequence[Sensed]]
+    layers: Mapping[str, Sequence[Sensed]] = field(default_factory=dict)
     deletions: Mapping[str, Sequence[Deletion]] = field(default_factory=dict)
     parts: Mapping[str, Sequence[Part]] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()

@@ -27,9 +27,16 @@ _NOTHING = 1e-7  # of the loss: as good as no increase
 
 
 def sense_operations(
-    program: ExportedProgram, values: Mapping[str, Tensor], known: CalibrationStatistics, meter: Measures
+    program: ExportedProgram,
+    values: Mapping[str, Tensor],
+    known: CalibrationStatistics,
+    meter: Measures,
+    index: int = 0,
+    count: int = 1,
 ) -> dict[str, Any]:
     """`narrowings` by group of units, from none to nearly all of them, and the `operations` that shrink with groups.
+
+    Every `count`-th group from the `index`-th on is looked at; operations are told with the first.
 
     Some shares of each group are deleted alone, what reads them is refitted, and the outputs are measured; between
     two shares the loss is taken to grow exponentially. Least squares hide the loss of many units and of no more:
@@ -37,13 +44,11 @@ def sense_operations(
     """
     units = find_units(program, structure=STRUCTURES)
     probing = _Probing(program=program, units=units, values=values, known=known, meter=meter)
-    narrowings = {group.name: probing.narrowings(group) for group in units.groups}
+    narrowings = {group.name: probing.narrowings(group) for group in units.groups[index::count]}
+    operations = operations_of(program, units, values, STRUCTURES) if index == 0 else []
     return {
         "narrowings": {name: found for name, found in narrowings.items() if len(found) > 1},
-        "operations": [
-            {"macs": one.macs, "parts": plain_parts(one.parts)}
-            for one in operations_of(program, units, values, STRUCTURES)
-        ],
+        "operations": [{"macs": one.macs, "parts": plain_parts(one.parts)} for one in operations],
     }
 
 

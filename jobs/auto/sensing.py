@@ -70,22 +70,24 @@ def sense(payload: Payload) -> StepResult:
     """Options of one group of layers, with bytes and expected increases of the loss; the first group also tells units.
 
     What a second-order estimate says is compared with a measurement at one setting; layers without statistics are
-    measured at all of them.
+    measured at all of them. Where operations count, which neither bits nor zeros save, it is a share of the groups of
+    units, and nothing else.
     """
     program = trained_program(payload)
     values = tensors(program)
     known = calibration(payload, "observe")
     assert known is not None, "the plan observes before it senses"
-    mine = group_of(every_layer(program), values, payload["index"], payload["count"])
+    index, count = payload["index"], payload["count"]
     meter = Meter(program, payload)
+    if payload["options"].get("of") == "operations":
+        return StepResult(result=sense_operations(program, values, known, meter, index, count))
+    mine = group_of(every_layer(program), values, index, count)
     found = {layer.name: list(_options(layer, values, known, meter)) for layer in mine}
     result: dict[str, Any] = {
         "layers": {name: [dict(vars(item)) for item in options] for name, options in found.items()}
     }
-    if payload["index"] == 0:
+    if index == 0:
         result |= sense_units(program, values, known, meter)
-        if payload["options"].get("operations"):
-            result |= sense_operations(program, values, known, meter)
     return StepResult(result=result)
 
 
@@ -100,7 +102,7 @@ def table_of(payload: Payload) -> Table:
     operations: list[Operations] = []
     for digest in payload["stages"]["sense"]:
         result = record(payload, digest).result
-        for name, options in result["layers"].items():
+        for name, options in result.get("layers", {}).items():
             found = [Sensed(**item) for item in options]
             layers[name] = [replace(one, bytes=one.coded_bytes) for one in found] if is_archive else found
         for mine, told in ((deletions, "deletions"), (narrowings, "narrowings")):

@@ -93,7 +93,7 @@ def trial(payload: Payload) -> StepResult:
         why = f"{base.metric} went from {apart.before:g} to {apart.after:g}"
         return StepResult(result={**tried, "refused": why})
     told = asdict(apart)
-    if is_tuned:
+    if is_tuned and goal.cost == "bytes":
         tried["expected"] = expected_of(recipe, table)
     if is_tuned or "prune" in recipe:
         tried["divergence"] = divergence

@@ -1,6 +1,7 @@
 """Measured prices of narrower layers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -26,15 +27,22 @@ class _Meter:
         return divergence(before, after, meaning(self.program))
 
 
-def test_the_width_below_which_nothing_makes_up_for_units_is_seen() -> None:
-    """Twenty units between four inputs and two outputs: two of them will do, and one will not."""
+def _sensed(net: nn.Module, index: int = 0, count: int = 1) -> tuple[ExportedProgram, dict[str, Any]]:
+    """A net of four inputs with other weights, and what a task of so many senses of it."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 20), nn.Linear(20, 2)).eval()
+    for value in net.parameters():
+        nn.init.normal_(value)
     inputs = torch.randn(64, 4)
     batch = torch.export.Dim("batch")
-    program = torch.export.export(net, (inputs[:2],), dynamic_shapes=({0: batch},))
+    program = torch.export.export(net.eval(), (inputs[:2],), dynamic_shapes=({0: batch},))
     known = calibrate(program, {"inputs": inputs}, 32, loss="distillation", seed=0)
-    found = sense_operations(program, tensors(program), known, _Meter(program=program, inputs=inputs))
+    meter = _Meter(program=program, inputs=inputs)
+    return program, sense_operations(program, tensors(program), known, meter, index, count)
+
+
+def test_the_width_below_which_nothing_makes_up_for_units_is_seen() -> None:
+    """Twenty units between four inputs and two outputs: two of them will do, and one will not."""
+    program, found = _sensed(nn.Sequential(nn.Linear(4, 20), nn.Linear(20, 2)))
     ((name, narrowings),) = found["narrowings"].items()
     assert name == "0"
     increases = {round(20 * one["share"]): one["increase"] for one in narrowings}
@@ -42,3 +50,17 @@ def test_the_width_below_which_nothing_makes_up_for_units_is_seen() -> None:
     assert max(increases[count] for count in (6, 12, 15)) < 0.05 * increases[19]
     assert sorted(increases.values()) == [increases[count] for count in sorted(increases)]
     assert sum(one["macs"] for one in found["operations"]) == pytest.approx(macs(program))
+
+
+def test_tasks_share_the_groups_of_units_and_find_the_same() -> None:
+    """Every group is looked at once, and operations are told once."""
+
+    def net() -> nn.Module:
+        parts = (nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 6), nn.Linear(6, 2))
+        return nn.Sequential(*parts)
+
+    _, whole = _sensed(net())
+    (_, first), (_, second) = (_sensed(net(), index, 2) for index in range(2))
+    assert len(first["narrowings"]) == 2 and len(second["narrowings"]) == 1
+    assert first["narrowings"] | second["narrowings"] == whole["narrowings"]
+    assert first["operations"] == whole["operations"] and second["operations"] == []

@@ -1,23 +1,22 @@
 """Candidates whose deletions, zeros and bits one solver chose together, and what they tell of its prices."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
 from fleetpress.compression.allocation import Option
 from fleetpress.compression.errors import MethodError
 from fleetpress.compression.joint_allocation import Deletion, LayerChoice, Part, allocate_jointly
 
 from .choices import CALIBRATION, STRUCTURES, Prices, Searched, Sensed, Table, tuned
+from .fitting import Tried, factors, telling
 
 KINDS = ("codes", "zeros", "deletion")
 _PRUNER = "fisher"
 _METHOD_FOR_ZEROS = "smallest_error"  # zeros that grow during training leave nothing of codes found before it
 _DIGITS = 4  # of shares of zeros
-_PRIOR = 0.3  # how much the common ratio counts beside a measurement
 _OUTDATED = 0.7
 _LEAST = 0.05  # of a price, over the common ratio: nothing is free
 _LEAST_SHARE = 0.002  # of the float bytes that a place is looked for in,
@@ -148,28 +147,20 @@ def _total(recipe: Mapping[str, Any], table: Table, prices: Prices) -> float:
     return float(found) + prices.training
 
 
-def corrected(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
-    """Factors for the three kinds from candidates that were measured: what was expected of each kind, what came out.
+def corrected(tried: Tried) -> Prices:
+    """Factors for the three kinds from candidates that were measured, none below a twentieth of what they have in
+    common.
 
-    Least squares over relative errors, no factor below a twentieth of the common ratio, and drawn to that one: a
-    handful of candidates that resemble one another tell kinds apart only so well. A constant is fitted beside them:
-    training moves outputs even where nothing else was done, and that is no price of bits.
+    A constant is fitted beside them: training moves outputs even where nothing else was done, and that is no price of
+    bits.
     """
-    known = [
-        (np.array([expected[kind] for kind in KINDS]), measured)
-        for expected, measured in tried
-        if measured > 0 and math.isfinite(measured) and sum(expected.values()) > 0
-    ]
-    if not known:
+    told = telling([({kind: one[kind] for kind in KINDS}, measured) for one, measured in tried])
+    if told is None:
         return Prices()
-    ratio = sum(measured for _, measured in known) / sum(float(expected.sum()) for expected, _ in known)
-    least = min(measured for _, measured in known)
-    rows = [np.append(ratio * expected, least) / measured for expected, measured in known]
-    left = np.array([*rows, *(math.sqrt(_PRIOR) * np.eye(len(KINDS) + 1))])
-    right = np.array([1.0] * len(rows) + [math.sqrt(_PRIOR)] * len(KINDS) + [0.0])
-    factors, _ = nnls(left, right)
-    codes, zeros, deletion = (ratio * max(_LEAST, float(one)) for one in factors[:-1])
-    return Prices(codes=codes, zeros=zeros, deletion=deletion, training=least * float(factors[-1]))
+    ratio, least = float(told.measured.sum() / told.expected.sum()), float(told.measured.min())
+    *found, training = factors(told, ratio, constant=least)
+    codes, zeros, deletion = (ratio * max(_LEAST, float(one)) for one in found)
+    return Prices(codes=codes, zeros=zeros, deletion=deletion, training=least * float(training))
 
 
 def _chosen(budget: float, table: Table, prices: Prices) -> tuple[list[Sensed], dict[str, float]] | None:

@@ -4,21 +4,20 @@ Bits and zeros save no operations; weights are rounded to 8 bits a channel, whic
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
 from fleetpress.compression.allocation import Option
 from fleetpress.compression.errors import MethodError
 from fleetpress.compression.joint_allocation import Deletion, LayerChoice, allocate_jointly
 
 from .choices import CALIBRATION, STRUCTURES, Prices, Searched, Table, tuned
+from .fitting import Tried, factors, telling
 
 ROUNDED: Mapping[str, Any] = {"num_bits": 8, "strategy": "channel"}
 _PRUNER = "fisher"
-_PRIOR = 0.3  # how much the common ratio counts beside a measurement
 _LEAST = 0.2  # of a price, over the common ratio
 _OUTDATED = 0.8
 
@@ -63,29 +62,16 @@ def expected_by_group(recipe: Mapping[str, Any], table: Table) -> dict[str, floa
     }
 
 
-def corrected_by_group(tried: Sequence[tuple[Mapping[str, float], float]]) -> Prices:
-    """A factor for every group of units from candidates that were measured: what was expected, what came out.
-
-    Least squares over relative errors, drawn to the ratio that all have in common, and no factor below a fifth of it.
+def corrected_by_group(tried: Tried) -> Prices:
+    """A factor for every group of units from candidates that were measured, none below a fifth of what they have in
+    common.
     """
-    known = [
-        (expected, measured)
-        for expected, measured in tried
-        if measured > 0 and math.isfinite(measured) and sum(expected.values()) > 0
-    ]
-    if not known:
+    told = telling(tried)
+    if told is None:
         return Prices()
-    names = list(known[0][0])
-    sums = np.array([[expected[name] for name in names] for expected, _ in known])
-    measured = np.array([value for _, value in known])
-    ratio = math.exp(float(np.log(measured / sums.sum(1)).mean()))
-    left = np.array([*(ratio * sums / measured[:, None]), *(math.sqrt(_PRIOR) * np.eye(len(names)))])
-    right = np.array([1.0] * len(known) + [math.sqrt(_PRIOR)] * len(names))
-    factors, _ = nnls(left, right)
-    return Prices(
-        deletion=ratio,
-        groups={name: max(_LEAST, float(one)) for name, one in zip(names, factors, strict=True)},
-    )
+    ratio = math.exp(float(np.log(told.measured / told.expected.sum(1)).mean()))
+    found = zip(told.names, factors(told, ratio), strict=True)
+    return Prices(deletion=ratio, groups={name: max(_LEAST, float(one)) for name, one in found})
 
 
 def is_narrow_outdated(

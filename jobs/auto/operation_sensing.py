@@ -31,6 +31,7 @@ def sense_operations(
     values: Mapping[str, Tensor],
     known: CalibrationStatistics,
     meter: Measures,
+    *,
     index: int = 0,
     count: int = 1,
 ) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def sense(payload: Payload) -> StepResult:
     index, count = payload["index"], payload["count"]
     meter = Meter(program, payload)
     if payload["options"].get("of") == "operations":
-        return StepResult(result=sense_operations(program, values, known, meter, index, count))
+        return StepResult(result=sense_operations(program, values, known, meter, index=index, count=count))
     mine = group_of(every_layer(program), values, index, count)
     found = {layer.name: list(_options(layer, values, known, meter)) for layer in mine}
     result: dict[str, Any] = {

@@ -37,7 +37,7 @@ def _sensed(net: nn.Module, index: int = 0, count: int = 1) -> tuple[ExportedPro
     program = torch.export.export(net.eval(), (inputs[:2],), dynamic_shapes=({0: batch},))
     known = calibrate(program, {"inputs": inputs}, 32, loss="distillation", seed=0)
     meter = _Meter(program=program, inputs=inputs)
-    return program, sense_operations(program, tensors(program), known, meter, index, count)
+    return program, sense_operations(program, tensors(program), known, meter, index=index, count=count)
 
 
 def test_the_width_below_which_nothing_makes_up_for_units_is_seen() -> None:
@@ -61,6 +61,6 @@ def test_tasks_share_the_groups_of_units_and_find_the_same() -> None:
 
     _, whole = _sensed(net())
     (_, first), (_, second) = (_sensed(net(), index, 2) for index in range(2))
-    assert len(first["narrowings"]) == 2 and len(second["narrowings"]) == 1
+    assert [len(some["narrowings"]) for some in (first, second)] == [2, 1]
     assert first["narrowings"] | second["narrowings"] == whole["narrowings"]
-    assert first["operations"] == whole["operations"] and second["operations"] == []
+    assert [first["operations"], second["operations"]] == [whole["operations"], []]

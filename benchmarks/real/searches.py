@@ -3,10 +3,10 @@
     pip install nvidia-modelopt==0.47.0
     python benchmarks/real/searches.py FOLDER [--bits 2.5 3 3.5] [--seeds 0 1 2]
 
-FOLDER/bible is as criteria_nets.py wants it. A language model of characters (4 blocks of width 128) is trained for an
-epoch; then both choose for each of its Linear layers between 4 and 2 bits (groups of 128), from the same 256 sequences,
-so that the mean is at most so many bits. One thread, one after the other. Both choices are then
-carried out by the same rounding, and the perplexity of held-out text says which was better.
+A language model of characters (4 blocks of width 128) is trained for an epoch; then both choose for each of its Linear
+layers between 4 and 2 bits (groups of 128), from the same 256 sequences, so that the mean is at most so many bits. One
+thread, one after the other. Both choices are then carried out by the same rounding, and the perplexity of held-out text
+says which was better.
 """
 
 import argparse

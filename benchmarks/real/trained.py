@@ -95,11 +95,11 @@ def _runs(arrays: Arrays, batch: int) -> Outputs:
 
 
 def char_gpt(folder: Path, seed: int) -> Trained:
-    """Four blocks of width 128 on the King James Bible (FOLDER/bible), without its last 5 %, which is held out.
+    """Four blocks of width 128 on the King James Bible, without its last 5 %, which is held out.
 
     It is trained once; `seed` decides on the windows that calibrate and tune. Every fourth held-out window is measured.
     """
-    text = char_gpt_net.bible(folder / "bible")
+    text = fetch.bible(folder)
     symbols = sorted(set(text))
     table = {letter: code for code, letter in enumerate(symbols)}
     codes = torch.tensor([table[letter] for letter in text])

@@ -38,23 +38,32 @@ class Difference:
 
 
 def sample_sums(
-    program: Runner, arrays: Arrays, metric: str, *, reference: Runner | None = None, batch_size: int = 64
+    program: Runner,
+    arrays: Arrays,
+    metric: str,
+    *,
+    reference: Runner | Tensor | None = None,
+    batch_size: int = 64,
 ) -> list[Sums]:
     """The metric's sums of every sample alone, in the order of the arrays; they add up to those of `evaluate`.
 
+    `reference` is the original program, or what it puts out for these samples.
     Raises DataMismatchError for arrays that do not fit, MethodError for a metric that lacks its reference.
     """
     rule = METRICS[metric]
     if rule.needs == "reference" and reference is None:
         raise MethodError(f"the metric {metric} compares with the original model; give it as the reference")
     check_arrays(program.program, arrays, rule.needs == "targets", metric=metric)
-    sizes = [one.batch_size for one in (program, reference) if one is not None and one.batch_size is not None]
-    found = []
+    runners = [one for one in (program, reference) if isinstance(one, Runner)]
+    sizes = [one.batch_size for one in runners if one.batch_size is not None]
+    found: list[Sums] = []
     with torch.no_grad():
         for batch in batches_in_order(arrays, min([batch_size, *sizes])):
             outputs = program.outputs(batch)
             if rule.needs == "targets" or reference is None:
                 expected = batch[TARGETS]
+            elif isinstance(reference, Tensor):
+                expected = reference[len(found) : len(found) + len(outputs)]
             else:
                 expected = outputs if reference is program else reference.outputs(batch)
             check_rows(outputs, expected)

@@ -43,6 +43,7 @@ from .sensing import table_of
 
 MOST_SAMPLES = 6144  # of all folds together that a candidate is measured on
 _DIVERGING = 256  # samples that tell how far outputs moved
+_KEPT_BYTES = 1 << 26  # of the outputs of a fold
 _METHOD = "gptq"
 _RATES = ((2_000_000, 2e-3), (10_000_000, 5e-4), (math.inf, 1e-4))  # learning rates up to so many parameters
 
@@ -173,24 +174,37 @@ class _Base:
     def divergence(self, program: ExportedProgram, fold: Fold) -> float:
         """How far the outputs moved on some of the fold's samples, in the unit of the expected increases."""
         samples = evenly(self._samples(fold, 1), _DIVERGING)
-        before, after = (all_outputs(runner, samples) for runner in (self._runner, Runner(program)))
-        return divergence(before, after, meaning(self.program))
+        before = remembered(f"diverging-{self._key_of(fold)}", lambda: all_outputs(self._runner, samples))
+        return divergence(before, all_outputs(Runner(program), samples), meaning(self.program))
 
     def sums(self, fold: Fold, *, of: int) -> Sequence[Sums]:
         """The metric's sums of the fold's samples, which are one of so many parts of all that are looked at."""
-        key = f"base-{self._key}-{fold}-{of}-{[file['etag'] for file in self._payload['data']['train']]}"
-        return remembered(key, lambda: self.sums_of(self.program, fold, of=of))
+        return remembered(f"base-{self._key_of(fold)}-{of}", lambda: self.sums_of(self.program, fold, of=of))
 
     @property
     def _key(self) -> str:
         stages, files = self._payload["stages"], self._payload["model"]["files"]
         return f"{stages.get('train') or files[0]['etag']}-{self.metric}"
 
+    def _key_of(self, fold: Fold) -> str:
+        return f"{self._key}-{fold}-{[file['etag'] for file in self._payload['data']['train']]}"
+
     def sums_of(self, program: ExportedProgram, fold: Fold, *, of: int) -> list[Sums]:
         """The same of another program."""
         runner = self._runner if program is self.program else Runner(program)
-        reference = self._runner if is_fidelity(self.metric) else None
-        return sample_sums(runner, self._samples(fold, of), self.metric, reference=reference)
+        samples = self._samples(fold, of)
+        reference = None
+        if is_fidelity(self.metric):
+            reference = runner if runner is self._runner else self._expected(fold, of, samples)
+        return sample_sums(runner, samples, self.metric, reference=reference)
+
+    def _expected(self, fold: Fold, of: int, samples: Mapping[str, Tensor]) -> Runner | Tensor:
+        """What candidates are compared with: outputs that are kept, or the model where they are too many."""
+        some = all_outputs(self._runner, evenly(samples, 1))
+        if some.nbytes * count(samples) > _KEPT_BYTES:
+            return self._runner
+        key = f"outputs-{self._key_of(fold)}-{of}"
+        return remembered(key, lambda: all_outputs(self._runner, samples))
 
     def _samples(self, fold: Fold, of: int) -> Mapping[str, Tensor]:
         files = [{**file, "fold": dict(vars(fold))} for file in self._payload["data"]["train"]]

@@ -42,8 +42,12 @@ from .held_bytes import held_bytes
 T = TypeVar("T")
 
 _CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_LEAST_KEPT = 6  # values that a process remembers whatever their size: programs of a model, and two data sets
-_KEPT_BYTES = 1 << 28  # of all that it remembers beyond those
+_LEAST_KEPT = (
+    6  # large values that a process remembers whatever their size: programs of a model, and two data sets
+)
+_KEPT_BYTES = 1 << 28  # of all large values that it remembers beyond those
+_SMALL_BYTES = 1 << 22  # of values that large ones do not push out: what was measured may have taken minutes
+_KEPT_SMALL_BYTES = 1 << 26  # of all of them
 _memory: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
 
@@ -54,10 +58,20 @@ def remembered(key: str, build: Callable[[], T]) -> T:
     else:
         value = build()
         _memory[key] = value, held_bytes(value)
-        while len(_memory) > _LEAST_KEPT and sum(size for _, size in _memory.values()) > _KEPT_BYTES:
-            _memory.popitem(last=False)
+        _make_room()
     found: T = _memory[key][0]
     return found
+
+
+def _make_room() -> None:
+    """Drop what was asked for longest ago, large values for large ones and small values for small ones."""
+    for is_small, least, most in ((False, _LEAST_KEPT, _KEPT_BYTES), (True, 1, _KEPT_SMALL_BYTES)):
+        sizes = {key: size for key, (_, size) in _memory.items() if (size < _SMALL_BYTES) == is_small}
+        total = sum(sizes.values())
+        for key in list(sizes)[:-least]:
+            if total <= most:
+                break
+            total -= _memory.pop(key)[1]
 
 
 def forget() -> None:

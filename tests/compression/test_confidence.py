@@ -15,7 +15,7 @@ from fleetpress.compression.confidence import (
     without_memory,
 )
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.evaluation import Runner, evaluate
+from fleetpress.compression.evaluation import Runner, all_outputs, evaluate
 from fleetpress.compression.metrics import METRICS, Sums
 
 
@@ -62,6 +62,8 @@ def test_sums_of_samples_are_those_of_all(metric: str) -> None:
     assert value_of(metric, found) == pytest.approx(evaluate(runner, arrays, metric, reference=reference))
     spread = difference(metric, found, sample_sums(reference, arrays, metric, reference=runner))
     assert spread.low <= spread.drop <= spread.high
+    outputs = all_outputs(reference, arrays, batch_size=3)
+    assert sample_sums(runner, arrays, metric, reference=outputs, batch_size=3) == found
     itself = sample_sums(runner, arrays, metric, reference=runner)
     assert itself == sample_sums(runner, arrays, metric, reference=Runner(programs[0]))
 

@@ -47,6 +47,19 @@ def test_many_small_values_are_kept() -> None:
     assert _asked([1000] * 100) == []
 
 
+def test_large_values_push_out_no_small_ones() -> None:
+    large = 60 << 20
+    again = _asked([1000, large, 1000, *[large] * 9])
+    assert not {0, 2} & set(again)
+    assert 1 in again
+
+
+def test_small_values_are_bounded_together() -> None:
+    again = _asked([3 << 20] * 30)
+    assert 0 in again
+    assert 29 not in again
+
+
 def test_of_large_values_the_last_ones_are_kept() -> None:
     large = 60 << 20
     assert _asked([large] * 6) == []

@@ -1,7 +1,8 @@
 """What has to be done to a model, as tasks: which, in which order, and under which digests. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fleetpress.compression.rounds import epochs_of
@@ -145,10 +146,14 @@ def _add_rounds(
     for index in range(rounds):
         if rounds > 1:
             builder.begin_round(index)
+        statistics: list[Callable[[], None]] = []
         if gradients and (index or "collect" in recipe or "train" not in recipe or builder.unlabelled):
-            builder.add_chunks("collect", recipe.get("collect", {"batch_size": 64}), **more)
+            options = recipe.get("collect", {"batch_size": 64})
+            statistics.append(partial(builder.add_chunks, "collect", options, **more))
         if prune is not None and observes(prune):
-            builder.add_chunks("calibrate", recipe["calibrate"], "observe", shards=builder.train_shards)
+            options, shards = recipe["calibrate"], builder.train_shards
+            statistics.append(partial(builder.add_chunks, "calibrate", options, "observe", shards=shards))
+        builder.add_together(*statistics)
         if "prune" in recipe and not is_gradual(recipe):
             builder.add("prune", options=recipe["prune"], seed=seed, **builder.round)
         if "finetune" in recipe:

@@ -1,6 +1,6 @@
 """The chain of tasks of one model as it grows, with the digests that follow from what came before. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -142,6 +142,20 @@ class PlanBuilder:
         self.last = (self.new(kind, self._label(kind), **facts),)
         self.stages[kind] = self.tasks[-1].digest
         self._before = self.tasks[-1].digest
+
+    def add_together(self, *stages: Callable[[], None]) -> None:
+        """Stages that need what came before and not one another; what comes next needs all of them."""
+        begin, known, ends = (self.last, self._before), self.stages, []
+        merged = dict(known)
+        for add in stages:
+            (self.last, self._before), self.stages = begin, dict(known)
+            add()
+            merged |= self.stages
+            ends.append((self.last, self._before))
+        self.stages = merged
+        if len(ends) > 1:
+            self.last = tuple(task for ids, _ in ends for task in ids)
+            self._before = [digests for _, digests in ends]
 
     def add_chunks(self, kind: str, options: dict[str, Any], stage: str = "", **facts: Any) -> None:
         """Statistics in chunks of the data that do not depend on the number of workers, of a stage of that name."""

@@ -233,6 +233,21 @@ def test_compensation_observes_before_pruning_and_quantization_calibrates_afterw
     assert tasks[0].digest != tasks[2].digest
 
 
+def test_gradients_and_inputs_are_collected_side_by_side() -> None:
+    def plan(**collect: int) -> dict[str, Any]:
+        prune = {"method": "fisher", "sparsity": 0.5, "compensate": "least_squares"}
+        recipe = {"collect": collect, "prune": prune, "calibrate": {"samples": 64}}
+        return {task.id.removeprefix("net/"): task for task in planned(model(recipe)).tasks}
+
+    tasks, other = plan(batch_size=64), plan(batch_size=32)
+    assert list(tasks) == ["collect", "observe", "prune", "publish"]
+    assert tasks["collect"].needs == tasks["observe"].needs == ()
+    assert tasks["prune"].needs == ("net/collect", "net/observe")
+    assert set(tasks["prune"].payload["stages"]) == {"collect", "observe"}
+    changed = [name for name in tasks if tasks[name].digest != other[name].digest]
+    assert changed == ["collect", "prune", "publish"]
+
+
 @pytest.mark.parametrize(
     ("quantize", "kinds"),
     [

@@ -34,7 +34,7 @@ from torch.export import ExportedProgram
 from fleetpress.compression.program import with_tensors
 from fleetpress.compression.training import TrainOptions, train
 from fleetpress.jobs.demo import npz_bytes
-from fleetpress.jobs.runs.figures import sized
+from fleetpress.jobs.runs.figures import MISSING, sized
 from fleetpress.jobs.runs.results import ModelResult
 from fleetpress.storage.programs import load_program, module_to_program, save_program
 
@@ -292,7 +292,7 @@ def row(name: str, seeds: Sequence[Found]) -> list[object]:
         f"{_spread([facts['value'] for facts in before], 4)} → {_spread([facts['value'] for facts in after], 4)}",
         sized(before[0]["bytes"]),
         ", ".join(states) or f"{_spread([facts['bytes'] / 1000 for facts in after], 1)} kB",
-        _spread([found.auto.compression_ratio for found in seeds], 1) + "x",
+        _spread([found.auto.compression_ratio for found in seeds], 1, "x"),
         f"{'/'.join(dict.fromkeys(told))}, {sized(statistics.mean(sizes))}" if told else "none",
         _spread([found.ratio for found in seeds if found.ratio], 2) if told else "none",
         _spread([found.minutes for found in seeds], 1),
@@ -306,13 +306,15 @@ def lenet_row(name: str, seeds: Sequence[Found]) -> list[object]:
     for place, models in enumerate(([one.auto for one in seeds], [one.archive for one in seeds])):
         errors = [100 - 100 * (model.after or {})["value"] for model in models if model is not None]
         sizes = [one.artifact_bytes[place] for one in seeds if len(one.artifact_bytes) > place]
-        cells += [_spread(errors, 2), _spread(sizes, 0), _spread([whole / size for size in sizes], 1) + "x"]
+        cells += [_spread(errors, 2), _spread(sizes, 0), _spread([whole / size for size in sizes], 1, "x")]
     return cells
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
+    if not values:
+        return MISSING
     deviation = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):,.{digits}f}{deviation}" if values else "none"
+    return f"{statistics.mean(values):,.{digits}f}{deviation}{unit}"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

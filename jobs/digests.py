@@ -19,7 +19,7 @@ VERSIONS = {
     "calibrate": 4,
     "observe": 4,
     "sense": 4,
-    "trial": 3,
+    "trial": 4,
     "fleet": 1,
     "equalize": 1,
     "prune": 2,

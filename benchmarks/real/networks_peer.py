@@ -9,6 +9,7 @@ attention) feeds Linear layers alone. autoround is AutoRound's own tuning of one
 compressor calls it, 200 steps of 8 samples; layers outside of blocks are tuned as blocks of their own.
 """
 
+import inspect
 import sys
 import time
 from collections.abc import Iterator
@@ -43,7 +44,9 @@ class Encoder(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.bert = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
+        # Otherwise a text without padding has no mask.
+        config = BertConfig.from_pretrained(folder, attn_implementation="eager")
+        self.bert = BertModel(config, add_pooling_layer=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states."""
@@ -116,7 +119,10 @@ def autoround(net: Network, batches: list[dict[str, Tensor]], wanted: Wanted) ->
     given: dict[nn.Module, list[Any]] = {part: [] for part in parts(net)}
 
     def keep(part: nn.Module, args: Any, kwargs: Any) -> None:
-        given[part].append((args, kwargs))
+        # Of what comes by position AutoRound keeps the first sample's alone, and it wants one of everything.
+        names = list(inspect.signature(part.forward).parameters)[1:]
+        named = {**dict(zip(names, args[1:], strict=False)), **kwargs}
+        given[part].append((args[:1], {name: one for name, one in named.items() if one is not None}))
 
     hooks = [part.register_forward_pre_hook(keep, with_kwargs=True) for part in given]
     with torch.no_grad():

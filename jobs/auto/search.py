@@ -18,6 +18,7 @@ from .narrow import corrected_by_group, expected_by_group, is_narrow_outdated
 
 _CLOSE = 1.04  # factor between two x that are not worth another trial
 _STEP = 0.62  # further down while everything was good enough
+_LEAP = 0.7  # of the cost of what is good already, for rounding alone, which is tried in seconds
 _LEAST = 0.002
 _AIMED = 0.9  # of the limit: a candidate just beyond it is worth nothing
 _LINE = 2  # trials that make a line
@@ -163,7 +164,7 @@ def propose(
         lines = {
             family: _next(family, valid, goal, table)
             for family in begin
-            if not _is_beaten(family, valid, goal)
+            if not _is_beaten(family, valid, goal, table)
         }
         best = [trial.family for trial in ranked(trials, goal)]
         if "joint" in lines and (x := _expected_edge(valid, goal, table, searched, prices)) is not None:
@@ -212,8 +213,11 @@ def _in_turn(lines: Sequence[Sequence[tuple[Family, float]]]) -> list[tuple[Fami
     return found
 
 
-def _is_beaten(family: Family, trials: Sequence[Measured], goal: Goal) -> bool:
-    """Whether the family can hardly become the cheapest: what of it was not good, or two steps further, costs more."""
+def _is_beaten(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) -> bool:
+    """Whether the family can hardly become the cheapest: what of it was not good, or two steps further, costs more.
+
+    What rounding alone can come to is known: nothing less beats it, and nothing that is hardly more was bad.
+    """
     if goal.budget is not None:
         return goal.cost != "bytes" and _loses_more(family, trials, goal)
     built = [trial.costs[goal.cost] for trial in trials if trial.family == family and trial.costs]
@@ -224,6 +228,8 @@ def _is_beaten(family: Family, trials: Sequence[Measured], goal: Goal) -> bool:
     if not good:
         return False
     least = min(trial.costs[goal.cost] for trial in good)
+    if family == "quantize":
+        return max(below, default=0.0) >= _AIMED * least or table.least_bytes >= least
     return max(below, default=0.0) >= least or min(built, default=0.0) * _STEP**2 > least
 
 
@@ -254,16 +260,10 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
     built = [trial for trial in mine if not trial.refused]
     if mine and not built:  # nothing of this kind can be done to the model
         return []
+    if goal.budget is None:
+        return _further_down(family, mine, trials, goal)
     good = [trial.x for trial in mine if is_good(trial, goal)]
     bad = [trial.x for trial in mine if not is_good(trial, goal)]
-    if goal.budget is None:
-        edge = min(good, default=1.0)
-        beyond = max((x for x in bad if x < edge), default=None)
-        if beyond is None:
-            steps = (1, 2, 0.5, 1.5) if family == "narrow" else (1, 2, 0.5)  # all of a round, when alone
-            return [x for x in (edge * _STEP**step for step in steps) if x > _LEAST]
-        above = (*_ABOVE, *_MORE_ABOVE) if family == "narrow" else _ABOVE
-        return [*_between(beyond, edge), *(x for x in (edge * factor for factor in above) if good and x < 1)]
     if built and (near := _around_budget(family, built, goal, table)) is not None:
         return near
     edge = max(good, default=_LEAST)
@@ -271,6 +271,33 @@ def _next(family: Family, trials: Sequence[Measured], goal: Goal, table: Table) 
     if over is None:
         return [x for x in (edge / _STEP**0.5, edge / _STEP) if x < 1]
     return _between(edge, over)
+
+
+def _further_down(
+    family: Family, mine: Sequence[Measured], trials: Sequence[Measured], goal: Goal
+) -> list[float]:
+    """Such places for a limit of the drop, of the family of these trials among all."""
+    good = [trial.x for trial in mine if is_good(trial, goal)]
+    edge = min(good, default=1.0)
+    beyond = max((trial.x for trial in mine if not is_good(trial, goal) and trial.x < edge), default=None)
+    if family == "quantize" and (level := _level(mine, trials, goal)) is not None:
+        leaps = [x for x in (_LEAP * level, _LEAP * _STEP * level) if x > _LEAST]
+        return leaps if beyond is None else _between(beyond, level)
+    if beyond is None:
+        steps = (1, 2, 0.5, 1.5) if family == "narrow" else (1, 2, 0.5)  # all of a round, when alone
+        return [x for x in (edge * _STEP**step for step in steps) if x > _LEAST]
+    above = (*_ABOVE, *_MORE_ABOVE) if family == "narrow" else _ABOVE
+    return [*_between(beyond, edge), *(x for x in (edge * factor for factor in above) if good and x < 1)]
+
+
+def _level(mine: Sequence[Measured], trials: Sequence[Measured], goal: Goal) -> float | None:
+    """About where a family costs as much as the cheapest good trial of all; None unless its own good ones cost more."""
+    costs = [trial.costs[goal.cost] for trial in trials if is_good(trial, goal)]
+    good = [trial for trial in mine if is_good(trial, goal)]
+    near = min(good, key=lambda trial: trial.costs[goal.cost], default=None)
+    if near is None or near.costs[goal.cost] <= min(costs):
+        return None
+    return near.x * min(costs) / near.costs[goal.cost]
 
 
 def _expected_edge(

@@ -68,11 +68,35 @@ def test_families_that_are_no_good_do_not_stop_the_others() -> None:
     assert ranked(trials, SMALLEST)[0].family == "quantize"
 
 
+def _rounded(others: list[Measured]) -> list[float]:
+    """Where rounding alone is tried next, after it took 95 kB, for nothing, and something else took less."""
+    trials = [measured("quantize", 0.26, {"bits": 8}, 0.0, 95_000), *others]
+    return [x for family, x, _ in propose(trials, SMALLEST, TABLE, SEARCHED, 8) if family == "quantize"]
+
+
+def test_rounding_alone_leaps_below_what_is_good_already() -> None:
+    """The last bits cost a trained net little in some nets, and step by step the search would never get there."""
+    trained = measured("zero", 0.08, {"tuned": 1}, 0.001, 30_000)
+    (leap, *_) = _rounded([trained])
+    assert leap == pytest.approx(0.7 * 0.26 * 30 / 95)
+    lost = measured("quantize", leap, {"bits": 2}, 0.05, 24_000)
+    between = _rounded([trained, lost])
+    assert between
+    assert all(leap < x < leap / 0.7 for x in between)
+    assert not _rounded([trained, measured("quantize", leap, {"bits": 2}, 0.05, 29_000)])
+
+
+def test_rounding_alone_is_left_where_it_cannot_come_to_so_little() -> None:
+    least = TABLE.least_bytes
+    assert _rounded([measured("zero", 0.08, {"tuned": 1}, 0.001, 1.1 * least)])
+    assert not _rounded([measured("zero", 0.05, {"tuned": 1}, 0.001, 0.9 * least)])
+
+
 def test_what_cannot_be_built_is_no_good_and_a_family_of_it_is_left() -> None:
     (opening, *_) = propose([], SMALLEST, TABLE, SEARCHED, 1)
     facts = {"family": "delete", "x": 0.6, "recipe": {}, "refused": "no unit can be deleted"}
     (refused,) = measured_in("d", facts)
-    first = measured(opening[0], opening[1], opening[2], 0.0, 20_000)
+    first = measured(opening[0], opening[1], opening[2], 0.0, 40_000)
     assert not is_good(refused, SMALLEST)
     assert [trial.digest for trial in ranked([refused, first], SMALLEST)] == [first.digest]
     assert front([refused, first], "bytes") == ladder([refused, first], SMALLEST) == [first]

@@ -44,9 +44,7 @@ class Encoder(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        # Otherwise a text without padding has no mask.
-        config = BertConfig.from_pretrained(folder, attn_implementation="eager")
-        self.bert = BertModel(config, add_pooling_layer=False)
+        self.bert = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states."""
@@ -131,6 +129,13 @@ def autoround(net: Network, batches: list[dict[str, Tensor]], wanted: Wanted) ->
                 net(**{name: value[at : at + 1] for name, value in batch.items()})
     for hook in hooks:
         hook.remove()
+    for inputs in given.values():
+        masks = {name: one for _, named in inputs for name, one in named.items() if "mask" in name}
+        for _, named in inputs:  # a text without padding comes without
+            for name, one in masks.items():
+                named.setdefault(
+                    name, torch.ones_like(one) if one.dtype == torch.bool else torch.zeros_like(one)
+                )
     before = None
     for part, inputs in given.items():
         if isinstance(part, nn.Linear):

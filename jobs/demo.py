@@ -42,7 +42,7 @@ recipes:
   small:
     train: {{epochs: 1, batch_size: 64, optimizer: adamw, lr: 3.0e-4}}
     prune: {{method: gradient_stability, sparsity: 0.5, scope: layer}}
-    finetune: {{epochs: 8, batch_size: 64, optimizer: adamw, lr: 5.0e-3}}
+    finetune: {{epochs: 8, batch_size: 64, optimizer: adamw, lr: 5.0e-3, schedule: cosine}}
     quantize: {{scheme: W4A16}}
     validate: {{max_drop: 0.02}}
 seed: 0

@@ -26,18 +26,19 @@ from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.store import open_store
 
 
-def _archives() -> ModuleType:
-    """The archives that are tested one by one with the loader."""
-    path = Path(__file__).parents[1] / "storage" / "test_planted_archives.py"
-    spec = importlib.util.spec_from_file_location("fleetpress_planted_archives", path)
+def _loaded(name: str, file: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "storage" / file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-ARCHIVES = _archives()
+# The archives that are tested one by one with the loader, and what they are made of.
+_loaded("fleetpress_test_archive_members", "archive_members.py")
+ARCHIVES = _loaded("fleetpress_planted_archives", "test_planted_archives.py")
 HARMLESS = set(ARCHIVES.DROPPED)  # what a program does not need is left out, and the program is used
 FACTORY = """
 from pathlib import Path

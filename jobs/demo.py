@@ -42,9 +42,9 @@ recipes:
   small:
     train: {{epochs: 1, batch_size: 64, optimizer: adamw, lr: 3.0e-4}}
     prune: {{method: gradient_stability, sparsity: 0.5, scope: layer}}
-    finetune: {{epochs: 16, batch_size: 64, optimizer: adamw, lr: 5.0e-3, schedule: cosine}}
+    finetune: {{epochs: 16, batch_size: 32, optimizer: adamw, lr: 5.0e-3, schedule: one_cycle}}
     quantize: {{scheme: W4A16}}
-    validate: {{max_drop: 0.03}}
+    validate: {{max_drop: 0.02}}
 seed: 0
 """
 _BROKEN = "broken"

@@ -42,9 +42,7 @@ from .held_bytes import held_bytes
 T = TypeVar("T")
 
 _CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_LEAST_KEPT = (
-    6  # large values that a process remembers whatever their size: programs of a model, and two data sets
-)
+_LEAST_KEPT = 6  # large values that a process remembers in any case: programs of a model, and two data sets
 _KEPT_BYTES = 1 << 28  # of all large values that it remembers beyond those
 _SMALL_BYTES = 1 << 22  # of values that large ones do not push out: what was measured may have taken minutes
 _KEPT_SMALL_BYTES = 1 << 26  # of all of them

@@ -13,7 +13,7 @@ from ..ledger import Ledger
 from ..planning.plan import ModelPlan
 from ..runs.figures import sized
 from ..threads import side_by_side
-from .search import Goal, Measured, front, is_good, measured_in
+from .measured import Goal, Measured, front, is_good, measured_in
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from ..programs.materials import trained_program
 from ..programs.publishing import publish as publish_candidate
 from ..tasks import StepResult
 from .chain import built
-from .search import Goal, Measured, front, is_good, ladder
+from .measured import Goal, Measured, front, is_good, ladder
 from .trials import goal_of, trials_of
 
 

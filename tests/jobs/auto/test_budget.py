@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fleetpress.jobs.auto.budget import Budget, Candidates, share
-from fleetpress.jobs.auto.search import Measured
+from fleetpress.jobs.auto.measured import Measured
 from fleetpress.jobs.errors import ModelError
 
 

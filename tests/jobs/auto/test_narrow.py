@@ -9,13 +9,14 @@ from fleetpress.compression.joint_allocation import Deletion, LayerChoice, Part
 from fleetpress.compression.unit_operations import Operations
 from fleetpress.jobs.auto.candidates import recipe_of
 from fleetpress.jobs.auto.choices import UNCORRECTED, Prices, Searched, Table
+from fleetpress.jobs.auto.measured import Goal, Measured, is_good, ranked
 from fleetpress.jobs.auto.narrow import (
     corrected_by_group,
     expected_by_group,
     is_narrow_outdated,
     narrow_recipe,
 )
-from fleetpress.jobs.auto.search import Goal, Measured, is_good, propose, ranked
+from fleetpress.jobs.auto.search import propose
 from fleetpress.jobs.spec.recipe import Recipe
 
 SEARCHED = Searched(epochs=2, method="gptq")

@@ -1,13 +1,13 @@
-"""What a search tries next and what it takes, on families whose truth is known."""
+"""What a search tries next, on families whose truth is known."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
 from fleetpress.jobs.auto.candidates import recipe_of
 from fleetpress.jobs.auto.choices import Searched, Sensed, Table
-from fleetpress.jobs.auto.search import Goal, Measured, front, is_good, ladder, measured_in, propose, ranked
+from fleetpress.jobs.auto.measured import Goal, Measured, is_good, measured_in, ranked
+from fleetpress.jobs.auto.search import propose
 
 TABLE = Table(
     layers={
@@ -92,14 +92,11 @@ def test_rounding_alone_is_left_where_it_cannot_come_to_so_little() -> None:
     assert not _rounded([measured("zero", 0.05, {"tuned": 1}, 0.001, 0.9 * least)])
 
 
-def test_what_cannot_be_built_is_no_good_and_a_family_of_it_is_left() -> None:
+def test_a_family_that_cannot_be_built_is_left() -> None:
     (opening, *_) = propose([], SMALLEST, TABLE, SEARCHED, 1)
     facts = {"family": "delete", "x": 0.6, "recipe": {}, "refused": "no unit can be deleted"}
     (refused,) = measured_in("d", facts)
     first = measured(opening[0], opening[1], opening[2], 0.0, 40_000)
-    assert not is_good(refused, SMALLEST)
-    assert [trial.digest for trial in ranked([refused, first], SMALLEST)] == [first.digest]
-    assert front([refused, first], "bytes") == ladder([refused, first], SMALLEST) == [first]
     families = {family for family, _, _ in propose([refused, first], SMALLEST, TABLE, SEARCHED, 8)}
     assert "delete" not in families
     assert "quantize" in families
@@ -135,46 +132,3 @@ def test_sensitive_layers_get_more_bits() -> None:
     assert "c" not in bits  # so small and so sensitive that it stays as it is
     assert bits["a"] > bits["b"]
     assert sorted(bits) == recipe["quantize"]["targets"]
-
-
-def test_the_ladder_goes_from_the_best_to_what_is_safer() -> None:
-    drops: Sequence[tuple[float, float]] = [
-        (0.5, 10),
-        (0.0095, 20),
-        (0.008, 30),
-        (0.0085, 25),
-        (0.0, 100),
-        (math.nan, 5),
-    ]
-    trials = [measured("quantize", 0.1 + 0.01 * i, {}, drop, cost) for i, (drop, cost) in enumerate(drops)]
-    rungs = [(trial.drop, trial.costs["bytes"]) for trial in ladder(trials, SMALLEST)]
-    assert rungs == [
-        (0.0085, 25),
-        (0.008, 30),
-        (0.0, 100),
-    ]  # 0.0095 and its standard error are over the limit
-
-
-def test_the_ladder_goes_on_where_nothing_was_lost() -> None:
-    """On few samples many trials lose nothing; what passes there need not pass elsewhere."""
-    costs = (10, 10.5, 14, 30)
-    trials = [measured("joint", 0.1 + 0.01 * i, {}, 0.0, cost) for i, cost in enumerate(costs)]
-    assert [trial.costs["bytes"] for trial in ladder(trials, SMALLEST)] == [10, 14, 30]
-
-
-def test_only_trials_within_the_budget_are_published_if_there_are_any() -> None:
-    goal = Goal(goal="most_accurate", cost="bytes", budget=50)
-    trials = [measured("quantize", 0.1 * i, {}, 0.1 / i, 15.0 * i) for i in range(1, 6)]
-    assert [trial.costs["bytes"] for trial in ladder(trials, goal)] == [45, 30, 15]
-
-
-def test_the_front_holds_what_no_other_beats_both_ways() -> None:
-    trials = [
-        measured("quantize", 0.1 * i, {}, drop, cost)
-        for i, (drop, cost) in enumerate([(3, 1), (2, 2), (2.5, 3), (1, 4)])
-    ]
-    assert [(trial.drop, trial.costs["bytes"]) for trial in front(trials, "bytes")] == [
-        (3, 1),
-        (2, 2),
-        (1, 4),
-    ]

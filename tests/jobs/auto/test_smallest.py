@@ -5,7 +5,8 @@ from typing import Any
 from fleetpress.compression.joint_allocation import Deletion, Part
 from fleetpress.jobs.auto.choices import Prices, Searched, Sensed, Table
 from fleetpress.jobs.auto.joint import expected_of, joint_recipe
-from fleetpress.jobs.auto.search import Goal, Measured, propose, ranked
+from fleetpress.jobs.auto.measured import Goal, Measured, ranked
+from fleetpress.jobs.auto.search import propose
 
 SEARCHED = Searched(epochs=2, method="gptq")
 

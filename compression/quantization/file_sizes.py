@@ -21,7 +21,8 @@ def deflated_weight_bytes(weight: QuantizedWeight) -> int:
 
 def coded_weight_bytes(weight: QuantizedWeight) -> int:
     """About the bytes in an archive: the entropy of the codes (Shannon 1948), each alone; scales as they are."""
-    counts = torch.unique(weight.codes, return_counts=True)[1].double()
+    counts = torch.bincount(weight.codes.view(torch.uint8).flatten())
+    counts = counts[counts > 0].double()
     shares = counts / counts.sum()
     bits = float(-(counts * shares.log2()).sum())
     return int(-(-bits // 8)) + _scale_bytes(weight)

@@ -176,8 +176,9 @@ def _options(
         factor = trusted(meter.increase(weights), increase(weights))
     for settings in SETTINGS:
         yield _sensed(layer, plain, settings, lambda weights: factor * increase(weights))
+    orders = {name: torch.argsort(value.detach().abs().flatten(), stable=True) for name, value in plain.items()}
     for zeros, every in ZEROS:
-        left = {name: _without_smallest(value.detach(), zeros) for name, value in plain.items()}
+        left = {name: _without_first(value.detach(), orders[name], zeros) for name, value in plain.items()}
         alone = factor * increase(left) if zeros else 0.0
         for bits in every:
             settings = {"num_bits": bits, "strategy": "tensor"}
@@ -212,14 +213,10 @@ def _packed_bytes(layer: Layer, values: Mapping[str, Tensor], settings: Mapping[
     )
 
 
-def _without_smallest(weight: Tensor, share: float) -> Tensor:
-    """The weight with this share of its smallest entries zero."""
+def _without_first(weight: Tensor, order: Tensor, share: float) -> Tensor:
+    """The weight with zeros for this share of its entries, the first ones in this order."""
     count = int(share * weight.numel())
-    if not count:
-        return weight
-    left = weight.clone().reshape(-1)
-    left[torch.argsort(left.abs(), stable=True)[:count]] = 0
-    return left.view(weight.shape)
+    return weight.flatten().index_fill(0, order[:count], 0).view(weight.shape) if count else weight
 
 
 def _estimate(

@@ -34,7 +34,8 @@ def starts(searched: Searched, cost: str, share: float | None) -> dict[Family, t
         # Shares of 32 bits: about 8, 5, 4 and 3 bits a weight with their scales.
         found["quantize"] = (0.26, 0.17, 0.132, 0.1) if share is None else _parts(share, 0.95, 0.85, 0.7, 0.5)
     if searched.epochs and cost == "bytes":
-        found["zero"] = (0.05, 0.025) if share is None else _parts(share, 0.9, 0.6)
+        if searched.grows:
+            found["zero"] = (0.05, 0.025) if share is None else _parts(share, 0.9, 0.6)
         found["joint"] = (0.04, 0.02) if share is None else _parts(share, 0.9, 0.7)
         found["delete"] = (0.6, 0.4)
     return found

@@ -71,7 +71,8 @@ class Searched:
     """What recipes are made of: `epochs` of fine-tuning (0: none) at the rate `lr`, the quantization method.
 
     `folds` are those that a fine-tuned candidate is built and measured for. `is_labelled` says that the data have
-    targets, so that fine-tuning may be guided by the model itself beside them.
+    targets, so that fine-tuning may be guided by the model itself beside them; `grows` that there are steps enough for
+    zeros to grow in. At once they would cost a net far more than is expected.
     """
 
     epochs: int
@@ -80,6 +81,7 @@ class Searched:
     batch_size: int = 64
     folds: int = 1
     is_labelled: bool = True
+    grows: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

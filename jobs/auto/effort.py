@@ -15,15 +15,22 @@ _FEW = 50_000  # samples that are seen twice,
 _TWICE = 10  # unless that is so many times the work
 _BATCHES = ((2048, 32), (50_000, 64), (math.inf, 128))  # samples of a batch, up to so many in all
 _ENOUGH = 3000  # samples that tell a drop of half a percent
+GROWTH = {"ramp": 0.5, "interval": 32}  # how zeros grow during fine-tuning, as `GradualOptions`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """`epochs` of fine-tuning in batches of `batch_size`; `folds` to train and measure for."""
+    """`epochs` of fine-tuning in batches of `batch_size`, `steps` in all; `folds` to train and measure for."""
 
     epochs: int
     batch_size: int
     folds: int
+    steps: int
+
+    @property
+    def grows(self) -> bool:
+        """Whether zeros can grow on the way: more than one cut, each mended before the next."""
+        return self.steps * GROWTH["ramp"] > GROWTH["interval"]
 
 
 def effort(samples: int, macs: int, *, folds: int, epochs: int | None) -> Effort:
@@ -40,4 +47,4 @@ def effort(samples: int, macs: int, *, folds: int, epochs: int | None) -> Effort
     fitting = max(least, min(_MOST_EPOCHS, round(_WORK / work / min(2, wanted))))
     own = fitting if epochs is None else epochs
     possible = max(1, int(_WORK // max(1.0, own * work)))
-    return Effort(epochs=own, batch_size=batch_size, folds=min(wanted, possible))
+    return Effort(epochs=own, batch_size=batch_size, folds=min(wanted, possible), steps=own * steps)

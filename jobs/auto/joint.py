@@ -11,6 +11,7 @@ from fleetpress.compression.errors import MethodError
 from fleetpress.compression.joint_allocation import Deletion, LayerChoice, Part, allocate_jointly
 
 from .choices import CALIBRATION, STRUCTURES, Prices, Searched, Sensed, Table, tuned
+from .effort import GROWTH
 from .fitting import Tried, factors, telling
 
 KINDS = ("codes", "zeros", "deletion")
@@ -43,7 +44,7 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
             {name: own for name, own in some.items() if name not in table.idle} for some in (layers, zeros)
         )
     steps: dict[str, Any] = {}
-    growing = {"scope": "layer", "ramp": 0.5, "interval": 32, "layers": zeros}
+    growing = {"scope": "layer", **GROWTH, "layers": zeros}
     if deleted:
         steps["collect"] = {"batch_size": searched.batch_size}
         steps["prune"] = {

@@ -56,6 +56,7 @@ class Original:
             method=_METHOD,
             lr=next(lr for most, lr in _RATES if size <= most),
             is_labelled=self._loss != "distillation",
+            grows=given.grows,
         )
 
     def value(self) -> float:

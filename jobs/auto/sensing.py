@@ -33,6 +33,7 @@ from ..spec.schemes import scheme_of
 from ..tasks import StepResult
 from .choices import Sensed, Table
 from .operation_sensing import sense_operations
+from .original import Original
 from .unit_sensing import sense_units, trusted
 
 # Bits and groups that are worth a choice; fewer bits need smaller groups.
@@ -48,7 +49,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"num_bits": 2, "group_size": 64},
 )
 # Shares of zeros and bits of what is left, for weights that are trained for both: one scale for a tensor is enough.
-ZEROS: tuple[tuple[float, tuple[int, ...]], ...] = (
+Zeros = tuple[tuple[float, tuple[int, ...]], ...]
+ZEROS: Zeros = (
     (0.0, (2, 3, 4, 6)),
     (0.5, (3, 4)),
     (0.7, (2, 3, 4)),
@@ -82,7 +84,8 @@ def sense(payload: Payload) -> StepResult:
     if payload["options"].get("of") == "operations":
         return StepResult(result=sense_operations(program, values, known, meter, index=index, count=count))
     mine = group_of(every_layer(program), values, index, count)
-    found = {layer.name: list(_options(layer, values, known, meter)) for layer in mine}
+    zeros = ZEROS if Original(payload).searched().grows else ()
+    found = {layer.name: list(_options(layer, values, known, meter, zeros)) for layer in mine}
     result: dict[str, Any] = {
         "layers": {name: [dict(vars(item)) for item in options] for name, options in found.items()}
     }
@@ -157,6 +160,7 @@ def _options(
     values: Mapping[str, Tensor],
     known: CalibrationStatistics,
     meter: Meter,
+    growing: Zeros,
 ) -> Iterator[Sensed]:
     owners = aliases(values)
     names = list(dict.fromkeys(owners.get(name, name) for name in layer.weights))
@@ -176,8 +180,12 @@ def _options(
         factor = trusted(meter.increase(weights), increase(weights))
     for settings in SETTINGS:
         yield _sensed(layer, plain, settings, lambda weights: factor * increase(weights))
-    orders = {name: torch.argsort(value.detach().abs().flatten(), stable=True) for name, value in plain.items()}
-    for zeros, every in ZEROS:
+    if not growing:
+        return
+    orders = {
+        name: torch.argsort(value.detach().abs().flatten(), stable=True) for name, value in plain.items()
+    }
+    for zeros, every in growing:
         left = {name: _without_first(value.detach(), orders[name], zeros) for name, value in plain.items()}
         alone = factor * increase(left) if zeros else 0.0
         for bits in every:

@@ -177,7 +177,8 @@ def _search(builder: PlanBuilder, options: dict[str, Any], final: str, *, worker
     data = builder.data
     assert data is not None, "checked by the spec: auto needs data"
     builder.add_chunks("observe", {"samples": SENSED_SAMPLES, "batch_size": 32}, shards=len(data.train))
-    builder.add_groups("sense", {"of": "operations"} if counts_operations(options) else {})
+    effort = {name: value for name, value in options.items() if name in ("folds", "epochs")}
+    builder.add_groups("sense", {"of": "operations"} if counts_operations(options) else effort)
     recipe = builder.model.recipe
     search = {
         "options": options,

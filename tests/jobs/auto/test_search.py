@@ -1,6 +1,7 @@
 """What a search tries next, on families whose truth is known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,14 @@ def test_a_family_that_cannot_be_built_is_left() -> None:
     families = {family for family, _, _ in propose([refused, first], SMALLEST, TABLE, SEARCHED, 8)}
     assert "delete" not in families
     assert "quantize" in families
+
+
+def test_zeros_are_not_tried_where_there_is_no_time_for_them_to_grow() -> None:
+    families = [
+        {family for family, _, _ in propose([], SMALLEST, TABLE, replace(SEARCHED, grows=grows), 8)}
+        for grows in (True, False)
+    ]
+    assert families[0] - families[1] == {"zero"}
 
 
 def test_a_budget_is_used_up_and_kept() -> None:

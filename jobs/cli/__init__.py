@@ -16,13 +16,14 @@ from ..errors import FleetpressError
 from ..runs import log_lines
 from . import about, artifacts, beginning, runs, schedules, submitting
 from .mistakes import Parser
-from .options import EXIT_CODES, message, show_every_name
+from .options import EXIT_CODES, keep_stdout_for_data, message, show_every_name
 
 __all__ = ["EXIT_CODES", "main", "parser"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is the answer. User errors become one message on stderr, never a traceback."""
+    keep_stdout_for_data()
     show_every_name()
     arguments = parser().parse_args(argv)
     handler = logging.StreamHandler(sys.stderr)

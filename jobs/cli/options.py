@@ -4,6 +4,7 @@ import argparse
 import codecs
 import io
 import json
+import os
 import sys
 from typing import Any, TextIO
 
@@ -47,6 +48,23 @@ def log_options(verb: argparse.ArgumentParser) -> None:
 def print_json(value: Any) -> None:
     """Data, on stdout."""
     print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=not _is_utf8(sys.stdout)))
+
+
+def keep_stdout_for_data() -> None:
+    """Leave descriptor 1 to messages: native libraries print there whatever they are told, as SciPy 1.17's HiGHS does.
+
+    `sys.stdout` goes on where it went. Nothing is done where it was replaced already, or where either is closed.
+    """
+    before = sys.stdout
+    if before is not sys.__stdout__ or not isinstance(before, io.TextIOWrapper) or sys.stderr is None:
+        return
+    before.flush()
+    data = os.dup(before.fileno())
+    os.dup2(sys.stderr.fileno(), before.fileno())
+    is_live = before.line_buffering or before.write_through
+    sys.stdout = open(  # noqa: SIM115  # as long as the process
+        data, "w", buffering=1 if is_live else -1, encoding=before.encoding, errors=before.errors
+    )
 
 
 def show_every_name() -> None:

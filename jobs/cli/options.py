@@ -53,8 +53,11 @@ def print_json(value: Any) -> None:
 def keep_stdout_for_data() -> None:
     """Leave descriptor 1 to messages: native libraries print there whatever they are told, as SciPy 1.17's HiGHS does.
 
-    `sys.stdout` goes on where it went. Nothing is done where it was replaced already, or where either is closed.
+    `sys.stdout` goes on where it went; to nowhere, if it is closed. Nothing is done where it was replaced already, or
+    where stderr is closed.
     """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     before = sys.stdout
     if before is not sys.__stdout__ or not isinstance(before, io.TextIOWrapper) or sys.stderr is None:
         return

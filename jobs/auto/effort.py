@@ -29,8 +29,8 @@ class Effort:
 
     @property
     def grows(self) -> bool:
-        """Whether zeros can grow on the way: more than one cut, each mended before the next."""
-        return self.steps * GROWTH["ramp"] > GROWTH["interval"]
+        """Whether zeros can grow on the way: even if they come in one cut, half of an interval is left to mend it."""
+        return self.steps >= GROWTH["interval"]
 
 
 def effort(samples: int, macs: int, *, folds: int, epochs: int | None) -> Effort:

@@ -26,7 +26,7 @@ data: {{digits: {{train: {folder}/train.npz, eval: {folder}/eval.npz, loss: cros
 recipes: {{best: {{auto: {auto}{more}}}}}
 resources: {{memory_per_task: 4GiB}}
 """
-SMALLEST = "{goal: smallest, max_drop: 2%, trials: 4, epochs: 4, folds: 2}"
+SMALLEST = "{goal: smallest, max_drop: 2%, trials: 4, epochs: 2, folds: 2}"
 
 
 @pytest.fixture(scope="module")

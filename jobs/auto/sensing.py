@@ -48,8 +48,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"num_bits": 2, "strategy": "channel"},
     {"num_bits": 2, "group_size": 64},
 )
-# Shares of zeros and bits of what is left, for weights that are trained for both: one scale for a tensor is enough.
 Zeros = tuple[tuple[float, tuple[int, ...]], ...]
+# Shares of zeros and bits of what is left, for weights that are trained for both: one scale for a tensor is enough.
 ZEROS: Zeros = (
     (0.0, (2, 3, 4, 6)),
     (0.5, (3, 4)),

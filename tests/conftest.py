@@ -18,7 +18,7 @@ from fleetpress.jobs.seaweed import SeaweedFS, start_seaweedfs
 from fleetpress.storage.s3_client import shared_client
 from fleetpress.storage.store import ObjectStore, open_store
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path += [str(Path(__file__).parents[1] / "benchmarks"), str(Path(__file__).parent)]
 
 from fork_server import quicken_archives
 

@@ -1,32 +1,19 @@
 """The small nets, and programs exported from them: `architecture` runs a test on every one of them."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from loading import load
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
 
-
-def _load(name: str, file: str) -> ModuleType:
-    """Test modules are imported by path, so these are, too; that keeps `tests` from being a package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_MODULE = _load("fleetpress_test_architectures", "architectures.py")
-_SEQUENCE = _load("fleetpress_test_architectures_sequence", "architectures_sequence.py")
+HERE = Path(__file__).parent
+_MODULE = load("fleetpress_test_architectures", HERE / "architectures.py")
+_SEQUENCE = load("fleetpress_test_architectures_sequence", HERE / "architectures_sequence.py")
 _ARCHITECTURES = {**_MODULE.ARCHITECTURES, **_SEQUENCE.ARCHITECTURES}
 
 

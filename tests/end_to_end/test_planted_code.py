@@ -2,7 +2,6 @@
 is published. The payloads leave a mark; other tests and the last ones here show that they would."""
 
 import copy
-import importlib.util
 import io
 import json
 import pickle
@@ -10,13 +9,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from loading import load
 from safetensors.torch import save
 
 from fleetpress.jobs import run_fleet
@@ -25,20 +24,10 @@ from fleetpress.jobs.runs.results import FleetResult
 from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.store import open_store
 
-
-def _loaded(name: str, file: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "storage" / file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
+STORAGE = Path(__file__).parents[1] / "storage"
 # The archives that are tested one by one with the loader, and what they are made of.
-_loaded("fleetpress_test_archive_members", "archive_members.py")
-ARCHIVES = _loaded("fleetpress_planted_archives", "test_planted_archives.py")
+load("fleetpress_test_archive_members", STORAGE / "archive_members.py")
+ARCHIVES = load("fleetpress_planted_archives", STORAGE / "test_planted_archives.py")
 HARMLESS = set(ARCHIVES.DROPPED)  # what a program does not need is left out, and the program is used
 FACTORY = """
 from pathlib import Path

@@ -1,35 +1,22 @@
 """One store of each kind: what all of them promise is tested with all of them. And a server that tests answer for."""
 
-import importlib.util
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from loading import load
 
 from fleetpress.storage.s3 import S3Store
 from fleetpress.storage.s3_client import new_client
 from fleetpress.storage.store import ObjectStore, open_store
 from fleetpress.storage.uri import join
 
-
-def _load(name: str, file: str) -> ModuleType:
-    """Test modules are imported by path, so these are, too; that keeps `tests` from being a package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_MODULE = _load("fleetpress_test_fake_s3", "fake_s3.py")
+HERE = Path(__file__).parent
+_MODULE = load("fleetpress_test_fake_s3", HERE / "fake_s3.py")
 FakeS3, SECRET = _MODULE.FakeS3, _MODULE.SECRET
-_load("fleetpress_test_watched", "watched.py")
-_load("fleetpress_test_archive_members", "archive_members.py")
+load("fleetpress_test_watched", HERE / "watched.py")
+load("fleetpress_test_archive_members", HERE / "archive_members.py")
 
 
 @pytest.fixture(params=["folder", "moto", "seaweedfs"])

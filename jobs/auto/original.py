@@ -20,13 +20,25 @@ from ..planning.fleet import Fold
 from ..programs.materials import arrays, remembered, trained_program
 from ..programs.objective import is_fidelity, loss_name, measured, metric_name
 from .choices import Searched
-from .effort import effort
+from .effort import Effort, effort
 
 _MOST_SAMPLES = 6144  # of all folds together that a candidate is measured on
 _DIVERGING = 256  # samples that tell how far outputs moved
 _KEPT_BYTES = 1 << 26  # of the outputs of a fold
 _METHOD = "gptq"
 _RATES = ((2_000_000, 2e-3), (10_000_000, 5e-4), (math.inf, 1e-4))  # learning rates up to so many parameters
+
+
+def effort_of(payload: Payload, program: ExportedProgram) -> Effort:
+    """How long a candidate of this search is fine-tuned, and on how many folds it is measured."""
+    files, options = payload["data"]["train"], payload["options"]
+    samples = arrays(files[:1])
+    return effort(
+        count(samples) * len(files),
+        sample_macs(program, samples),
+        folds=options["folds"],
+        epochs=options.get("epochs"),
+    )
 
 
 class Original:
@@ -38,17 +50,12 @@ class Original:
         self.program = trained_program(payload)
         self._runner = Runner(self.program)
         samples = arrays(payload["data"]["train"][:1])
-        self._count = count(samples) * len(payload["data"]["train"])
-        self._macs = sample_macs(self.program, samples)
         self._loss = loss_name(payload["data"], samples)
         self.metric = metric_name(payload["data"], measured(payload["data"], samples), self.program)
 
     def searched(self) -> Searched:
         """What the recipes of the search are made of. Large nets are trained in small steps."""
-        size = parameters(self.program)
-        given = effort(
-            self._count, self._macs, folds=self._folds, epochs=self._payload["options"].get("epochs")
-        )
+        size, given = parameters(self.program), effort_of(self._payload, self.program)
         return Searched(
             epochs=given.epochs,
             batch_size=given.batch_size,

@@ -33,7 +33,7 @@ from ..spec.schemes import scheme_of
 from ..tasks import StepResult
 from .choices import Sensed, Table
 from .operation_sensing import sense_operations
-from .original import Original
+from .original import effort_of
 from .unit_sensing import sense_units, trusted
 
 # Bits and groups that are worth a choice; fewer bits need smaller groups.
@@ -84,7 +84,7 @@ def sense(payload: Payload) -> StepResult:
     if payload["options"].get("of") == "operations":
         return StepResult(result=sense_operations(program, values, known, meter, index=index, count=count))
     mine = group_of(every_layer(program), values, index, count)
-    zeros = ZEROS if Original(payload).searched().grows else ()
+    zeros = ZEROS if effort_of(payload, program).grows else ()
     found = {layer.name: list(_options(layer, values, known, meter, zeros)) for layer in mine}
     result: dict[str, Any] = {
         "layers": {name: [dict(vars(item)) for item in options] for name, options in found.items()}

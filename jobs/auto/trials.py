@@ -42,10 +42,9 @@ def trial(payload: Payload) -> StepResult:
     tried: dict[str, Any] = {"family": family, "x": x, "recipe": recipe}
     is_tuned = "finetune" in recipe
     folds = searched.folds if is_tuned else payload["options"]["folds"]
-    try:
-        seen = _on_folds(payload, recipe, original, folds, goal)
-    except CompressionError as error:  # a net without units to delete, a training that diverged ...
-        return StepResult(result={**tried, "refused": str(error)})
+    seen = _on_folds(payload, recipe, original, folds, goal)
+    if isinstance(seen, str):
+        return StepResult(result={**tried, "refused": seen})
     apart = difference(original.metric, seen.before, seen.after, seed=payload["seed"])
     if not all(map(math.isfinite, vars(apart).values())):
         why = f"{original.metric} went from {apart.before:g} to {apart.after:g}"
@@ -72,14 +71,17 @@ class _Seen:
 
 def _on_folds(
     payload: Payload, recipe: Mapping[str, Any], original: Original, folds: int, goal: Goal
-) -> _Seen:
+) -> _Seen | str:
     """Build the candidate without each of the first `folds` folds and measure it there; its costs are those of the
-    first. Raises CompressionError if it cannot be built.
+    first. Or why it cannot be built.
     """
     seen = _Seen()
     for index in range(folds):
         fold = Fold(index=index, of=payload["options"]["folds"])
-        found = assembled(built(payload, recipe, Fold(index=index, of=fold.of, is_left_out=True)))
+        try:
+            found = assembled(built(payload, recipe, Fold(index=index, of=fold.of, is_left_out=True)))
+        except CompressionError as error:  # a net without units to delete, a training that diverged ...
+            return str(error)
         seen.before += original.sums(fold, of=folds)
         seen.after += original.sums_of(found.served, fold, of=folds)
         if "finetune" in recipe:

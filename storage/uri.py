@@ -11,14 +11,14 @@ from .errors import InvalidUri
 
 _S3 = "s3://"
 _FILE = "file:"
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/|s3[an]?:|s3//", re.IGNORECASE)  # s3:/bucket is no folder `s3:`
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"  # would break a message into lines, or a terminal
 _UNPRINTABLE = re.compile(f"[{_CONTROL}]")
 _UNUSABLE = re.compile(rf"[{_CONTROL}\\]")
 _LONGEST_KEY_BYTES = 1024  # S3's own limit
 _ALMOST_S3 = (  # how other tools write what is meant by s3://
-    re.compile(r"s3[an]?://(.+)", re.IGNORECASE),
+    re.compile(r"(?:s3[an]?:/*|s3//)(.+)", re.IGNORECASE),
     re.compile(r"arn:[a-z-]+:s3:::(.+)"),
     re.compile(r"https?://s3[.-][a-z0-9.-]*amazonaws\.com(?:\.cn)?/(.+)"),
 )

@@ -107,20 +107,20 @@ def test_spec_of_the_readme_is_valid() -> None:
 def test_demo_through_s3_and_ray_publishes_the_same_bytes(
     demo: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its nets are those of the first demo: to train them again would give the same and take long.
+    """Two of its files are enough, those of the first demo: to train the convolutions again would take long.
 
     That a command starts a cluster of its own: end_to_end/test_secrets.py.
     """
 
     def put_again(uri: str) -> None:
         store = open_store(uri)
-        for folder in ("models", "data"):
-            for file in (demo / "fleetpress-demo" / folder).iterdir():
-                store.put(f"{folder}/{file.name}", file.read_bytes())
+        made = demo / "fleetpress-demo"
+        for file in (made / "models/mlp.pt2", made / "models/broken.pt2", *(made / "data").iterdir()):
+            store.put(f"{file.parent.name}/{file.name}", file.read_bytes())
 
     monkeypatch.setattr("fleetpress.jobs.demo._make_fleet", put_again)
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--s3"]) == 0
     through_s3 = models(tmp_path / "fleetpress-demo" / "s3-output")
-    assert len(through_s3) == 3
-    assert through_s3 == models(demo / "fleetpress-demo" / "output")
+    assert len(through_s3) == 1
+    assert through_s3.items() <= models(demo / "fleetpress-demo" / "output").items()

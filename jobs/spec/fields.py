@@ -59,8 +59,6 @@ def _key(value: str) -> str:
 
 
 def _place(value: str) -> str:
-    if value.startswith(("s3:/", "s3//")) and not value.startswith("s3://"):
-        raise mistake(f"`{value}` lacks a slash; write s3://bucket/prefix")
     if value.startswith("~"):
         raise mistake("`~` is not expanded here; write the whole path")
     try:

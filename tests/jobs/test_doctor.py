@@ -93,6 +93,9 @@ def test_a_missing_bucket_is_one_finding_among_others(s3_uri: str, tmp_path: Pat
     assert "there is no such bucket: create it, or correct the uri" in missing.detail
     assert _finding(str(tmp_path), findings).ok
     assert not _finding("", findings).ok
+    typo = _finding("s3:/typo", findings)
+    assert not typo.ok
+    assert "write s3://typo" in typo.detail
 
 
 def test_a_server_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:

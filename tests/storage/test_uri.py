@@ -42,6 +42,7 @@ def test_one_spelling(uri: str, place: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     ["", "s3://", "s3:///key", "s3://b", "s3://bucket//a", "s3://bucket/a/../b", "s3://bucket/a//", "s3://-bad/x",
+     "s3:/bucket/x", "s3:bucket/x", "s3//bucket/x", "S3:/bucket", "gs:/bucket", "C:/models",
      "s3://user:secret@bucket", "http://host/x", "gs://bucket/x", "file://host/x", "file:relative", "a\0b",
      "a\nb", "/a\x1b[2Jb", "file:///a%0Db", "/a\x9b2J", "/a\u2028b", "/a\u2029", "/a\ud800"],
 )  # fmt: skip

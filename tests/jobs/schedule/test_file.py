@@ -38,7 +38,7 @@ MISTAKES = [
     (
         "output: s3://compressed/nightly",
         "output: s3:/compressed",
-        "2: output: `s3:/compressed` lacks a slash; write s3://bucket/prefix",
+        "2: output: 's3:/compressed' is no place to read or write: write s3://compressed",
     ),
     ("schedules:", "schedule:", "3: schedule: unknown key; did you mean `schedules`?"),
     (

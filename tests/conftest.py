@@ -46,6 +46,7 @@ _DECIDING = (
     *("RAY_ADDRESS", "RAY_AUTH_", "RAY_TMPDIR"),
 )
 _ENVIRONMENT = pytest.StashKey[dict[str, str]]()
+_FILES = pytest.StashKey[set[str]]()
 # `make test` runs files side by side. Those that name one of these words share a worker: what they need is made ready
 # once, and there are never two Ray clusters at work.
 _LANES = {
@@ -95,6 +96,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Ray reads these once, when it is imported: a token of this session's own, loopback only, nothing sent out."""
+    config.stash[_FILES] = set(os.listdir(config.rootpath))
     folder = tempfile.TemporaryDirectory(prefix="fleetpress-ray-token-")
     config.add_cleanup(folder.cleanup)
     token = Path(folder.name) / "token"
@@ -134,8 +136,15 @@ def quiet_environment(
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
-    """A test that leaves variables behind, by itself or by a fixture that outlives it, would decide those after it."""
+    """A test that leaves variables behind, by itself or by a fixture that outlives it, would decide those after it.
+
+    One that leaves files in the repository has written where it did not mean to.
+    """
     yield
+    left = {name for name in os.listdir(item.config.rootpath) if name[0] != "."} - item.config.stash[_FILES]
+    if left:
+        item.config.stash[_FILES] |= left
+        pytest.fail(f"the test, or one beside it, leaves in the repository: {', '.join(left)}", pytrace=False)
     after = _environment()
     before = item.config.stash.get(_ENVIRONMENT, after)  # nothing any more once the last test has ended
     if after == before:

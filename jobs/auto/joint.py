@@ -63,12 +63,13 @@ def joint_recipe(budget: float, table: Table, searched: Searched, prices: Prices
             **growing,
             "targets": sorted(zeros),
         }
-    if set(layers) - set(zeros):  # training starts from the codes that the method finds
+    starts_from_codes = not layers.keys() <= zeros.keys()
+    if starts_from_codes:
         steps["calibrate"] = dict(CALIBRATION)
     steps["finetune"] = {**tuned(searched), "quantization_aware": True}
     steps["quantize"] = {
         "num_bits": 8,
-        "method": searched.method,
+        "method": searched.method if starts_from_codes else _METHOD_FOR_ZEROS,
         "biases": "FP8",
         "layers": layers,
         "targets": sorted(layers),

@@ -1,5 +1,6 @@
 """Candidates of the joint choice: their recipes, what was expected of them, what measurements do to the prices."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from fleetpress.compression.joint_allocation import Deletion, Part
 from fleetpress.jobs.auto.choices import UNCORRECTED, Prices, Searched, Sensed, Table
 from fleetpress.jobs.auto.effort import effort
 from fleetpress.jobs.auto.joint import corrected, expected_of, is_outdated, joint_recipe, place_of
+from fleetpress.jobs.spec.checks import needs_inputs
 from fleetpress.jobs.spec.recipe import Recipe
 
 
@@ -62,6 +64,20 @@ def test_where_units_are_dear_weights_become_zero_instead() -> None:
     assert recipe["prune"]["schedule"] == "gradual"
     assert "collect" not in recipe
     Recipe.model_validate(recipe)
+
+
+def test_what_a_recipe_needs_to_know_of_inputs_is_calibrated() -> None:
+    """With zeros in every layer nothing does: found on a net where the solver chose them everywhere."""
+    everywhere = 0
+    for deletion, budget in itertools.product((1e-6, 0.05, 1e6), range(2000, 40_000, 500)):
+        recipe = joint_recipe(budget, _table(deletion), SEARCHED, UNCORRECTED)
+        if recipe is None:
+            continue
+        parsed = Recipe.model_validate(recipe)
+        assert parsed.quantize is not None
+        assert "calibrate" in recipe or not needs_inputs(parsed.quantize), recipe
+        everywhere += "calibrate" not in recipe
+    assert everywhere > 3
 
 
 def test_there_is_no_recipe_below_the_cheapest_choice() -> None:

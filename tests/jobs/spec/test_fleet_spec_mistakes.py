@@ -56,7 +56,11 @@ MISTAKES = [
         "s3://out/*",
         "3: output: the output is one place, not a pattern; delete the `*`",
     ),
-    ("s3://compressed/nightly", "s3:/out", "3: output: 's3:/out' is no place to read or write: write s3://out"),
+    (
+        "s3://compressed/nightly",
+        "s3:/out",
+        "3: output: 's3:/out' is no place to read or write: write s3://out",
+    ),
     ("s3://compressed/nightly", "~/out", "3: output: `~` is not expanded here; write the whole path"),
     (
         "s3://compressed/nightly",

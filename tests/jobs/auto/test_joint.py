@@ -9,7 +9,7 @@ from fleetpress.compression.joint_allocation import Deletion, Part
 from fleetpress.jobs.auto.choices import UNCORRECTED, Prices, Searched, Sensed, Table
 from fleetpress.jobs.auto.effort import effort
 from fleetpress.jobs.auto.joint import corrected, expected_of, is_outdated, joint_recipe, place_of
-from fleetpress.jobs.spec.checks import needs_inputs
+from fleetpress.jobs.spec.checks import needs_gradients, needs_inputs, observes
 from fleetpress.jobs.spec.recipe import Recipe
 
 
@@ -66,7 +66,7 @@ def test_where_units_are_dear_weights_become_zero_instead() -> None:
     Recipe.model_validate(recipe)
 
 
-def test_what_a_recipe_needs_to_know_of_inputs_is_calibrated() -> None:
+def test_what_a_recipe_needs_to_know_is_collected_and_calibrated() -> None:
     """With zeros in every layer nothing does: found on a net where the solver chose them everywhere."""
     everywhere = 0
     for deletion, budget in itertools.product((1e-6, 0.05, 1e6), range(2000, 40_000, 500)):
@@ -74,8 +74,10 @@ def test_what_a_recipe_needs_to_know_of_inputs_is_calibrated() -> None:
         if recipe is None:
             continue
         parsed = Recipe.model_validate(recipe)
-        assert parsed.quantize is not None
-        assert "calibrate" in recipe or not needs_inputs(parsed.quantize), recipe
+        prune, quantize = parsed.prune, parsed.quantize
+        assert quantize is not None
+        assert "calibrate" in recipe or not (needs_inputs(quantize) or (prune and observes(prune))), recipe
+        assert "collect" in recipe or not (prune and needs_gradients(prune)), recipe
         everywhere += "calibrate" not in recipe
     assert everywhere > 3
 

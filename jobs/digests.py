@@ -19,7 +19,7 @@ VERSIONS = {
     "calibrate": 4,
     "observe": 4,
     "sense": 5,
-    "trial": 5,
+    "trial": 6,
     "fleet": 1,
     "equalize": 1,
     "prune": 2,

@@ -9,7 +9,7 @@ from itertools import islice
 from .globs import has_glob
 from .uri import is_s3, normalize
 
-_ALMOST_S3 = re.compile(r"s3:?/{1,2}(?=[a-z0-9])")
+_ALMOST_S3 = re.compile(r"s3/(?=[a-z0-9])")  # the others are no paths at all: uri.py
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _MOST_NEIGHBOURS = 10_000
 

@@ -119,7 +119,8 @@ def test_places_where_nothing_is(slip: str, newcomer: Any) -> None:
 
 def test_init_where_nothing_is(newcomer: Any) -> None:
     newcomer.check(newcomer.cli("init", "inn"), 2, "inn holds no models", "did you mean `in`?")
-    newcomer.check(newcomer.cli("init", "s3:/bucket/models"), 2, "did you mean `s3://bucket/models`?")
+    newcomer.check(newcomer.cli("init", "s3:/bucket/models"), 2, "write s3://bucket/models")
+    newcomer.check(newcomer.cli("init", "s3/bucket/models"), 2, "did you mean `s3://bucket/models`?")
     newcomer.check(newcomer.cli("init", "in", "in/good.pt2"), 2, "in/good.pt2 exists; name another file")
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -95,7 +96,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ray reads these once, when it is imported: a token of this session's own, loopback only, nothing sent out."""
+    """Ray reads these once, when it is imported: a token of this session's own, loopback only, nothing sent out.
+
+    Ctrl-C works for every process that a test starts, also where the tests run in the background of a script.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_FILES] = set(os.listdir(config.rootpath))
     folder = tempfile.TemporaryDirectory(prefix="fleetpress-ray-token-")
     config.add_cleanup(folder.cleanup)

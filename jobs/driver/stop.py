@@ -15,7 +15,8 @@ class Stop:
     """Inside the context SIGTERM interrupts, unless the program that calls us has a handler of its own.
 
     Only the main thread can be interrupted; a driver in another one asks `wanted`. Python drops an interrupt that meets
-    a destructor or a callback: a run that lives on is told again.
+    a destructor or a callback: a run that lives on is told again. What a script begins in the background (`fleetpress
+    run ... &`) ignores SIGINT, and then Python raises none: it is SIGTERM that is raised here, where that is ours.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,7 @@ class Stop:
         """Interrupt the driver, from any thread."""
         self._want()
         if self._in_main_thread:
-            _thread.interrupt_main()
+            self._interrupt()
 
     def _terminated(self, _number: int, _frame: FrameType | None) -> None:
         self._want()
@@ -57,4 +58,7 @@ class Stop:
 
     def _tell_again(self) -> None:
         while not self._over.wait(_TOLD_AGAIN_SECONDS):
-            _thread.interrupt_main()
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        _thread.interrupt_main(signal.SIGINT if self._before is None else signal.SIGTERM)

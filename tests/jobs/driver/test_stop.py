@@ -1,5 +1,6 @@
 """A run that is to end is told until it does."""
 
+import signal
 import subprocess
 import sys
 
@@ -20,13 +21,18 @@ time.sleep(0.2)
 """
 
 
+@pytest.mark.parametrize("sigint", [signal.SIG_DFL, signal.SIG_IGN], ids=["in front", "in the background"])
 @pytest.mark.parametrize("begin", ["lambda: os.kill(os.getpid(), signal.SIGTERM)", "asked.now"])
-def test_who_misses_an_interrupt_is_told_again_until_the_run_is_over(begin: str) -> None:
+def test_who_misses_an_interrupt_is_told_again_until_the_run_is_over(
+    begin: str, sigint: signal.Handlers
+) -> None:
+    """Also where a script has begun it in the background, which ignores Ctrl-C."""
     ended = subprocess.run(
         [sys.executable, "-c", _RUN.format(begin=begin)],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )
     assert ended.stdout.split("\n") == ["told True", "told True", ""]

@@ -14,7 +14,8 @@ with stop.Stop() as asked:
     for begin in ({begin}, lambda: None):
         try:
             begin()
-            time.sleep(20)
+            for _ in range(400):  # what `interrupt_main` raises is seen after a sleep, not in it
+                time.sleep(0.05)
         except KeyboardInterrupt:
             print("told", asked.wanted)
 time.sleep(0.2)

@@ -3,12 +3,11 @@
 import ast
 import re
 from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import troubleshooting_tables
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -18,16 +17,6 @@ QUOTES = [
     for entry in re.findall(r"^- (`.*?`): ", TEXT, re.MULTILINE | re.DOTALL)
     for quote in re.findall(r"`([^`]+)`", entry)
 ]
-
-
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = spec_from_file_location("troubleshooting_tables", ROOT / "tests" / "troubleshooting_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @cache
@@ -60,8 +49,8 @@ def test_a_quoted_message_is_one_of_the_code(quote: str) -> None:
     assert is_said(quote) or all(is_said(part) for part in quote.split("; ")), "nothing in the code says so"
 
 
-def test_generated_parts_are_what_the_code_says(tables: Any) -> None:
-    assert tables.written(TEXT) == TEXT, "run: python tests/troubleshooting_tables.py"
+def test_generated_parts_are_what_the_code_says() -> None:
+    assert troubleshooting_tables.written(TEXT) == TEXT, "run: python tests/troubleshooting_tables.py"
 
 
 def test_troubleshooting(reader: Any, good_spec: str) -> None:

@@ -9,7 +9,7 @@ from itertools import islice
 from .globs import has_glob
 from .uri import is_s3, normalize
 
-_ALMOST_S3 = re.compile(r"s3/(?=[a-z0-9])")  # the others are no paths at all: uri.py
+_BARE_S3 = re.compile(r"s3/(?=[a-z0-9])")  # the others are no paths at all: uri.py
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _MOST_NEIGHBOURS = 10_000
 
@@ -18,7 +18,7 @@ def hint(place: str) -> str:
     """`; did you mean ...?` for a path that leads nowhere, else an empty text; reads names of folders only."""
     if is_s3(place) or place.startswith("file:"):
         return ""
-    if almost := _ALMOST_S3.match(place):
+    if almost := _BARE_S3.match(place):
         return f"; did you mean `s3://{place[almost.end() :]}`?"
     path = normalize(place).removeprefix(os.getcwd() + "/")
     here, _, rest = path.lstrip("/").partition("/")

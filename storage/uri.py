@@ -11,7 +11,7 @@ from .errors import InvalidUri
 
 _S3 = "s3://"
 _FILE = "file:"
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/|s3[an]?:|s3//", re.IGNORECASE)  # s3:/bucket is no folder `s3:`
+_NO_PATH = re.compile(r"[a-z][a-z0-9+.-]*:/|s3[an]?:|s3//", re.IGNORECASE)  # s3:/bucket is no folder `s3:`
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"  # would break a message into lines, or a terminal
 _UNPRINTABLE = re.compile(f"[{_CONTROL}]")
@@ -45,7 +45,7 @@ def normalize(uri: str) -> str:
         bucket, prefix = bucket_and_prefix(uri)
         return f"{_S3}{bucket}/{prefix}" if prefix else f"{_S3}{bucket}"
     path = _path_of_file_uri(uri) if uri.startswith(_FILE) else uri
-    if not path or _SCHEME.match(path) or path.startswith("arn:") or _UNPRINTABLE.search(path):
+    if not path or _NO_PATH.match(path) or path.startswith("arn:") or _UNPRINTABLE.search(path):
         raise InvalidUri(f"{without_userinfo(uri)!r} is no place to read or write: {_remedy(path)}")
     # POSIX gives exactly two leading slashes a meaning of their own; here they name the same folder.
     return re.sub(r"^//(?!/)", "/", posixpath.normpath(path))

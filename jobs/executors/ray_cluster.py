@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from ..errors import ClusterUnreachable
+from ..errors import ClusterUnreachable, UsageError
 from ..tasks import Task
 from .address import host_and_port
 
@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
 _HEAD_SECONDS = 12.0  # the head may be busy, or come back after a short fault of the network
 _OBJECT_STORE_BYTES = 128 * 2**20  # tensors never travel through Ray
+
+_joined: dict[str, str] = {}  # by the address that a cluster was joined with, that of its head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +49,19 @@ class Room:
 def connect(address: str | None, deadline_seconds: float = 10.0) -> bool:
     """Join the cluster at `address`, or start one on this machine; True if it was started here.
 
-    A cluster that this process is connected to already is reused. Raises UsageError for what is no address, and
-    ClusterUnreachable, within about
-    `deadline_seconds` when nothing, or something that is not Ray, is at the address.
+    A cluster that this process is connected to already is reused. Raises UsageError for what is no address and for
+    that of another cluster than the connected one, and ClusterUnreachable, within about `deadline_seconds`, when
+    nothing, or something that is not Ray, is at the address.
     """
+    if address is not None and address != "auto":
+        _probe(address, deadline_seconds)
     if ray.is_initialized():
+        _check_connected(address)
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         _start()
         return True
-    if address != "auto":
-        _probe(address, deadline_seconds)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -66,6 +69,7 @@ def connect(address: str | None, deadline_seconds: float = 10.0) -> bool:
             f"cannot join the Ray cluster at {address}: {_one_line(error)}; check the address, that driver and cluster"
             " have the same Ray and Python versions, and RAY_AUTH_TOKEN if the cluster wants a token"
         ) from error
+    _joined[address] = _head()
     return False
 
 
@@ -259,6 +263,35 @@ def _probe(address: str, deadline_seconds: float) -> None:
             grpc.channel_ready_future(channel).result(timeout=deadline_seconds / 2)
         except grpc.FutureTimeoutError as error:
             raise ClusterUnreachable(f"what listens at {address} is no Ray cluster; {remedy}") from error
+
+
+def _check_connected(address: str | None) -> None:
+    """Refuse another cluster than the one that this process is connected to: Ray has one connection a process."""
+    if address is None or address == "auto":
+        return
+    head = _head()
+    (host, port), (its_host, its_port) = host_and_port(address), host_and_port(head)
+    same_port = port == its_port or address.startswith("ray://")  # which is another port of the head
+    if _joined.get(address) == head or (same_port and _numbers(host) & _numbers(its_host)):
+        return
+    raise UsageError(
+        f"this process is connected to the Ray cluster at {head} already, and {address} is another address; leave"
+        " the address out, or call ray.shutdown() first"
+    )
+
+
+def _head() -> str:
+    """Where the head of the connected cluster listens."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def _numbers(host: str) -> set[str]:
+    """What a host's name stands for."""
+    try:
+        return {str(place[0]) for *_, place in socket.getaddrinfo(host, None)}
+    except OSError:
+        return {host}
 
 
 def _gib(count: int) -> str:

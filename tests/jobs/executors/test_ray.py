@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import socket
 import sys
 import threading
 import time
@@ -15,10 +14,9 @@ import pytest
 import ray
 
 from fleetpress.jobs.driver.scheduler import Scheduler
-from fleetpress.jobs.errors import ClusterUnreachable, ModelError, UsageError
+from fleetpress.jobs.errors import ClusterUnreachable, ModelError
 from fleetpress.jobs.executors import Executor, open_executor
 from fleetpress.jobs.executors.ray import RayExecutor
-from fleetpress.jobs.executors.ray_cluster import Room, adopt_aws_variables, connect, problem_of
 from fleetpress.jobs.ledger import Ledger
 from fleetpress.jobs.tasks import Failure, StepResult, Task, TaskRecord
 from fleetpress.storage.store import open_store
@@ -167,102 +165,6 @@ def test_variables_never_leave_the_machine(
     end = drain(executor, [task("v", do="variables")])["v"]
     assert isinstance(end, TaskRecord)
     assert end.result["endpoint"] != "http://secret"
-
-
-def test_adopting_variables_removes_what_the_driver_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "old")
-    monkeypatch.setenv("AWS_REGION", "a")
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    adopt_aws_variables({"AWS_REGION": "b"})
-    left = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    assert left == {"AWS_REGION": "b"}
-
-
-@pytest.mark.parametrize(
-    ("workers", "memory_gib", "fits"),
-    [(1, 0, True), (6, 0, True), (7, 0, False), (3, 2, True), (4, 2, False), (1, 4, True), (1, 5, False)],
-)
-def test_room_counts_cpus_and_memory_of_each_node(workers: int, memory_gib: int, fits: bool) -> None:
-    rooms = [Room(cpus=2, memory_bytes=4 * GIB), Room(cpus=4, memory_bytes=3 * GIB)]
-    problem = problem_of(replace(task("t"), memory_bytes=memory_gib * GIB), workers, rooms)
-    assert bool(problem) != fits
-
-
-def test_a_cluster_without_cpus_yet_is_waited_for() -> None:
-    assert problem_of(task("t"), 1, []) == ""
-
-
-# ---- addresses where no cluster is: no need for one, and none is started
-
-
-@pytest.fixture
-def not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-
-
-@pytest.fixture
-def silent_server() -> Iterator[int]:
-    """A port that accepts and never says a word."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
-
-
-@pytest.fixture
-def talking_server() -> Iterator[int]:
-    """A port that speaks, but no Ray."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        yield server.getsockname()[1]
-
-
-@pytest.mark.parametrize("prefix", ["", "ray://"])
-def test_nothing_listens(not_connected: None, prefix: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    started = time.monotonic()
-    told = f"no Ray cluster answers at {prefix}127.0.0.1:{port}.*--address"
-    with pytest.raises(ClusterUnreachable, match=told):
-        connect(f"{prefix}127.0.0.1:{port}")
-    assert time.monotonic() - started < 20
-
-
-@pytest.mark.parametrize("kind", ["silent_server", "talking_server"])
-def test_something_else_listens(not_connected: None, kind: str, request: pytest.FixtureRequest) -> None:
-    port = request.getfixturevalue(kind)
-    started = time.monotonic()
-    with pytest.raises(ClusterUnreachable, match=f"127.0.0.1:{port} is no Ray cluster"):
-        connect(f"127.0.0.1:{port}", deadline_seconds=2)
-    assert time.monotonic() - started < 5
-
-
-@pytest.mark.parametrize("address", ["nonsense", "host:", ":1", "host:99999", "http://host/x"])
-def test_no_address_at_all(not_connected: None, address: str) -> None:
-    with pytest.raises(UsageError, match=r"is no address of a Ray cluster|is the address of a web page"):
-        connect(address)
-
-
-def test_a_host_that_does_not_exist(not_connected: None) -> None:
-    with pytest.raises(ClusterUnreachable, match=r"no Ray cluster answers at ray\.invalid:6379"):
-        connect("ray.invalid:6379")
-
-
-def test_no_cluster_on_this_machine_to_join(not_connected: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_options: object) -> None:
-        raise ConnectionError("Could not find any running Ray instance.")
-
-    monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(ClusterUnreachable, match="cannot join the Ray cluster at auto: Could not find any"):
-        connect("auto")
 
 
 def test_a_task_over_its_time_is_ended_and_may_be_tried_again(ray_cluster: None, tmp_path: Path) -> None:

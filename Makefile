@@ -15,11 +15,12 @@ PINS     := pyproject.toml constraints.txt setup.py compression/kernels/quantize
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # two pips in one environment would trip over each other
-.PHONY: help demo test check lint format types contracts wheel clean faults crashes ray-matrix soak scale fuzz
+.PHONY: help demo test test-all check lint format types contracts wheel clean faults crashes ray-matrix soak scale fuzz
 
 help:
 	@echo "make demo       train, prune, quantize and publish a small fleet on this machine"
-	@echo "make test       run all tests                  (PYTEST_ARGS='tests/storage -x')"
+	@echo "make test       run all tests but the long ones (PYTEST_ARGS='tests/storage -x')"
+	@echo "make test-all   run all tests, as CI does"
 	@echo "make faults     every fault of the store, one run each          (3 min)"
 	@echo "make crashes    a crash at every operation of the store        (1 hour)"
 	@echo "make ray-matrix workers, nodes, drivers and heads die           (6 min)"
@@ -38,7 +39,10 @@ demo: $(VENV)/.demo
 # Hundreds of processes load the sources: they are compiled once, whatever the shell says.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.test
-	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 -m "not long" $(PYTEST_ARGS)
+
+test-all: override PYTEST_ARGS += -m ""
+test-all: test
 
 # The long proofs; make test runs a selection of the first.
 faults: $(VENV)/.test

@@ -93,6 +93,7 @@ def test_spec_of_the_readme_is_valid() -> None:
     assert parse_spec(text, "README.md").name == "nightly"
 
 
+@pytest.mark.long
 def test_demo_through_s3_and_ray_publishes_the_same_bytes(
     demo: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

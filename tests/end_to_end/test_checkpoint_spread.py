@@ -323,6 +323,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.long
 def test_a_node_that_dies_takes_its_tasks_only(source: str, tmp_path: Path, quiet: dict[str, bytes]) -> None:
     """First a run of which one of two nodes dies, then a task whose only node dies: in one cluster of its own."""
     spec = tmp_path / "spec.yaml"

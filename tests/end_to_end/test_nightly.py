@@ -29,6 +29,8 @@ from browser import Browser  # noqa: E402
 from fault_fleet import files  # noqa: E402
 from ray_hosts import Hosts  # noqa: E402
 
+pytestmark = pytest.mark.long
+
 SPEC = """\
 version: 1
 name: fleet

@@ -246,6 +246,7 @@ def test_a_uri_with_a_password_on_the_command_line_is_refused_without_repeating_
         assert not leaks(planted, done, {}), uri
 
 
+@pytest.mark.long
 def test_a_run_on_ray_leaves_no_secret_in_logs_and_process_lists(
     place: Place, planted: Planted, tmp_path: Path
 ) -> None:

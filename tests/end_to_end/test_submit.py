@@ -35,6 +35,8 @@ sys.path += [str(ROOT / "benchmarks" / "faults"), str(ROOT / "benchmarks" / "ray
 from fault_fleet import files, published  # noqa: E402
 from ray_hosts import Hosts  # noqa: E402
 
+pytestmark = pytest.mark.long
+
 FLEET = """\
 version: 1
 name: nightly.fleet

@@ -19,6 +19,8 @@ from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.storage.programs import module_to_program, save_program
 from fleetpress.storage.store import open_store
 
+pytestmark = pytest.mark.long
+
 SPEC = """\
 version: 1
 name: workers

@@ -14,6 +14,8 @@ from fuzz_targets import TARGETS, Verdict, uri, verdict
 from fleetpress.storage.errors import StorageError
 from fleetpress.storage.sources import find_models
 
+pytestmark = pytest.mark.long
+
 REPLAY = Path(__file__).with_name("fuzz_replay.py")
 MEGABYTES = 800  # of data, above what Python, torch and pyarrow take
 SECONDS = 15  # of processor time, for one case

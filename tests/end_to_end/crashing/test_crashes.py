@@ -16,6 +16,8 @@ from crashes import Row, crash, table
 
 from fleetpress.storage.store import open_store
 
+pytestmark = pytest.mark.long
+
 Courses = Callable[[str, str], tuple[Course, Quiet]]
 
 

@@ -6,6 +6,8 @@ import pytest
 from crash_trials import Course, Quiet
 from crashes import race, table
 
+pytestmark = pytest.mark.long
+
 Courses = Callable[[str, str], tuple[Course, Quiet]]
 
 

@@ -19,6 +19,8 @@ from fleetpress.jobs.tasks import Failure, StepResult, Task, TaskRecord
 if TYPE_CHECKING:
     from fleetpress.compression.collectives import Collective
 
+pytestmark = pytest.mark.long
+
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
 
 

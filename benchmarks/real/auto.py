@@ -291,7 +291,7 @@ def row(name: str, seeds: Sequence[Found]) -> list[object]:
         before[0]["metric"],
         f"{_spread([facts['value'] for facts in before], 4)} → {_spread([facts['value'] for facts in after], 4)}",
         sized(before[0]["bytes"]),
-        ", ".join(states) or f"{_spread([facts['bytes'] / 1000 for facts in after], 1)} kB",
+        ", ".join(states) or _size([facts["bytes"] for facts in after]),
         _spread([found.auto.compression_ratio for found in seeds], 1, "x"),
         f"{'/'.join(dict.fromkeys(told))}, {sized(statistics.mean(sizes))}" if told else "none",
         _spread([found.ratio for found in seeds if found.ratio], 2) if told else "none",
@@ -315,6 +315,11 @@ def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
         return MISSING
     deviation = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):,.{digits}f}{deviation}{unit}"
+
+
+def _size(values: Sequence[float]) -> str:
+    scale, digits, unit = (10**6, 2, " MB") if statistics.mean(values) >= 10**6 else (1000, 1, " kB")
+    return _spread([value / scale for value in values], digits, unit)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from fleetpress.storage.store import ObjectStore, StoreProbe, open_store
 from fleetpress.storage.uri import is_s3, without_userinfo
 
 from .errors import FleetpressError
-from .executors.address import check_address
+from .executors.address import check_address, given_address
 from .runs.figures import sized
 
 _LIBRARIES = ("fleetpress", "torch", "ray", "boto3")
@@ -43,7 +43,7 @@ def examine(places: Sequence[str], address: str | None = None) -> list[Finding]:
     if any(is_s3(place) for place in places):
         findings.append(_credentials())
     findings.extend(_place(place) for place in places)
-    findings.append(_cluster(address or os.environ.get("RAY_ADDRESS")))
+    findings.append(_cluster(given_address(address)))
     return findings
 
 

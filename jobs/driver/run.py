@@ -1,6 +1,5 @@
 """Drive a fleet: resolve, plan, let the scheduler and an executor do the tasks, and write down what came out."""
 
-import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,13 @@ from fleetpress.storage.errors import UNUSABLE_STORE, StorageError
 from fleetpress.storage.store import ObjectStore, open_store
 
 from ..digests import digest
-from ..errors import FleetpressError
+from ..errors import FleetpressError, UsageError
 from ..executors import (
     ExecutorName,
     open_executor,
     open_metrics,
 )
-from ..executors.address import check_address
+from ..executors.address import check_address, given_address
 from ..ledger import Ledger
 from ..planning.fleet import (
     Fleet,
@@ -88,7 +87,11 @@ class _Run:
         job: JobRecord | None,
     ) -> None:
         if executor == "ray":  # before anything is written
-            check_address(address or os.environ.get("RAY_ADDRESS"))
+            check_address(given_address(address))
+        elif address:
+            raise UsageError(
+                f"executor inline works in this process, not on the cluster at {address}: leave one of the two out"
+            )
         self.spec = spec
         self.output = absolute(spec.output)
         self.store: ObjectStore = open_store(self.output)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..tasks import Failure, Task, TaskRecord
 from ..worker import RunRank, RunStep
+from .address import given_address
 
 if TYPE_CHECKING:
     from ..runs.progress import Listener
@@ -64,7 +65,7 @@ def open_executor(
         if gpus:
             check_gpu()
         return InlineExecutor(run_step, ledger_uri, memory_bytes=memory_bytes)
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = given_address(address)
     if address is None:
         # Ray's own switch for "every port on 127.0.0.1 only", despite its name; read when ray is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

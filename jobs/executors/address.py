@@ -1,8 +1,15 @@
 """The address of a Ray cluster: `host:port`, `ray://host:port` or `auto`; looked at before anything is begun."""
 
+import os
+
 from ..errors import UsageError
 
 _DEFAULT_CLIENT_PORT = 10001
+
+
+def given_address(address: str | None) -> str | None:
+    """The cluster's address, or that of RAY_ADDRESS; None without either."""
+    return address or os.environ.get("RAY_ADDRESS") or None
 
 
 def check_address(address: str | None) -> None:

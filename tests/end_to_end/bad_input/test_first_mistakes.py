@@ -260,6 +260,17 @@ def test_addresses_that_are_none(address: str, newcomer: Any, monkeypatch: Any) 
     )
 
 
+def test_an_address_for_a_run_in_this_process(newcomer: Any, monkeypatch: Any) -> None:
+    """Which would have been worked on here, whatever the cluster; an empty RAY_ADDRESS is none."""
+    newcomer.check(
+        newcomer.cli("run", "fleet.yaml", *INLINE, "--address", "127.0.0.1:6379"),
+        2,
+        "not on the cluster at 127.0.0.1:6379: leave one of the two out",
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert "none given (--address or RAY_ADDRESS): a run starts one here" in newcomer.cli("doctor").out
+
+
 def test_a_cluster_s_address_where_its_dashboard_s_is_wanted(newcomer: Any) -> None:
     spec = newcomer.wrote(
         output=str(newcomer.place / "out"),

@@ -45,6 +45,7 @@ def open_executor(
     *,
     run_rank: RunRank | None = None,
     address: str | None = None,
+    mark: str = "",
     memory_bytes: int = 0,
     task_seconds: float = TASK_SECONDS,
     gpus: float = 0.0,
@@ -54,10 +55,12 @@ def open_executor(
     `run_step` must be a function that workers can import (or a `functools.partial` of one); so must `run_rank`,
     which replaces it on each worker of a training task with `workers` > 1, where the executor has several.
     `address` is a Ray cluster's (`host:port`, `ray://host:port`, `auto`); without one, RAY_ADDRESS counts, then
-    a cluster is started on this machine, for this process. Raises ClusterUnreachable. `memory_bytes` is the ceiling of
-    a process; tasks run side by side in this one only as far as it allows. A task that takes longer than `task_seconds`
-    is given up, where it runs in a process of its own. `gpus` is the most that a task asks for: raises UsageError if
-    there is none to be had, before anything is begun.
+    a cluster is started on this machine, for this process. Raises ClusterUnreachable. `mark` is the key of an object
+    beside the ledger: where that is a folder, tasks fail on nodes that see another one in its place.
+
+    `memory_bytes` is the ceiling of a process; tasks run side by side in this one only as far as it allows. A task that
+    takes longer than `task_seconds` is given up, where it runs in a process of its own. `gpus` is the most that a task
+    asks for: raises UsageError if there is none to be had, before anything is begun.
     """
     if name == "inline":
         from .inline import InlineExecutor, check_gpu
@@ -74,7 +77,13 @@ def open_executor(
     from .ray import RayExecutor
 
     return RayExecutor(
-        run_step, ledger_uri, run_rank=run_rank, address=address, task_seconds=task_seconds, gpus=gpus
+        run_step,
+        ledger_uri,
+        run_rank=run_rank,
+        address=address,
+        mark=mark,
+        task_seconds=task_seconds,
+        gpus=gpus,
     )
 
 

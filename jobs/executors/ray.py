@@ -20,7 +20,11 @@ from typing import Any
 
 import ray
 
-from ..errors import UsageError
+from fleetpress.storage.errors import ObjectNotFound
+from fleetpress.storage.store import open_store
+from fleetpress.storage.uri import is_s3
+
+from ..errors import ModelError, UsageError
 from ..tasks import (
     ErrorClass,
     Failure,
@@ -80,6 +84,7 @@ class RayExecutor:
         *,
         run_rank: RunRank | None = None,
         address: str | None = None,
+        mark: str = "",
         task_seconds: float = TASK_SECONDS,
         grace_seconds: float = _GRACE_SECONDS,
         gpus: float = 0.0,
@@ -90,6 +95,7 @@ class RayExecutor:
         self._run_step = run_step
         self._run_rank = run_rank
         self._ledger_uri = ledger_uri
+        self._mark = "" if is_s3(ledger_uri) else mark
         self._variables = ray_cluster.aws_variables() if ray_cluster.is_on_this_machine() else None
         self._task_seconds = task_seconds
         self._grace_seconds = grace_seconds
@@ -125,6 +131,7 @@ class RayExecutor:
         request = {
             "task": to_json(task),
             "ledger_uri": self._ledger_uri,
+            "mark": self._mark,
             "attempts": self._attempts[task.id],
             "variables": self._variables,
             "train_apart": train_apart,
@@ -270,12 +277,26 @@ def _run(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     task, variables = task_from_json(request["task"]), request["variables"]
     if variables is not None:
         ray_cluster.adopt_aws_variables(variables)
+    if request["mark"]:
+        function = partial(_run_where_seen, function, request["ledger_uri"], request["mark"])
     if request["train_apart"]:
         from .ray_train import run_on_workers
 
         function = partial(run_on_workers, run_rank=function, workers=task.workers, variables=variables)
     end = execute(task, function, request["ledger_uri"], attempts=request["attempts"], where=where)
     yield {"failure" if isinstance(end, Failure) else "record": to_json(end)}
+
+
+def _run_where_seen(function: Any, output: str, mark: str, *arguments: Any) -> Any:
+    """A step or a rank, on a node that sees the folder of the driver: what is written to another one is lost."""
+    try:
+        open_store(output).head(mark)
+    except ObjectNotFound:
+        raise ModelError(
+            f"node {ray_cluster.this_node()[1]} does not see the folder {output} of the machine that began the run:"
+            " give an output that every node sees, s3://bucket/prefix or a shared folder"
+        ) from None
+    return function(*arguments)
 
 
 _run_remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_run)

@@ -208,6 +208,18 @@ def test_models_that_share_steps_do_them_once(
     }  # fmt: skip
 
 
+def test_an_output_that_other_nodes_do_not_see_fails_the_models_by_name(
+    fleet_at: Write, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of the driver's machine alone: models would be published on some node, where nobody looks."""
+    monkeypatch.setattr("fleetpress.jobs.driver.run.SUMMARY", "not-there.json")
+    result = run_fleet(fleet_at(tmp_path), executor="ray")
+    assert {model.state for model in result.models} == {"failed"}
+    for model in result.models:
+        assert "does not see the folder" in (model.reason or "")
+    assert not {"models", "records"} & {path.name for path in (tmp_path / "output").iterdir()}
+
+
 def test_a_model_that_loses_too_much_is_rejected_with_its_numbers(
     fleet_at: Write, tmp_path: Path, spec_text: str
 ) -> None:

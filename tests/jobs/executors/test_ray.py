@@ -115,6 +115,22 @@ def test_a_worker_that_dies_is_transient_and_the_scheduler_tries_again(
     assert (record.attempts, record.result) == (2, {"double": 8})
 
 
+def test_a_node_that_sees_another_folder_does_nothing(
+    ray_cluster: None, executor: Executor, tmp_path: Path
+) -> None:
+    """Its results would lie where nobody looks."""
+    output = tmp_path / "ray"
+    elsewhere = open_executor("ray", step, str(output), mark="runs/1/summary.json")
+    [end] = drain(elsewhere, [task("t", number=3)]).values()
+    assert isinstance(end, Failure)
+    assert end.error_class == "input"
+    assert re.match(rf"node \S+/\w+ does not see the folder {output} of the machine that began", end.reason)
+    assert not list(output.rglob("*.json"))
+    open_store(str(output)).put("runs/1/summary.json", b"{}")
+    assert isinstance(drain(elsewhere, [task("t", number=3)])["t"], TaskRecord)
+    elsewhere.close()
+
+
 def test_what_no_node_can_hold_fails_at_once_and_says_what_there_is(executor: Executor) -> None:
     started = time.monotonic()
     huge = replace(task("huge"), memory_bytes=2**50)

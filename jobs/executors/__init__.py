@@ -56,7 +56,7 @@ def open_executor(
     which replaces it on each worker of a training task with `workers` > 1, where the executor has several.
     `address` is a Ray cluster's (`host:port`, `ray://host:port`, `auto`); without one, RAY_ADDRESS counts, then
     a cluster is started on this machine, for this process. Raises ClusterUnreachable. `mark` is the key of an object
-    beside the ledger: where that is a folder, tasks fail on nodes that see another one in its place.
+    beside the ledger: tasks fail on nodes that see another folder or S3 server in its place.
 
     `memory_bytes` is the ceiling of a process; tasks run side by side in this one only as far as it allows. A task that
     takes longer than `task_seconds` is given up, where it runs in a process of its own. `gpus` is the most that a task

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import ray
@@ -95,7 +95,7 @@ class RayExecutor:
         self._run_step = run_step
         self._run_rank = run_rank
         self._ledger_uri = ledger_uri
-        self._mark = "" if is_s3(ledger_uri) else mark
+        self._mark = mark
         self._variables = ray_cluster.aws_variables() if ray_cluster.is_on_this_machine() else None
         self._task_seconds = task_seconds
         self._grace_seconds = grace_seconds
@@ -288,15 +288,24 @@ def _run(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _run_where_seen(function: Any, output: str, mark: str, *arguments: Any) -> Any:
-    """A step or a rank, on a node that sees the folder of the driver: what is written to another one is lost."""
+    """A step or a rank, on a node that sees the output of the driver: what is written to another one is lost."""
+    _check_output(output, mark)
+    return function(*arguments)
+
+
+@cache  # one request a worker, and what raised is asked again
+def _check_output(output: str, mark: str) -> None:
     try:
         open_store(output).head(mark)
     except ObjectNotFound:
+        remedy = (
+            "set AWS_ENDPOINT_URL on the nodes as it is there"
+            if is_s3(output)
+            else "give an output that every node sees, s3://bucket/prefix or a shared folder"
+        )
         raise ModelError(
-            f"node {ray_cluster.this_node()[1]} does not see the folder {output} of the machine that began the run:"
-            " give an output that every node sees, s3://bucket/prefix or a shared folder"
+            f"node {ray_cluster.this_node()[1]} does not see the {output} of the machine that began the run: {remedy}"
         ) from None
-    return function(*arguments)
 
 
 _run_remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_run)

@@ -216,7 +216,7 @@ def test_an_output_that_other_nodes_do_not_see_fails_the_models_by_name(
     result = run_fleet(fleet_at(tmp_path), executor="ray")
     assert {model.state for model in result.models} == {"failed"}
     for model in result.models:
-        assert "does not see the folder" in (model.reason or "")
+        assert f"does not see the {tmp_path}/output" in (model.reason or "")
     assert not {"models", "records"} & {path.name for path in (tmp_path / "output").iterdir()}
 
 

@@ -20,6 +20,7 @@ from fleetpress.jobs.executors.ray import RayExecutor
 from fleetpress.jobs.ledger import Ledger
 from fleetpress.jobs.tasks import Failure, StepResult, Task, TaskRecord
 from fleetpress.storage.store import open_store
+from fleetpress.storage.uri import is_s3
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
 
@@ -115,20 +116,19 @@ def test_a_worker_that_dies_is_transient_and_the_scheduler_tries_again(
     assert (record.attempts, record.result) == (2, {"double": 8})
 
 
-def test_a_node_that_sees_another_folder_does_nothing(
-    ray_cluster: None, executor: Executor, tmp_path: Path
-) -> None:
+def test_a_node_that_sees_another_output_does_nothing(ray_cluster: None, store_uri: str) -> None:
     """Its results would lie where nobody looks."""
-    output = tmp_path / "ray"
-    elsewhere = open_executor("ray", step, str(output), mark="runs/1/summary.json")
-    [end] = drain(elsewhere, [task("t", number=3)]).values()
+    mark, remedy = "runs/1/summary.json", "AWS_ENDPOINT_URL" if is_s3(store_uri) else "shared folder"
+    executor = open_executor("ray", step, store_uri, mark=mark)
+    [end] = drain(executor, [task("t", number=3)]).values()
     assert isinstance(end, Failure)
     assert end.error_class == "input"
-    assert re.match(rf"node \S+/\w+ does not see the folder {output} of the machine that began", end.reason)
-    assert not list(output.rglob("*.json"))
-    open_store(str(output)).put("runs/1/summary.json", b"{}")
-    assert isinstance(drain(elsewhere, [task("t", number=3)])["t"], TaskRecord)
-    elsewhere.close()
+    assert re.match(rf"node \S+/\w+ does not see the {store_uri} of the machine.*{remedy}", end.reason)
+    store = open_store(store_uri)
+    assert not store.list()
+    store.put(mark, b"{}")
+    assert isinstance(drain(executor, [task("t", number=3)])["t"], TaskRecord)
+    executor.close()
 
 
 def test_what_no_node_can_hold_fails_at_once_and_says_what_there_is(executor: Executor) -> None:

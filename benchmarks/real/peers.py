@@ -104,7 +104,7 @@ def _told(scheme: QuantScheme | None) -> list[str]:
 
 def _run(script: str, case: Case, given: dict[str, Tensor], arguments: Sequence[str]) -> dict[str, Tensor]:
     assert case.peer is not None, "peers need --peer PYTHON"
-    worker = _worker(script, case.peer)
+    worker = _worker(script, arguments[0], case.peer)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.safetensors"), Path(folder, "out.safetensors")
         save_file(given, source)
@@ -117,8 +117,11 @@ def _run(script: str, case: Case, given: dict[str, Tensor], arguments: Sequence[
 
 
 @cache
-def _worker(script: str, python: str) -> Any:
-    """One process for all requests: importing the peers takes longer than most of their work."""
+def _worker(script: str, method: str, python: str) -> Any:
+    """One process for all requests of a peer's method: imports take longer than most of the work.
+
+    Not one for all peers: after AutoRound, AWQ in the same process smooths nothing.
+    """
     command = [python, str(Path(__file__).with_name(script))]
     with Path(_LOG).open("ab") as log:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)

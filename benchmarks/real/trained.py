@@ -215,7 +215,7 @@ def crepe_full(folder: Path, seed: int) -> Trained:
 
 def mini_lm(folder: Path, seed: int) -> Trained:
     """The sentence encoder on all 336 news texts, up to 64 tokens of a query or a text; as long are the 480 paragraphs
-    of an encyclopedia that calibrate and tune it. There is one seed.
+    of an encyclopedia that calibrate and tune it. Seed 0 takes each of them once, others draw as many anew.
     """
     import minilm  # transformers, which the other nets do without
 
@@ -225,6 +225,12 @@ def mini_lm(folder: Path, seed: int) -> Trained:
     both = [first for first, _ in texts] + [rest for _, rest in texts]
     with np.load(minilm.HOME / "data" / "train.npz") as data:
         known = {name: torch.from_numpy(data[name]) for name in data.files}
+    if seed:
+        count = len(next(iter(known.values())))
+        drawn = torch.randint(0, count, (count,), generator=torch.Generator().manual_seed(seed))
+        known = {name: value[drawn] for name, value in known.items()}
+    place = minilm.HOME / f"seed-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
 
     def outputs(program: ExportedProgram) -> Tensor:
         module = eval_module(program)
@@ -232,7 +238,7 @@ def mini_lm(folder: Path, seed: int) -> Trained:
 
     return Trained(
         name="minilm",
-        place=minilm.HOME,
+        place=place,
         program=load_program((minilm.HOME / "models" / "minilm.pt2").read_bytes()),
         kinds=("Linear",),
         calibration=known,

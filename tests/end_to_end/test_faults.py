@@ -20,6 +20,8 @@ from fault_fleet import MODELS
 from faults import Matrix, Row, matrix, summary, table
 from forked_runs import shared_runner
 
+pytestmark = pytest.mark.long
+
 CHOSEN = (
     "200 with an error in it",
     "resets, every 7th request",

@@ -44,7 +44,7 @@ test: $(VENV)/.test
 test-all: override PYTEST_ARGS += -m ""
 test-all: test
 
-# The long proofs; make test runs a selection of the first.
+# The longest proofs; make test-all runs a selection of the first two.
 faults: $(VENV)/.test
 	$(BIN)/python benchmarks/faults/faults.py
 

@@ -277,19 +277,21 @@ def _run(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     task, variables = task_from_json(request["task"]), request["variables"]
     if variables is not None:
         ray_cluster.adopt_aws_variables(variables)
-    if request["mark"]:
-        function = partial(_run_where_seen, function, request["ledger_uri"], request["mark"])
+    where_seen = partial(_run_where_seen, request["ledger_uri"], request["mark"])
     if request["train_apart"]:
         from .ray_train import run_on_workers
 
-        function = partial(run_on_workers, run_rank=function, workers=task.workers, variables=variables)
-    end = execute(task, function, request["ledger_uri"], attempts=request["attempts"], where=where)
+        rank = partial(where_seen, function)  # ranks are on other nodes than this, which writes the record
+        function = partial(run_on_workers, run_rank=rank, workers=task.workers, variables=variables)
+    step = partial(where_seen, function)
+    end = execute(task, step, request["ledger_uri"], attempts=request["attempts"], where=where)
     yield {"failure" if isinstance(end, Failure) else "record": to_json(end)}
 
 
-def _run_where_seen(function: Any, output: str, mark: str, *arguments: Any) -> Any:
+def _run_where_seen(output: str, mark: str, function: Any, *arguments: Any) -> Any:
     """A step or a rank, on a node that sees the output of the driver: what is written to another one is lost."""
-    _check_output(output, mark)
+    if mark:
+        _check_output(output, mark)
     return function(*arguments)
 
 

@@ -40,10 +40,9 @@ from ..runs.progress import Listener
 from ..runs.published import find_published, unchanged
 from ..runs.results import (
     GOOD,
-    RUNS,
-    SUMMARY,
     FleetResult,
     ModelResult,
+    summary_key,
 )
 from ..spec.checks import needs_gradients, needs_inputs
 from ..spec.fleet_spec import Spec
@@ -141,7 +140,7 @@ class _Run:
             self.output,
             run_rank=run_rank,
             address=self._address,
-            mark=f"{RUNS}{self.run}/{SUMMARY}",
+            mark=summary_key(self.run),
             memory_bytes=self.spec.resources.memory_per_task_bytes,
             task_seconds=self.spec.resources.time_per_task_seconds,
             gpus=max(task.gpus for plan in plans for task in plan.tasks),

@@ -55,8 +55,9 @@ def connect(address: str | None, deadline_seconds: float = 10.0) -> bool:
     """
     if address is not None and address != "auto":
         _probe(address, deadline_seconds)
+        if ray.is_initialized():
+            _check_connected(address)
     if ray.is_initialized():
-        _check_connected(address)
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
@@ -265,10 +266,8 @@ def _probe(address: str, deadline_seconds: float) -> None:
             raise ClusterUnreachable(f"what listens at {address} is no Ray cluster; {remedy}") from error
 
 
-def _check_connected(address: str | None) -> None:
+def _check_connected(address: str) -> None:
     """Refuse another cluster than the one that this process is connected to: Ray has one connection a process."""
-    if address is None or address == "auto":
-        return
     head = _head()
     (host, port), (its_host, its_port) = host_and_port(address), host_and_port(head)
     same_port = port == its_port or address.startswith("ray://")  # which is another port of the head

@@ -212,7 +212,7 @@ def test_an_output_that_other_nodes_do_not_see_fails_the_models_by_name(
     fleet_at: Write, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder of the driver's machine alone: models would be published on some node, where nobody looks."""
-    monkeypatch.setattr("fleetpress.jobs.driver.run.SUMMARY", "not-there.json")
+    monkeypatch.setattr("fleetpress.jobs.driver.run.summary_key", lambda _run: "not-there.json")
     result = run_fleet(fleet_at(tmp_path), executor="ray")
     assert {model.state for model in result.models} == {"failed"}
     for model in result.models:

@@ -15,8 +15,6 @@ import pytest
 from fleetpress.storage.store import open_store
 
 _CLI = "import sys; from fleetpress.jobs.cli import main; sys.exit(main())"
-# A shell ignores SIGINT for what it starts in the background, and children inherit that.
-_ANSWERING_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +171,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_resumes(
     entry = {"name": "slow", "source": f"{tmp_path}/in/good.pt2", "data": "plain"}
     spec = write_fleet(tmp_path, tmp_path, models=[{**entry, "recipe": "slow"}], recipes=slow)
     process = subprocess.Popen(
-        [sys.executable, "-c", _ANSWERING_CTRL_C + _CLI, "run", spec, "--executor", "inline"],
+        [sys.executable, "-c", _CLI, "run", spec, "--executor", "inline"],
         stderr=subprocess.PIPE,
         text=True,
     )

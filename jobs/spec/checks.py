@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from fleetpress.compression.scheme import DEFAULT_METHOD, LEARNING_METHODS, cast_of
 
+from .auto_checks import check_auto, check_bound
 from .code_checks import (
     check_codebook,
     check_file,
@@ -21,9 +22,7 @@ from .code_checks import (
 from .fields import nearest
 from .pruning_checks import check_deletion_options, check_layer_shares
 from .recipe import (
-    BUDGETS,
     CHANGING_STEPS,
-    CHOSEN_STEPS,
     TRAINING_STEPS,
     AutoStep,
     FinetuneStep,
@@ -78,7 +77,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if finetune := _valid(FinetuneStep, steps.get("finetune")):
         yield from _of_step((*path, "finetune"), check_finetune(finetune, quantize, "quantize" in steps))
     if auto := _valid(AutoStep, steps.get("auto")):
-        yield from _check_auto(path, auto, steps)
+        yield from (((*path, *place), what) for place, what in check_auto(auto, steps))
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
@@ -91,28 +90,6 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
 
 def _of_step(path: Path, found: Iterator[tuple[str, str]]) -> Iterator[Mistake]:
     yield from (((*path, key), what) for key, what in found)
-
-
-def _check_auto(path: Path, step: AutoStep, steps: dict[str, Any]) -> Iterator[Mistake]:
-    for name in CHOSEN_STEPS:
-        if name in steps:
-            yield (*path, name), "is chosen by auto; delete it, or delete auto and say everything yourself"
-    given = [name for name in BUDGETS if getattr(step, name) is not None]
-    if step.goal == "most_accurate" and not given:
-        yield (*path, "auto"), f"most_accurate within which budget? add one of {', '.join(BUDGETS)}"
-    if step.goal != "most_accurate" and given:
-        yield (
-            (*path, "auto", given[0]),
-            f"is a budget, but {step.goal} is bounded by max_drop; take goal: most_accurate, or delete it",
-        )
-    if len(given) > 1:
-        yield (*path, "auto", given[1]), f"excludes {given[0]}; keep one budget"
-    allowed = _mapping(steps.get("validate")).get("max_drop")
-    if step.max_drop is not None and allowed not in (None, step.max_drop):
-        yield (*path, "validate", "max_drop"), f"contradicts auto's {step.max_drop}; delete one of them"
-    if step.goal == "most_accurate" and step.max_drop is not None:
-        what = "bounds smallest and fastest; most_accurate loses as little as its budget allows; delete it"
-        yield (*path, "auto", "max_drop"), what
 
 
 def _check_prune(path: Path, step: PruneStep) -> Iterator[Mistake]:
@@ -303,6 +280,9 @@ def _check_model(
         return
     if needing and shards[data].get("train") is None:
         yield ("data", data, "train"), f"is missing; recipe `{recipe}` needs it for {', '.join(needing)}"
+    if auto := _valid(AutoStep, steps.get("auto")):
+        found = check_bound(auto, steps, shards[data])
+        yield from ((("recipes", recipe, *place), what) for place, what in found)
     if "validate" in steps and shards[data].get("eval") is None:
         yield ("data", data, "eval"), f"is missing; recipe `{recipe}` needs it for validate"
 

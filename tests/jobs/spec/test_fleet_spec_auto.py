@@ -11,15 +11,15 @@ version: 1
 name: chosen
 output: out
 models: [{{source: net.pt2, data: digits, recipe: best}}]
-data: {{digits: {{train: train.npz, eval: eval.npz}}}}
+data: {{digits: {{train: train.npz, eval: eval.npz{data}}}}}
 recipes:
   best: {recipe}
 {more}
 """
 
 
-def _recipe(recipe: str, more: str = "") -> Recipe:
-    return parse_spec(_SPEC.format(recipe=recipe, more=more), "spec.yaml").recipes["best"]
+def _recipe(recipe: str, more: str = "", data: str = "") -> Recipe:
+    return parse_spec(_SPEC.format(recipe=recipe, more=more, data=data), "spec.yaml").recipes["best"]
 
 
 def _auto(options: str) -> AutoStep:
@@ -65,6 +65,37 @@ def test_the_accepted_drop_is_that_of_the_gate() -> None:
 def test_mistakes_are_told_with_their_path(recipe: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         _recipe(recipe)
+
+
+@pytest.mark.parametrize("recipe", ["{auto: {max_drop: 1}}", "{auto: {goal: fastest, max_drop: 100%}}"])
+@pytest.mark.parametrize(
+    "data", ["", ", metric: cosine", ", loss: cross_entropy", ", loss: mse, metric: agreement"]
+)
+def test_a_drop_that_leaves_nothing_of_the_metric_is_no_bound(recipe: str, data: str) -> None:
+    with pytest.raises(
+        SpecError, match=r"spec.yaml:8: recipes.best.auto.max_drop: 1(00%)? accepts a model without"
+    ):
+        _recipe(recipe, data=data)
+
+
+def test_it_is_told_where_it_was_written() -> None:
+    with pytest.raises(
+        SpecError, match=r"recipes.best.validate.max_drop: 1 accepts a model without any accuracy"
+    ):
+        _recipe("{auto: {}, validate: {max_drop: 1}}")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data"),
+    [
+        ("{auto: {max_drop: 1}}", ", metric: perplexity"),
+        ("{auto: {max_drop: 1}}", ", loss: causal_lm"),
+        ("{auto: {max_drop: 99%}}", ""),
+        ("{auto: {macs: 0.5}, validate: {max_drop: 1}}", ""),
+    ],
+)
+def test_large_drops_that_bound_something_are_accepted(recipe: str, data: str) -> None:
+    assert _recipe(recipe, data=data).auto is not None
 
 
 def test_a_fleet_has_one_budget() -> None:

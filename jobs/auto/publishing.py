@@ -16,7 +16,7 @@ from ..programs.materials import trained_program
 from ..programs.publishing import publish as publish_candidate
 from ..tasks import StepResult
 from .chain import built
-from .measured import Goal, Measured, front, is_good, ladder
+from .measured import Goal, Measured, front, is_good, ladder, refusals
 from .trials import goal_of, trials_of
 
 
@@ -46,7 +46,15 @@ def publish(payload: Payload) -> StepResult:
             "refused": [{"recipe": trial.recipe, "why": trial.refused} for trial in tried if trial.refused],
         }
         own = {name: payload[name] for name in ("digest", "plan_digest")}
-        answer = publish_candidate({**made, **own, "asked": payload["recipe"], "told": {"search": told}})
+        answer = publish_candidate(
+            {
+                **made,
+                **own,
+                "asked": payload["recipe"],
+                "told": {"search": told},
+                "warnings": refusals(tried),
+            }
+        )
         if answer.result["state"] == "published":
             return answer
         backed_off.append({"recipe": rung.recipe, "why": answer.result["reason"]})

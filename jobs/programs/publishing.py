@@ -74,7 +74,7 @@ def _metrics(payload: Payload, candidate: Candidate) -> tuple[dict[str, Any], st
         after |= told_after
         verdict = verdict or quality.verdict
     warnings = [f"ignore {entry!r} matches no layer" for entry in quantized_layers(payload)[2]]
-    warnings += zeroing.warnings(payload)
+    warnings += [*zeroing.warnings(payload), *payload.get("warnings", ())]
     if quality is None:
         warnings.append("quality was not measured: the model has no eval data")
     sparse: dict[str, int] = {}

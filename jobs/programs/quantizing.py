@@ -89,8 +89,13 @@ def choose(program: ExportedProgram, options: Mapping[str, Any], *, step: str = 
 
 
 def every_layer(program: ExportedProgram) -> tuple[Layer, ...]:
-    """All layers that can be quantized, embeddings too: they may be most of a model."""
-    return choose(program, {"targets": sorted({layer.kind for layer in layers(program)})}).layers
+    """All layers that can be quantized, embeddings too: they may be most of a model. Raises TargetError for none."""
+    kinds = sorted({layer.kind for layer in layers(program)})
+    if not kinds:
+        raise TargetError(
+            "the program has no layer that can be quantized or pruned; take it out of the fleet"
+        )
+    return choose(program, {"targets": kinds}).layers
 
 
 def group_of(

@@ -19,7 +19,7 @@ def summed(x: torch.Tensor, *batches: int, size: int | None = None) -> InputStat
     for batch in torch.split(x, batches or (len(x),)):
         sums.add_range(batch)
         sums.add(batch)
-    found = sums.statistics()
+    found = sums.statistics("w")
     assert found is not None
     return found
 
@@ -60,6 +60,26 @@ def test_a_histogram_holds_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(found.histogram, expected)
 
 
+@pytest.mark.parametrize("size", [None, 512])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])  # the last: its square
+def test_what_is_no_number_is_told_by_who_reads_it(bad: float, size: int | None) -> None:
+    x = rows(20, 1, 700)
+    x[7, 0, 600] = bad
+    with pytest.raises(
+        DataMismatchError, match=r"^w reads NaN, infinity or numbers that are too large; look for them"
+    ):
+        summed(x, 10, 10, size=size)
+
+
+def test_what_was_not_looked_at_closely_must_be_finite_too() -> None:
+    sums, x = InputSums(), rows(20, 1, 7)
+    sums.add(x)
+    x[3, 0, 3] = torch.nan
+    sums.add_range(x)  # of a convolution all entries, of which only some are multiplied
+    with pytest.raises(DataMismatchError, match="w reads NaN"):
+        sums.tensors("w")
+
+
 @pytest.mark.parametrize(("columns", "size"), [(9, None), (300, None), (1100, None), (700, 512)])
 def test_parts_add_up_to_the_sums_of_all_rows(columns: int, size: int | None) -> None:
     x = rows(30, 2, columns)
@@ -69,9 +89,9 @@ def test_parts_add_up_to_the_sums_of_all_rows(columns: int, size: int | None) ->
         sums.add_range(part)
         sums.add(part)
         parts.append(sums)
-    tensors = [sums.tensors() for sums in parts]
+    tensors = [sums.tensors("w") for sums in parts]
     found = InputStatistics.summed(one for one in tensors if one is not None)
-    first, second = (one for one in (sums.statistics() for sums in parts) if one is not None)
+    first, second = (one for one in (sums.statistics("w") for sums in parts) if one is not None)
     expected = first.merge(second)
     for name, value in vars(expected).items():
         mine = getattr(found, name)
@@ -87,4 +107,4 @@ def test_parts_add_up_to_the_sums_of_all_rows(columns: int, size: int | None) ->
 
 
 def test_nothing_was_read() -> None:
-    assert InputSums().statistics() is None
+    assert InputSums().statistics("w") is None

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from fleetpress.compression.losses import LOSSES, sampled_loss, sampled_targets
+from fleetpress.compression.outputs import Meaning
 
 
 def generator() -> torch.Generator:
@@ -82,6 +83,20 @@ def test_drawn_values_lie_around_the_outputs() -> None:
     drawn = sampled_targets(torch.full((20_000, 1), 7.0), generator(), meaning="values")
     assert drawn.mean() == pytest.approx(7, abs=0.05)
     assert drawn.std() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("meaning", ["logits", "probabilities", "values"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_loss_of_outputs_that_are_no_numbers_is_none_either(bad: float, meaning: Meaning) -> None:
+    outputs = torch.full((4, 3), 0.5)
+    outputs[1, 2] = bad
+    assert not sampled_loss(outputs, generator(), meaning=meaning).isfinite()
+
+
+def test_classes_without_any_chance_are_never_drawn() -> None:
+    outputs = torch.tensor([0.0, -math.inf, 0.0]).expand(1000, 3)
+    assert 1 not in sampled_targets(outputs, generator(), meaning="logits")
+    assert sampled_loss(outputs, generator(), meaning="logits").isfinite()
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 5, 3)], ids=["samples", "tokens"])

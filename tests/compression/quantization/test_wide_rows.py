@@ -26,7 +26,7 @@ def observed(x: Tensor, size: int | None = None) -> InputStatistics:
     sums = InputSums(size=size)
     sums.add_range(x)
     sums.add(x.unsqueeze(1))
-    found = sums.statistics()
+    found = sums.statistics("w")
     assert found is not None
     return found
 

@@ -137,6 +137,29 @@ CASES: dict[str, Bad] = {
         says=("nan", "batch 1", "data"),
         recipe="gradients",
     ),
+    "nan_calibrated": Bad(
+        files={"train.npz": arrays(inputs=ones(64, 4) * float("nan")), "test.npz": half},
+        says=("0.weight reads NaN", "in the data"),
+        recipe="calibrated",
+    ),
+    "inf_calibrated": Bad(
+        files={"train.npz": arrays(inputs=ones(64, 4) / 0), "test.npz": half},
+        says=("0.weight reads NaN, infinity", "in the data"),
+        recipe="calibrated",
+    ),
+    "nan_searched": Bad(
+        files={"train.npz": arrays(inputs=ones(64, 4) * float("nan")), "test.npz": half},
+        says=("nan", "data"),
+        recipe="search",
+    ),
+    "too_few_to_search": Bad(
+        files={
+            "train.npz": arrays(inputs=ones(3, 4), targets=torch.zeros(3, dtype=torch.long)),
+            "test.npz": half,
+        },
+        says=("too few to be cut into auto's 4 folds", "number 4 holds no sample"),
+        recipe="search",
+    ),
     "diverges": Bad(
         files={"train.npz": good, "test.npz": half},
         says=("diverged", "lr 1e+30", "lower lr"),
@@ -213,7 +236,11 @@ def outcome(place: Path, write_fleet: Any, cli: Any, samples: Arrays) -> Any:
         models.append(
             {"name": name, "source": f"{place}/in/{case.model}", "data": name, "recipe": case.recipe}
         )
-    recipes = {"wild": {"train": {"lr": 1.0e30, "epochs": 3}}}
+    recipes = {
+        "wild": {"train": {"lr": 1.0e30, "epochs": 3}},
+        "search": {"auto": {"trials": 1}},
+        "calibrated": {"quantize": {"scheme": "W4A16", "method": "gptq"}},
+    }
     spec = write_fleet(place, place, files=files, models=models, data=data, recipes=recipes)
     return cli("run", spec, "--executor", "inline", "--json")
 

@@ -61,6 +61,9 @@ CASES: dict[str, Bad] = {
         recipe={"quantize": {**W8, "ignore": ["Linear"]}}, says=("quantize reaches no layer", "ignore")
     ),
     "quantize_no_layer": Bad(recipe={"quantize": W8}, says=("no layer",), model="weightless.pt2", data=None),
+    "search_no_layer": Bad(
+        recipe={"auto": {"trials": 1}}, says=("no layer that can be quantized",), model="weightless.pt2"
+    ),
     "quantize_only_norms": Bad(recipe={"quantize": W8}, says=("no layer",), model="norms.pt2", data=None),
     "quantize_whole_numbers": Bad(
         recipe={"quantize": W8}, says=("whole.safetensors", "no layer"), model="whole.safetensors", data=None

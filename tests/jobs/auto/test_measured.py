@@ -2,8 +2,18 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
-from fleetpress.jobs.auto.measured import Goal, Measured, front, is_good, ladder, measured_in, ranked
+from fleetpress.jobs.auto.measured import (
+    Goal,
+    Measured,
+    front,
+    is_good,
+    ladder,
+    measured_in,
+    ranked,
+    refusals,
+)
 
 SMALLEST = Goal(goal="smallest", cost="bytes", limit=0.01)
 
@@ -68,3 +78,12 @@ def test_what_cannot_be_built_is_neither_good_nor_published() -> None:
 
 def test_a_trial_that_had_nothing_to_try_tells_nothing() -> None:
     assert measured_in("d", {"skipped": "no other candidate is worth a trial"}) == []
+
+
+def test_reasons_of_refused_candidates_are_told_once_each() -> None:
+    tried = [
+        replace(trial, refused=why)
+        for trial, why in zip(trials([(0.1, 1)] * 4), ["", "a", "b", "a"], strict=True)
+    ]
+    assert refusals(tried) == ["3 of 4 candidates of the search could not be built: a; b"]
+    assert refusals(tried[:1]) == []

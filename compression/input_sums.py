@@ -32,7 +32,8 @@ class InputSums:
     histogram: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
-        """Input rows x [rows, G, columns]."""
+        """Input rows x [rows, G, columns]; doubles are rounded to float32, in which products are kept."""
+        x = x.float() if x.dtype == torch.float64 else x
         _, groups, columns = x.shape
         if self.total is None:
             self.size = block_columns(columns) if self.size is None else min(self.size, columns)

@@ -19,7 +19,7 @@ VERSIONS = {
     "calibrate": 4,
     "observe": 4,
     "sense": 5,
-    "trial": 6,
+    "trial": 7,
     "fleet": 1,
     "equalize": 1,
     "prune": 2,

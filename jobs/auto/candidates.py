@@ -32,13 +32,22 @@ def starts(searched: Searched, cost: str, share: float | None) -> dict[Family, t
         found["delete"] = (0.3,) if share is None else _parts(share, 0.9)
     if cost == "bytes":
         # Shares of 32 bits: about 8, 5, 4 and 3 bits a weight with their scales.
-        found["quantize"] = (0.26, 0.17, 0.132, 0.1) if share is None else _parts(share, 0.95, 0.85, 0.7, 0.5)
-    if searched.epochs and cost == "bytes":
-        if searched.grows:
-            found["zero"] = (0.05, 0.025) if share is None else _parts(share, 0.9, 0.6)
-        found["joint"] = (0.04, 0.02) if share is None else _parts(share, 0.9, 0.7)
-        found["delete"] = (0.6, 0.4)
+        of_32 = 32 / searched.float_bits
+        found["quantize"] = (
+            _parts(of_32, 0.26, 0.17, 0.132, 0.1) if share is None else _parts(share, 0.95, 0.85, 0.7, 0.5)
+        )
+        if searched.epochs:
+            if searched.grows:
+                found["zero"] = _parts(of_32, 0.05, 0.025) if share is None else _parts(share, 0.9, 0.6)
+            found["joint"] = _parts(of_32, 0.04, 0.02) if share is None else _parts(share, 0.9, 0.7)
+            found["delete"] = (0.6, 0.4)
     return found
+
+
+def safest(table: Table, method: str) -> dict[str, Any]:
+    """8 bits in every layer, and nothing deleted: what is left to try when no candidate passes."""
+    targets = {"targets": sorted(table.layers)} if table.layers else {}
+    return {"calibrate": dict(CALIBRATION), "quantize": {**ROUNDED, "method": method, **targets}}
 
 
 def _parts(share: float, *of: float) -> tuple[float, ...]:
@@ -90,7 +99,7 @@ def _deleted(x: float, table: Table, searched: Searched, prices: Prices) -> dict
 
 def _zeroed(x: float, table: Table, searched: Searched, prices: Prices) -> dict[str, Any] | None:
     """Weights made zero while the others are trained for 3-bit codes; places and codes take about x of the bytes."""
-    sparsity = round(1 - x * 32 / _BITS_OF_KEPT, 4)
+    sparsity = round(1 - x * searched.float_bits / _BITS_OF_KEPT, 4)
     if not 0.3 < sparsity < 1:
         return None
     method = "magnitude_unstructured"

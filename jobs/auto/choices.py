@@ -72,7 +72,7 @@ class Searched:
 
     `folds` are those that a fine-tuned candidate is built and measured for. `is_labelled` says that the data have
     targets, so that fine-tuning may be guided by the model itself beside them; `grows` that there are steps enough for
-    zeros to grow in. At once they would cost a net far more than is expected.
+    zeros to grow in. At once they would cost a net far more than is expected. `float_bits` are those of a float before.
     """
 
     epochs: int
@@ -82,6 +82,7 @@ class Searched:
     folds: int = 1
     is_labelled: bool = True
     grows: bool = True
+    float_bits: float = 32.0
 
 
 @dataclass(frozen=True, kw_only=True)

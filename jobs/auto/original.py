@@ -13,6 +13,7 @@ from fleetpress.compression.cost import parameters, sample_macs
 from fleetpress.compression.evaluation import Runner, all_outputs
 from fleetpress.compression.metrics import METRICS, Sums, drop
 from fleetpress.compression.outputs import meaning
+from fleetpress.compression.program import tensors
 from fleetpress.compression.sensitivity import divergence
 
 from ..errors import ModelError
@@ -26,7 +27,7 @@ from .effort import Effort, effort
 _MOST_SAMPLES = 6144  # of all folds together that a candidate is measured on
 _DIVERGING = 256  # samples that tell how far outputs moved
 _KEPT_BYTES = 1 << 26  # of the outputs of a fold
-_METHOD = "gptq"
+METHOD = "gptq"
 _RATES = ((2_000_000, 2e-3), (10_000_000, 5e-4), (math.inf, 1e-4))  # learning rates up to so many parameters
 
 
@@ -40,6 +41,13 @@ def effort_of(payload: Payload, program: ExportedProgram) -> Effort:
         folds=options["folds"],
         epochs=options.get("epochs"),
     )
+
+
+def _float_bits(program: ExportedProgram) -> float:
+    """Bits of a parameter or buffer that holds floats, on average."""
+    floats = [value for value in tensors(program).values() if value.is_floating_point()]
+    entries = sum(value.numel() for value in floats)
+    return 8 * sum(value.nbytes for value in floats) / entries if entries else 32.0
 
 
 class Original:
@@ -61,10 +69,11 @@ class Original:
             epochs=given.epochs,
             batch_size=given.batch_size,
             folds=given.folds,
-            method=_METHOD,
+            method=METHOD,
             lr=next(lr for most, lr in _RATES if size <= most),
             is_labelled=self._loss != "distillation",
             grows=given.grows,
+            float_bits=_float_bits(self.program),
         )
 
     def value(self) -> float:

@@ -1,10 +1,10 @@
 """The last step of a search: the best candidate, built on all train data, and a ladder if it does not pass.
 
-Rungs are what was measured: each lost less on held-out train data than the one before it. What was backed off from,
-and why, stands in the metrics.
+Rungs are what was measured: each lost less on held-out train data than the one before it. Below them is what may never
+have been measured, 8 bits in every layer. What was backed off from, and why, stands in the metrics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fleetpress.compression.cost import macs
@@ -15,8 +15,11 @@ from ..handover import Payload
 from ..programs.materials import trained_program
 from ..programs.publishing import publish as publish_candidate
 from ..tasks import StepResult
+from .candidates import safest
 from .chain import built
 from .measured import Goal, Measured, front, is_good, ladder, refusals
+from .original import METHOD
+from .sensing import table_of
 from .trials import goal_of, trials_of
 
 
@@ -35,14 +38,14 @@ def publish(payload: Payload) -> StepResult:
     goal = goal_of(payload, trials[0].before, macs(trained_program(payload)))
     backed_off: list[dict[str, Any]] = []
     answer: StepResult | None = None
-    for rung in _rungs(payload, trials, goal):
+    for recipe, digest in _rungs(payload, trials, goal):
         try:
-            made = built(payload, rung.recipe)
+            made = built(payload, recipe)
         except CompressionError as error:  # what went well without a fold may diverge with it
-            backed_off.append({"recipe": rung.recipe, "why": str(error)})
+            backed_off.append({"recipe": recipe, "why": str(error)})
             continue
         told = {
-            **_told(trials, rung, goal, backed_off),
+            **_told(trials, recipe, digest, goal, backed_off),
             "refused": [{"recipe": trial.recipe, "why": trial.refused} for trial in tried if trial.refused],
         }
         own = {name: payload[name] for name in ("digest", "plan_digest")}
@@ -57,7 +60,7 @@ def publish(payload: Payload) -> StepResult:
         )
         if answer.result["state"] == "published":
             return answer
-        backed_off.append({"recipe": rung.recipe, "why": answer.result["reason"]})
+        backed_off.append({"recipe": recipe, "why": answer.result["reason"]})
     if answer is None:
         raise ModelError(
             f"{payload['model']['name']}: no candidate could be built again: {backed_off[-1]['why']}"
@@ -65,26 +68,39 @@ def publish(payload: Payload) -> StepResult:
     return answer
 
 
-def _rungs(payload: Payload, trials: list[Measured], goal: Goal) -> list[Measured]:
-    """The ladder; with a share of a fleet's budget it begins there, and goes on with what lost less."""
+def _rungs(
+    payload: Payload, trials: list[Measured], goal: Goal
+) -> Iterator[tuple[Mapping[str, Any], str | None]]:
+    """Recipes to try one after the other, with the digests of their trials; with a share of a fleet's budget the ladder
+    begins there, and goes on with what lost less. Where a drop is the bound, the last one is the safest there is.
+    """
     rungs = ladder(trials, goal)
     own = next((trial for trial in trials if trial.digest == payload.get("allotted")), None)
-    if own is None:
-        return rungs
-    return [own, *(trial for trial in rungs if trial.digest != own.digest and trial.drop < own.drop)]
+    if own is not None:
+        rungs = [own, *(trial for trial in rungs if trial.digest != own.digest and trial.drop < own.drop)]
+    yield from ((trial.recipe, trial.digest) for trial in rungs)
+    last = safest(table_of(payload), METHOD)
+    if goal.limit is not None and all(trial.recipe != last for trial in rungs):
+        yield last, None
 
 
 def _told(
-    trials: list[Measured], chosen: Measured, goal: Goal, backed_off: list[dict[str, Any]]
+    trials: list[Measured],
+    recipe: Mapping[str, Any],
+    digest: str | None,
+    goal: Goal,
+    backed_off: list[dict[str, Any]],
 ) -> Mapping[str, Any]:
-    """What the metrics say of the search: every trial, the Pareto front, the recipe that was taken."""
+    """What the metrics say of the search: every trial, the Pareto front, the recipe that was taken, and the trial whose
+    it is.
+    """
     best = {trial.digest for trial in front(trials, goal.cost)}
     return {
         "goal": goal.goal,
         "cost": goal.cost,
         "limit": goal.limit,
         "budget": goal.budget,
-        "recipe": chosen.recipe,
+        "recipe": recipe,
         "backed_off": list(backed_off),
         "trials": [
             {
@@ -96,7 +112,7 @@ def _told(
                 **_true(
                     is_good=is_good(trial, goal),
                     on_front=trial.digest in best,
-                    is_chosen=trial.digest == chosen.digest,
+                    is_chosen=trial.digest == digest,
                 ),
             }
             for trial in trials

@@ -50,6 +50,18 @@ def test_inputs_of_a_linear_layer() -> None:
     assert found.weights["0.weight"].output_squares is None
 
 
+@pytest.mark.parametrize("loss", [None, "distillation"])
+def test_programs_of_doubles_have_statistics_too(loss: str | None) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Linear(5, 2)), torch.randn(SAMPLES, 3, 7)
+    single = calibrate(_program(net, x), {"inputs": x}, 4, loss=loss)
+    double = calibrate(_program(net.double(), x.double()), {"inputs": x}, 4, loss=loss)
+    for name, known in single.weights.items():
+        torch.testing.assert_close(double.weights[name].inputs.gram, known.inputs.gram, rtol=1e-5, atol=1e-5)
+        if loss is not None:
+            assert double.weights[name].output_squares is not None
+
+
 def test_input_rows_times_the_weight_are_the_outputs() -> None:
     """x of conv options: mean outputs follow from mean inputs, whatever stride, padding, dilation, groups."""
     for options in (

@@ -39,6 +39,14 @@ def test_sums_are_those_of_the_rows(columns: int) -> None:
     assert found.range.tolist() == [float(x.min()), float(x.max())]
 
 
+def test_doubles_are_summed_as_floats() -> None:
+    x = rows(20, 2, 7)
+    single, double = summed(x), summed(x.double())
+    for name, value in vars(single).items():
+        other = getattr(double, name)
+        assert torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
+
+
 def test_long_rows_are_multiplied_within_blocks() -> None:
     x = rows(40, 1, 1300)
     found = summed(x, size=512)

@@ -87,6 +87,19 @@ def test_the_smallest_model_within_the_drop(folder: Path) -> None:
     assert [model.state for model in again.models] == ["unchanged"]
 
 
+def test_the_last_rung_is_8_bits_in_every_layer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "fleetpress.jobs.auto.publishing.ladder", lambda trials, goal: []
+    )  # none of them passes
+    result = _run(folder, "{max_drop: 2%, trials: 1, epochs: 0, folds: 2}")
+    assert [(model.state, model.reason) for model in result.models] == [("published", None)]
+    metrics = _metrics(folder, result)
+    assert [(layer["num_bits"], layer["kind"]) for layer in metrics["layers"]] == [(8, "Linear")] * 3
+    assert not any(trial.get("is_chosen") for trial in metrics["search"]["trials"])
+    (page,) = (folder / f"output/runs/{result.run}").glob("report.html")
+    assert "quantize to 8 bits" in page.read_text()
+
+
 def test_the_most_accurate_model_within_a_size(folder: Path) -> None:
     result = _run(folder, "{goal: most_accurate, size_bytes: 16000, trials: 4, epochs: 0, folds: 2}")
     assert [(model.state, model.reason) for model in result.models] == [("published", None)]

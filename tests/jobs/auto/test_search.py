@@ -56,6 +56,25 @@ def searched(goal: Goal, truth: Callable[[str, float], float], rounds: int) -> l
     return found
 
 
+def test_a_search_begins_at_the_same_bits_whatever_floats_the_weights_are() -> None:
+    """Half of the bytes before: twice the share."""
+    half = Table(
+        layers={
+            name: [replace(one, bytes=one.bytes if one.settings else one.bytes // 2) for one in some]
+            for name, some in TABLE.layers.items()
+        }
+    )
+    single = propose([], SMALLEST, TABLE, SEARCHED, 12)
+    other = propose([], SMALLEST, half, replace(SEARCHED, float_bits=16.0), 12)
+    bytes_of = [
+        {(family, round(x * table.float_bytes)) for family, x, _ in found if family != "delete"}
+        for found, table in ((single, TABLE), (other, half))
+    ]
+    assert bytes_of[0] == bytes_of[1]
+    zeroed = [[recipe for family, _, recipe in found if family == "zero"] for found in (single, other)]
+    assert zeroed[0] == zeroed[1] != []
+
+
 @pytest.mark.parametrize("edge", [0.02, 0.09, 0.15, 0.3])
 def test_the_edge_of_what_is_good_enough_is_found(edge: float) -> None:
     trials = searched(SMALLEST, lambda family, x: 0.0 if family == "delete" and x >= edge else 0.05, 6)

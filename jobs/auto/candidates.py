@@ -44,7 +44,7 @@ def starts(searched: Searched, cost: str, share: float | None) -> dict[Family, t
     return found
 
 
-def safest(table: Table, method: str) -> dict[str, Any]:
+def last_resort(table: Table, method: str) -> dict[str, Any]:
     """8 bits in every layer, and nothing deleted: what is left to try when no candidate passes."""
     targets = {"targets": sorted(table.layers)} if table.layers else {}
     return {"calibrate": dict(CALIBRATION), "quantize": {**ROUNDED, "method": method, **targets}}

@@ -15,7 +15,7 @@ from ..handover import Payload
 from ..programs.materials import trained_program
 from ..programs.publishing import publish as publish_candidate
 from ..tasks import StepResult
-from .candidates import safest
+from .candidates import last_resort
 from .chain import built
 from .measured import Goal, Measured, front, is_good, ladder, refusals
 from .original import METHOD
@@ -72,14 +72,14 @@ def _rungs(
     payload: Payload, trials: list[Measured], goal: Goal
 ) -> Iterator[tuple[Mapping[str, Any], str | None]]:
     """Recipes to try one after the other, with the digests of their trials; with a share of a fleet's budget the ladder
-    begins there, and goes on with what lost less. Where a drop is the bound, the last one is the safest there is.
+    begins there, and goes on with what lost less. Where a drop is the bound, the last one is 8 bits in every layer.
     """
     rungs = ladder(trials, goal)
     own = next((trial for trial in trials if trial.digest == payload.get("allotted")), None)
     if own is not None:
         rungs = [own, *(trial for trial in rungs if trial.digest != own.digest and trial.drop < own.drop)]
     yield from ((trial.recipe, trial.digest) for trial in rungs)
-    last = safest(table_of(payload), METHOD)
+    last = last_resort(table_of(payload), METHOD)
     if goal.limit is not None and all(trial.recipe != last for trial in rungs):
         yield last, None
 

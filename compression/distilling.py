@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fleetpress.compression.losses import class_axis
+from fleetpress.compression.losses import LOSSES, class_axis, without_masked
 
 _SCORES = ("cross_entropy", "causal_lm")  # losses whose outputs are scores of classes
 
@@ -17,9 +17,13 @@ def distance(loss: str, outputs: Tensor, teacher: Tensor, targets: Tensor, tempe
     Knowledge in a Neural Network, arXiv:1503.02531). For all other outputs the mean squared difference.
     """
     if loss not in _SCORES:
-        return functional.mse_loss(outputs, teacher)
+        return LOSSES["mse"].compute(outputs, teacher)
     axis = outputs.dim() - 1 if loss == "causal_lm" else class_axis(outputs, targets)
     ours = torch.log_softmax(outputs / temperature, axis)
     theirs = torch.log_softmax(teacher / temperature, axis)
-    divergence = functional.kl_div(ours, theirs, log_target=True, reduction="none").sum(axis)
-    return divergence.mean() * temperature**2
+    value = _divergence(ours, theirs, axis)
+    return (_divergence(*without_masked(ours, theirs), axis) if value.isnan() else value) * temperature**2
+
+
+def _divergence(ours: Tensor, theirs: Tensor, axis: int) -> Tensor:
+    return functional.kl_div(ours, theirs, log_target=True, reduction="none").sum(axis).mean()

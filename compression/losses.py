@@ -53,8 +53,16 @@ def _causal_lm(outputs: Tensor, targets: Tensor) -> Tensor:
     return _cross_entropy(scores, tokens)
 
 
+def without_masked(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with zeros where both are minus infinity: scores that the model masks, whose difference is no number."""
+    masked = one.isneginf() & other.isneginf()
+    return one.masked_fill(masked, 0.0), other.masked_fill(masked, 0.0)
+
+
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    return functional.mse_loss(outputs, aligned(outputs, targets).to(outputs.dtype))
+    targets = aligned(outputs, targets).to(outputs.dtype)
+    value = functional.mse_loss(outputs, targets)
+    return functional.mse_loss(*without_masked(outputs, targets)) if value.isnan() else value
 
 
 def _l1(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fleetpress.compression.errors import MethodError
-from fleetpress.compression.losses import aligned, class_axis, next_tokens
+from fleetpress.compression.losses import aligned, class_axis, next_tokens, without_masked
 from fleetpress.compression.outputs import Meaning
 
 Sums = dict[str, float]
@@ -134,6 +134,7 @@ def _agreement(sums: Sums, outputs: Tensor, reference: Tensor) -> None:
 
 def _cosine(sums: Sums, outputs: Tensor, reference: Tensor) -> None:
     left, right = outputs.reshape(len(outputs), -1).double(), reference.reshape(len(outputs), -1).double()
+    left, right = without_masked(left, right)
     lengths = left.norm(dim=1) * right.norm(dim=1)
     cosines = (left * right).sum(1) / lengths
     both_zero = (left == 0).all(1) & (right == 0).all(1)

@@ -6,11 +6,14 @@ arXiv:1801.05787). Inputs and output gradients are taken as independent (Martens
 the Gram matrix of a layer's inputs and the squared gradients of its outputs, each collected once, price any change.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import DataMismatchError
+from fleetpress.compression.losses import without_masked
 from fleetpress.compression.outputs import Meaning
 
 
@@ -46,13 +49,20 @@ def divergence(before: Tensor, after: Tensor, meaning: Meaning) -> float:
     """How far outputs [samples, ...] moved, in the unit of `expected_increase`, as a mean over samples.
 
     Class scores: Kullback-Leibler divergence of their distributions, summed over a sample's predictions; values: half
-    the squared distance, summed over a sample's entries.
+    the squared distance, summed over a sample's entries. Infinite where outputs became NaN or infinite.
     """
     one, other = before.double(), after.double()
-    if meaning == "values":
-        return 0.5 * float((one - other).square().sum()) / len(one)
     if meaning == "logits":
         one, other = one.log_softmax(-1), other.log_softmax(-1)
-    else:
+    elif meaning == "probabilities":
         one, other = one.clamp(min=1e-30).log(), other.clamp(min=1e-30).log()
-    return max(0.0, float((one.exp() * (one - other)).sum()) / len(one))
+    total = _apart(one, other, meaning)
+    if math.isnan(total):
+        total = _apart(*without_masked(one, other), meaning)
+    return math.inf if math.isnan(total) else max(0.0, total) / len(one)
+
+
+def _apart(one: Tensor, other: Tensor, meaning: Meaning) -> float:
+    if meaning == "values":
+        return 0.5 * float((one - other).square().sum())
+    return float((one.exp() * (one - other)).sum())

@@ -70,7 +70,7 @@ class _Probing:
             measured = [self._measured(group, scores, count) for count in probed]
         except CompressionError:  # what cannot be taken apart keeps its units
             return []
-        if not probed:
+        if not probed or not all(map(math.isfinite, measured)):
             return []
         counts = sorted({math.floor(share * group.count) for share in SHARES})
         counts = [count for count in counts if count <= probed[-1]]

@@ -1,5 +1,6 @@
 """What could be done to every layer, what it would save, and by how much the loss would grow."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -85,7 +86,12 @@ def sense(payload: Payload) -> StepResult:
         return StepResult(result=sense_operations(program, values, known, meter, index=index, count=count))
     mine = group_of(every_layer(program), values, index, count)
     zeros = ZEROS if effort_of(payload, program).grows else ()
-    found = {layer.name: list(_options(layer, values, known, meter, zeros)) for layer in mine}
+    found = {
+        layer.name: [
+            one for one in _options(layer, values, known, meter, zeros) if math.isfinite(one.increase)
+        ]
+        for layer in mine
+    }
     result: dict[str, Any] = {
         "layers": {name: [dict(vars(item)) for item in options] for name, options in found.items()}
     }
@@ -142,7 +148,7 @@ class Meter:
         self._before: Tensor | None = None
 
     def increase(self, changed: Mapping[str, Tensor]) -> float:
-        """Mean divergence of a sample's outputs, in the unit of the expected increase."""
+        """Mean divergence of a sample's outputs, in the unit of the expected increase; infinite where they are none."""
         return self.increase_of(with_tensors(self._program, changed))
 
     def increase_of(self, program: ExportedProgram) -> float:

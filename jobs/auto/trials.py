@@ -51,7 +51,7 @@ def trial(payload: Payload) -> StepResult:
         return StepResult(result={**tried, "refused": why})
     if is_tuned and goal.cost == "bytes":
         tried["expected"] = expected_of(recipe, table)
-    if is_tuned or "prune" in recipe:
+    if (is_tuned or "prune" in recipe) and math.isfinite(seen.divergence):
         tried["divergence"] = seen.divergence
     told = _told(payload, original, seen, apart) if is_tuned else asdict(apart)
     return StepResult(result={**tried, "costs": seen.costs, "metric": original.metric, **told})

@@ -74,6 +74,8 @@ class _Pricing:
             increases = self._increases(group, counts)
         except CompressionError:  # what cannot be taken apart keeps its units
             return []
+        if not all(map(math.isfinite, increases)):
+            return []
         return [
             {"share": share_of(count, group.count), "increase": increase}
             for count, increase in zip(counts, increases, strict=True)

@@ -41,6 +41,20 @@ def test_class_axes() -> None:
     assert distance("cross_entropy", ours, ours, labels, 2.0) == 0
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_masked_scores_add_nothing(loss: str) -> None:
+    ours, theirs = scores(0, 8, 5), scores(1, 8, 5)
+    mask = torch.arange(8) >= 5
+    filled = [functional.pad(value, (0, 3)).masked_fill(mask, -torch.inf) for value in (ours, theirs)]
+    given = filled[0].requires_grad_()
+    found = distance(loss, given, filled[1], torch.zeros(8, dtype=torch.long), 2.0)
+    (gradient,) = torch.autograd.grad(found, given)
+    wanted = distance(loss, ours, theirs, torch.zeros(8, dtype=torch.long), 2.0)
+    torch.testing.assert_close(found, wanted if loss == "cross_entropy" else wanted * 5 / 8)
+    assert gradient.isfinite().all()
+    assert not gradient[:, 5:].any()
+
+
 def test_other_outputs_by_their_mean_square() -> None:
     ours, theirs = scores(0, 4, 3), scores(1, 4, 3)
     assert distance("mse", ours, theirs, theirs, 2.0) == functional.mse_loss(ours, theirs)

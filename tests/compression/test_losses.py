@@ -99,6 +99,22 @@ def test_classes_without_any_chance_are_never_drawn() -> None:
     assert sampled_loss(outputs, generator(), meaning="logits").isfinite()
 
 
+@pytest.mark.parametrize("meaning", ["logits", "values"])
+def test_masked_scores_add_nothing(meaning: Meaning) -> None:
+    outputs = torch.randn(8, 3, generator=generator())
+    hole = torch.full((8, 1), -math.inf)
+    masked = torch.cat([outputs, hole], 1).requires_grad_()
+    loss = sampled_loss(masked, generator(), meaning=meaning)
+    (gradient,) = torch.autograd.grad(loss, masked)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert not gradient[:, 3].any()
+    target = torch.cat([outputs + 1, hole], 1)
+    whole = LOSSES["distillation"].compute(outputs, outputs + 1)
+    torch.testing.assert_close(LOSSES["distillation"].compute(masked, target), whole * 3 / 4)
+    assert LOSSES["distillation"].compute(masked, torch.zeros(8, 4)).isinf()
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (2, 5, 3)], ids=["samples", "tokens"])
 def test_drawn_targets_give_gradients_where_the_distance_to_oneself_has_none(shape: tuple[int, ...]) -> None:
     outputs = torch.randn(shape, generator=generator(), requires_grad=True)

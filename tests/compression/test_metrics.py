@@ -91,6 +91,10 @@ def test_agreement_and_cosine() -> None:
     assert value("cosine", -reference, reference) == pytest.approx((-1 - 1 + 1) / 3)
     assert value("cosine", torch.ones(3, 2), reference) == pytest.approx(2 * math.sqrt(0.5) / 3)
 
+    masked = torch.cat([reference, torch.full((3, 1), -math.inf)], 1)
+    assert value("cosine", masked, masked) == 1.0
+    assert math.isnan(value("cosine", torch.ones(3, 3), masked))
+
 
 TASKS = {
     "accuracy": (random(24, 5), torch.arange(24) % 5),

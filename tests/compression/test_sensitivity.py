@@ -1,5 +1,7 @@
 """Expected increases of the loss, against the increases themselves."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,8 +11,9 @@ from torch.nn import functional
 from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import DataMismatchError
 from fleetpress.compression.observing import calibrate
+from fleetpress.compression.outputs import Meaning
 from fleetpress.compression.quantization.weight import to_rows
-from fleetpress.compression.sensitivity import expected_increase, output_errors
+from fleetpress.compression.sensitivity import divergence, expected_increase, output_errors
 
 SAMPLES = 4000
 
@@ -55,3 +58,21 @@ def test_statistics_without_gradients_price_nothing() -> None:
     net, x = _net()
     with pytest.raises(DataMismatchError, match="calibrate with a loss"):
         expected_increase(torch.zeros(4, 9), _statistics(net, x[:4])["0.weight"], 4)
+
+
+@pytest.mark.parametrize("meaning", ["logits", "values", "probabilities"])
+def test_masked_scores_do_not_diverge(meaning: Meaning) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before, after = (torch.randn(8, 3, generator=generator).softmax(-1) for _ in range(2))
+    hole = torch.full((8, 1), 0.0 if meaning == "probabilities" else -torch.inf)
+    masked = [torch.cat([value, hole], 1) for value in (before, after)]
+    assert divergence(*masked, meaning) == pytest.approx(divergence(before, after, meaning))
+    assert divergence(before, after, meaning) > 0
+
+
+@pytest.mark.parametrize("meaning", ["logits", "values"])
+def test_outputs_that_became_nan_are_infinitely_far(meaning: Meaning) -> None:
+    before = torch.ones(4, 3)
+    after = before.clone()
+    after[2, 1] = torch.nan
+    assert divergence(before, after, meaning) == math.inf

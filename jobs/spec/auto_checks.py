@@ -5,13 +5,10 @@ from typing import Any
 
 from .recipe import BUDGETS, CHOSEN_STEPS, AutoStep
 
-_SHARES = (
-    "accuracy",
-    "token_accuracy",
-    "agreement",
-    "cosine",
-)  # metrics that are 1 at best, and useless at 0
-_OTHERWISE = ("mse", "l1", "causal_lm")  # losses whose metric, if none is named, is none of those
+# Metrics that are 1 at best and useless at 0, and losses whose metric, if none is named, is none of them. Both follow
+# from compression.metrics, which lies behind torch; a test compares them.
+SHARES = ("accuracy", "token_accuracy", "r2", "agreement", "cosine")
+OTHERWISE = ("mse", "l1", "causal_lm")
 
 
 def check_auto(step: AutoStep, steps: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -42,7 +39,7 @@ def check_bound(
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """Of an `auto` step on `data`: a drop that leaves nothing of the metric bounds nothing."""
     metric = data.get("metric")
-    shares = metric in _SHARES or (metric is None and data.get("loss") not in _OTHERWISE)
+    shares = metric in SHARES or (metric is None and data.get("loss") not in OTHERWISE)
     place, accepted = ("auto", "max_drop"), step.max_drop
     if accepted is None:
         place, accepted = ("validate", "max_drop"), _gate(steps)

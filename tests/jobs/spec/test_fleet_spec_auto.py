@@ -2,7 +2,10 @@
 
 import pytest
 
+from fleetpress.compression.losses import LOSSES
+from fleetpress.compression.metrics import METRICS, default_metric
 from fleetpress.jobs.errors import SpecError
+from fleetpress.jobs.spec.auto_checks import OTHERWISE, SHARES
 from fleetpress.jobs.spec.fleet_spec import parse_spec
 from fleetpress.jobs.spec.recipe import AutoStep, Recipe
 
@@ -76,6 +79,11 @@ def test_a_drop_that_leaves_nothing_of_the_metric_is_no_bound(recipe: str, data:
         SpecError, match=r"spec.yaml:8: recipes.best.auto.max_drop: 1(00%)? accepts a model without"
     ):
         _recipe(recipe, data=data)
+
+
+def test_which_metrics_are_shares_of_one_is_what_the_metrics_say() -> None:
+    assert METRICS.keys() - set(SHARES) == {"perplexity", "mse", "psnr"}
+    assert {loss for loss in LOSSES if default_metric(loss, "logits") not in SHARES} == set(OTHERWISE)
 
 
 def test_it_is_told_where_it_was_written() -> None:

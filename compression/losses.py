@@ -54,15 +54,17 @@ def _causal_lm(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def without_masked(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with zeros where both are minus infinity: scores that the model masks, whose difference is no number."""
+    """Both with zeros where both are minus infinity: scores that a model masks, whose difference is no number."""
     masked = one.isneginf() & other.isneginf()
     return one.masked_fill(masked, 0.0), other.masked_fill(masked, 0.0)
 
 
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    targets = aligned(outputs, targets).to(outputs.dtype)
-    value = functional.mse_loss(outputs, targets)
-    return functional.mse_loss(*without_masked(outputs, targets)) if value.isnan() else value
+    return functional.mse_loss(outputs, aligned(outputs, targets).to(outputs.dtype))
+
+
+def _distillation(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _mse(*without_masked(outputs, aligned(outputs, targets)))
 
 
 def _l1(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ LOSSES = {
         Loss(
             name="distillation",
             needs_targets=False,
-            compute=_mse,
+            compute=_distillation,
             weight=len,
             summary="mean squared distance to the original model's own outputs; needs no targets",
         ),
@@ -144,6 +146,6 @@ def sampled_loss(outputs: Tensor, generator: torch.Generator, *, meaning: Meanin
     """Mean negative log-likelihood of `sampled_targets`, up to a constant."""
     targets = sampled_targets(outputs, generator, meaning=meaning)
     if meaning == "values":
-        return 0.5 * _mse(outputs, targets)
+        return 0.5 * _distillation(outputs, targets)
     scores = outputs.log() if meaning == "probabilities" else outputs
     return functional.cross_entropy(scores.reshape(-1, scores.shape[-1]), targets.reshape(-1))

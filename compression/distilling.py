@@ -22,7 +22,6 @@ def distance(loss: str, outputs: Tensor, teacher: Tensor, targets: Tensor, tempe
     ours = torch.log_softmax(outputs / temperature, axis)
     theirs = torch.log_softmax(teacher / temperature, axis)
     divergence = functional.kl_div(ours, theirs, log_target=True, reduction="none")
-    masked = (
-        ours.isneginf() & theirs.isneginf()
-    )  # as in `losses.without_masked`, of which this takes no copies
+    # As `losses.without_masked`, without copies of both.
+    masked = ours.isneginf() & theirs.isneginf()
     return divergence.masked_fill(masked, 0.0).sum(axis).mean() * temperature**2

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fleetpress.compression.losses import LOSSES, class_axis
+from fleetpress.compression.losses import LOSSES, both_masked, class_axis
 
 _SCORES = ("cross_entropy", "causal_lm")  # losses whose outputs are scores of classes
 
@@ -22,6 +22,4 @@ def distance(loss: str, outputs: Tensor, teacher: Tensor, targets: Tensor, tempe
     ours = torch.log_softmax(outputs / temperature, axis)
     theirs = torch.log_softmax(teacher / temperature, axis)
     divergence = functional.kl_div(ours, theirs, log_target=True, reduction="none")
-    # As `losses.without_masked`, without copies of both.
-    masked = ours.isneginf() & theirs.isneginf()
-    return divergence.masked_fill(masked, 0.0).sum(axis).mean() * temperature**2
+    return divergence.masked_fill(both_masked(ours, theirs), 0.0).sum(axis).mean() * temperature**2

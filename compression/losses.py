@@ -53,9 +53,14 @@ def _causal_lm(outputs: Tensor, targets: Tensor) -> Tensor:
     return _cross_entropy(scores, tokens)
 
 
+def both_masked(one: Tensor, other: Tensor) -> Tensor:
+    """Where both are minus infinity (bool): scores that a model masks, whose difference is no number."""
+    return one.isneginf() & other.isneginf()
+
+
 def without_masked(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with zeros where both are minus infinity: scores that a model masks, whose difference is no number."""
-    masked = one.isneginf() & other.isneginf()
+    """Both with zeros where both are masked."""
+    masked = both_masked(one, other)
     return one.masked_fill(masked, 0.0), other.masked_fill(masked, 0.0)
 
 

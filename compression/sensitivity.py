@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fleetpress.compression.calibration import WeightStatistics
 from fleetpress.compression.errors import DataMismatchError
-from fleetpress.compression.losses import without_masked
+from fleetpress.compression.losses import both_masked
 from fleetpress.compression.outputs import Meaning
 
 
@@ -56,13 +56,6 @@ def divergence(before: Tensor, after: Tensor, meaning: Meaning) -> float:
         one, other = one.log_softmax(-1), other.log_softmax(-1)
     elif meaning == "probabilities":
         one, other = one.clamp(min=1e-30).log(), other.clamp(min=1e-30).log()
-    total = _apart(one, other, meaning)
-    if math.isnan(total):
-        total = _apart(*without_masked(one, other), meaning)
+    apart = 0.5 * (one - other).square() if meaning == "values" else one.exp() * (one - other)
+    total = float(apart.masked_fill(both_masked(one, other), 0.0).sum())
     return math.inf if math.isnan(total) else max(0.0, total) / len(one)
-
-
-def _apart(one: Tensor, other: Tensor, meaning: Meaning) -> float:
-    if meaning == "values":
-        return 0.5 * float((one - other).square().sum())
-    return float((one.exp() * (one - other)).sum())

@@ -38,14 +38,14 @@ def publish(payload: Payload) -> StepResult:
     goal = goal_of(payload, trials[0].before, macs(trained_program(payload)))
     backed_off: list[dict[str, Any]] = []
     answer: StepResult | None = None
-    for recipe, digest in _rungs(payload, trials, goal):
+    for recipe in _rungs(payload, trials, goal):
         try:
             made = built(payload, recipe)
         except CompressionError as error:  # what went well without a fold may diverge with it
             backed_off.append({"recipe": recipe, "why": str(error)})
             continue
         told = {
-            **_told(trials, recipe, digest, goal, backed_off),
+            **_told(trials, recipe, goal, backed_off),
             "refused": [{"recipe": trial.recipe, "why": trial.refused} for trial in tried if trial.refused],
         }
         own = {name: payload[name] for name in ("digest", "plan_digest")}
@@ -68,32 +68,24 @@ def publish(payload: Payload) -> StepResult:
     return answer
 
 
-def _rungs(
-    payload: Payload, trials: list[Measured], goal: Goal
-) -> Iterator[tuple[Mapping[str, Any], str | None]]:
-    """Recipes to try one after the other, with the digests of their trials; with a share of a fleet's budget the ladder
-    begins there, and goes on with what lost less. Where a drop is the bound, the last one is 8 bits in every layer.
+def _rungs(payload: Payload, trials: list[Measured], goal: Goal) -> Iterator[Mapping[str, Any]]:
+    """Recipes to try one after the other; with a share of a fleet's budget the ladder begins there, and goes on with
+    what lost less. Where a drop is the bound, the last one is 8 bits in every layer.
     """
     rungs = ladder(trials, goal)
     own = next((trial for trial in trials if trial.digest == payload.get("allotted")), None)
     if own is not None:
         rungs = [own, *(trial for trial in rungs if trial.digest != own.digest and trial.drop < own.drop)]
-    yield from ((trial.recipe, trial.digest) for trial in rungs)
-    last = last_resort(table_of(payload), METHOD)
-    if goal.limit is not None and all(trial.recipe != last for trial in rungs):
-        yield last, None
+    recipes = [trial.recipe for trial in rungs]
+    yield from recipes
+    if goal.limit is not None and (last := last_resort(table_of(payload), METHOD)) not in recipes:
+        yield last
 
 
 def _told(
-    trials: list[Measured],
-    recipe: Mapping[str, Any],
-    digest: str | None,
-    goal: Goal,
-    backed_off: list[dict[str, Any]],
+    trials: list[Measured], recipe: Mapping[str, Any], goal: Goal, backed_off: list[dict[str, Any]]
 ) -> Mapping[str, Any]:
-    """What the metrics say of the search: every trial, the Pareto front, the recipe that was taken, and the trial whose
-    it is.
-    """
+    """What the metrics say of the search: every trial, the Pareto front, the recipe that was taken."""
     best = {trial.digest for trial in front(trials, goal.cost)}
     return {
         "goal": goal.goal,
@@ -112,7 +104,7 @@ def _told(
                 **_true(
                     is_good=is_good(trial, goal),
                     on_front=trial.digest in best,
-                    is_chosen=trial.digest == digest,
+                    is_chosen=trial.recipe == recipe,
                 ),
             }
             for trial in trials

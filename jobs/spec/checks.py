@@ -31,6 +31,7 @@ from .recipe import (
     Recipe,
     Strict,
     TrainStep,
+    ValidateStep,
 )
 from .schemes import options_of, scheme_of
 from .training_checks import (
@@ -77,7 +78,7 @@ def _check_recipe(path: Path, raw: Any) -> Iterator[Mistake]:
     if finetune := _valid(FinetuneStep, steps.get("finetune")):
         yield from _of_step((*path, "finetune"), check_finetune(finetune, quantize, "quantize" in steps))
     if auto := _valid(AutoStep, steps.get("auto")):
-        yield from (((*path, *place), what) for place, what in check_auto(auto, steps))
+        yield from check_auto(path, auto, steps)
     if prune := _valid(PruneStep, steps.get("prune")):
         yield from _check_prune((*path, "prune"), prune)
         yield from _of_step((*path, "prune"), check_gradual(prune, "finetune" in steps))
@@ -281,8 +282,8 @@ def _check_model(
     if needing and shards[data].get("train") is None:
         yield ("data", data, "train"), f"is missing; recipe `{recipe}` needs it for {', '.join(needing)}"
     if auto := _valid(AutoStep, steps.get("auto")):
-        found = check_bound(auto, steps, shards[data])
-        yield from ((("recipes", recipe, *place), what) for place, what in found)
+        validate = _valid(ValidateStep, steps.get("validate"))
+        yield from check_bound(("recipes", recipe), auto, validate, shards[data])
     if "validate" in steps and shards[data].get("eval") is None:
         yield ("data", data, "eval"), f"is missing; recipe `{recipe}` needs it for validate"
 

@@ -50,6 +50,7 @@ def ones(*shape: int) -> Tensor:
 
 good = arrays()
 half = arrays(inputs=ones(8, 4), targets=torch.zeros(8, dtype=torch.long))
+NAN_TO_TRAIN = {"train.npz": arrays(inputs=ones(64, 4) * float("nan")), "test.npz": half}
 
 CASES: dict[str, Bad] = {
     "wide": Bad(files={"test.npz": arrays(inputs=ones(64, 5))}, says=("'input'", "(64, 5)", "(samples, 4)")),
@@ -128,17 +129,17 @@ CASES: dict[str, Bad] = {
         loss="mse",
     ),
     "nan_train": Bad(
-        files={"train.npz": arrays(inputs=ones(64, 4) * float("nan")), "test.npz": half},
+        files=NAN_TO_TRAIN,
         says=("nan", "epoch 1, batch 1", "data"),
         recipe="train",
     ),
     "nan_collected": Bad(
-        files={"train.npz": arrays(inputs=ones(64, 4) * float("nan")), "test.npz": half},
+        files=NAN_TO_TRAIN,
         says=("nan", "batch 1", "data"),
         recipe="gradients",
     ),
     "nan_calibrated": Bad(
-        files={"train.npz": arrays(inputs=ones(64, 4) * float("nan")), "test.npz": half},
+        files=NAN_TO_TRAIN,
         says=("0.weight reads NaN", "in the data"),
         recipe="calibrated",
     ),
@@ -148,7 +149,7 @@ CASES: dict[str, Bad] = {
         recipe="calibrated",
     ),
     "nan_searched": Bad(
-        files={"train.npz": arrays(inputs=ones(64, 4) * float("nan")), "test.npz": half},
+        files=NAN_TO_TRAIN,
         says=("nan", "data"),
         recipe="search",
     ),

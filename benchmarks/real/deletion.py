@@ -20,9 +20,11 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.cost import macs
 from fleetpress.compression.errors import PruningError
+from fleetpress.compression.meter import Meter
 from fleetpress.compression.program import with_tensors
 from fleetpress.compression.pruning import PruneOptions, PruneResult, delete, prune
 from fleetpress.compression.pruning.compensate import compensate, with_compensation
+from fleetpress.compression.pruning.withdrawing import withdraw
 from fleetpress.compression.training import collect, train
 
 FEWER = {"1.5x": 1.5, "2x": 2.0, "3x": 3.0}
@@ -79,8 +81,10 @@ def ours(case: Case, column: str, *, method: str, scope: str = "layer", mend: bo
     found = Chooser(case, method, scope).at(1 / FEWER[column])
     if mend:
         inputs = {name: item.inputs for name, item in case.statistics.weights.items()}
-        values = compensate(program, found.removed, inputs, "least_squares").values
-        program = with_compensation(program, values)
+        fitted = compensate(program, found.removed, inputs, "least_squares")
+        meter = Meter(program, case.net.calibration)
+        fitted = withdraw(program, found.removed, fitted, meter.increase_of)
+        program = with_compensation(program, fitted.values)
     return delete(program, found.removed), time.process_time() - start
 
 

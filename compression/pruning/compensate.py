@@ -34,14 +34,17 @@ DAMPING = (
 
 @dataclass(frozen=True, kw_only=True)
 class Compensation:
-    """`values`: corrected weights and biases of the program before the deletion, by state name; new biases, too.
-
-    `layers` says of each layer that loses inputs what was done, `skipped` why nothing could be.
+    """`corrected`: by the name of each layer that loses inputs its new weight and bias, by state name, in their shapes
+    before the deletion; biases that it did not have, too. `skipped` says why other layers keep what they hold.
     """
 
-    values: Mapping[str, Tensor]
-    layers: Mapping[str, str]
+    corrected: Mapping[str, Mapping[str, Tensor]]
     skipped: Mapping[str, str]
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """All corrected tensors by state name."""
+        return {name: value for mine in self.corrected.values() for name, value in mine.items()}
 
 
 def compensate(
@@ -67,8 +70,7 @@ def compensate(
     stored = tensors(program)
     tied = aliases(stored)
     shared = {*tied, *tied.values()}
-    values: dict[str, Tensor] = {}
-    done: dict[str, str] = {}
+    corrected: dict[str, Mapping[str, Tensor]] = {}
     skipped: dict[str, str] = {}
     for layer in layers(program):
         lost = {name: _lost(found.stored[name], layer, gone) for name in layer.weights}
@@ -86,9 +88,8 @@ def compensate(
         if isinstance(result, str):
             skipped[layer.name] = result
         else:
-            values |= result
-            done[layer.name] = how
-    return Compensation(values=values, layers=done, skipped=skipped)
+            corrected[layer.name] = result
+    return Compensation(corrected=corrected, skipped=skipped)
 
 
 def with_compensation(program: ExportedProgram, values: Mapping[str, Tensor]) -> ExportedProgram:

@@ -87,7 +87,8 @@ class _Probing:
         gone = removed_with(self.units, group.classes[lowest(scores, count)])
         inputs = {name: item.inputs for name, item in self.known.weights.items()}
         refitted = compensate(self.program, gone, inputs, "least_squares", STRUCTURES).values
-        return self.meter.increase_of(delete(with_compensation(self.program, refitted), gone, STRUCTURES))
+        ways = [self.program, *([with_compensation(self.program, refitted)] if refitted else [])]
+        return min(self.meter.increase_of(delete(way, gone, STRUCTURES)) for way in ways)
 
 
 def _between(probed: Sequence[int], measured: Sequence[float], counts: Sequence[int]) -> list[float]:

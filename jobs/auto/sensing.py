@@ -7,20 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 
-from fleetpress.compression.batches import evenly
 from fleetpress.compression.calibration import CalibrationStatistics
-from fleetpress.compression.cost import sample_macs
-from fleetpress.compression.evaluation import Runner, all_outputs
 from fleetpress.compression.joint_allocation import Deletion, Part
-from fleetpress.compression.outputs import meaning
-from fleetpress.compression.program import aliases, tensors, with_tensors
+from fleetpress.compression.meter import Meter
+from fleetpress.compression.program import aliases, tensors
 from fleetpress.compression.quantization import QUANTIZERS, quantize_layer
 from fleetpress.compression.quantization.file_sizes import coded_weight_bytes, deflated_weight_bytes
 from fleetpress.compression.quantization.weight import predicted_bytes, to_rows
 from fleetpress.compression.selection import Layer
-from fleetpress.compression.sensitivity import divergence, expected_increase
+from fleetpress.compression.sensitivity import expected_increase
 from fleetpress.compression.unit_operations import Operations
 
 from ..handover import Payload, record
@@ -62,9 +58,6 @@ ZEROS: Zeros = (
     (0.98, (3,)),
 )
 _PRICED_BY = "smallest_error"
-_SAMPLES = 64  # that a measurement looks at; of large nets fewer,
-_LEAST_SAMPLES = 8
-_METERED = 2e10  # as many as take so many multiply-accumulates
 _MOST_PROBED = 48  # layers; beyond, estimates of those that are known to be good have to do
 _PROBED = {"num_bits": 2, "strategy": "channel"}  # where both are well above the noise of rounding
 
@@ -81,7 +74,7 @@ def sense(payload: Payload) -> StepResult:
     known = calibration(payload, "observe")
     assert known is not None, "the plan observes before it senses"
     index, count = payload["index"], payload["count"]
-    meter = Meter(program, payload)
+    meter = Meter(program, shard_arrays(payload["data"]["train"][0]))
     if payload["options"].get("of") == "operations":
         return StepResult(result=sense_operations(program, values, known, meter, index=index, count=count))
     mine = group_of(every_layer(program), values, index, count)
@@ -135,30 +128,6 @@ def _parts(told: Sequence[Mapping[str, Any]]) -> tuple[Part, ...]:
     return tuple(
         Part(weight=one["weight"], axes=tuple((group, share) for group, share in one["axes"])) for one in told
     )
-
-
-class Meter:
-    """Measures by how much the outputs of a program diverge when some of its tensors, or its graph, change."""
-
-    def __init__(self, program: ExportedProgram, payload: Payload) -> None:
-        self._program = program
-        samples = shard_arrays(payload["data"]["train"][0])
-        fitting = int(_METERED // sample_macs(program, samples))
-        self._samples = evenly(samples, max(_LEAST_SAMPLES, min(_SAMPLES, fitting)))
-        self._before: Tensor | None = None
-
-    def increase(self, changed: Mapping[str, Tensor]) -> float:
-        """Mean divergence of a sample's outputs, in the unit of the expected increase; infinite where they are none."""
-        return self.increase_of(with_tensors(self._program, changed))
-
-    def increase_of(self, program: ExportedProgram) -> float:
-        """The same of another program with these outputs."""
-        if self._before is None:
-            self._before = self._outputs(self._program)
-        return divergence(self._before, self._outputs(program), meaning(self._program))
-
-    def _outputs(self, program: ExportedProgram) -> Tensor:
-        return all_outputs(Runner(program), self._samples)
 
 
 def _options(

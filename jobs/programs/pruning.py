@@ -6,9 +6,11 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
+from fleetpress.compression.meter import Meter
 from fleetpress.compression.pruning import PruneOptions, find_units
 from fleetpress.compression.pruning import prune as choose
 from fleetpress.compression.pruning.compensate import compensate
+from fleetpress.compression.pruning.withdrawing import withdraw
 from fleetpress.compression.rounds import composed, share_after
 from fleetpress.compression.sparsity import is_sparsifier
 from fleetpress.compression.statistics import NeuronStatistics
@@ -20,6 +22,7 @@ from .gradients import gradient_statistics
 from .materials import (
     calibration,
     round_program,
+    shard_arrays,
     store_tensors,
     trained_program,
 )
@@ -59,7 +62,9 @@ def prune(payload: Payload) -> StepResult:
     how = step.get("compensate", "none")
     if how != "none":
         found = compensate(program, result.removed, inputs, how, options.structure)
-        facts |= {"compensated": dict(found.layers), "uncompensated": dict(found.skipped)}
+        meter = Meter(program, shard_arrays(payload["data"]["train"][0]))
+        found = withdraw(program, result.removed, found, meter.increase_of, options.structure)
+        facts |= {"compensated": dict.fromkeys(found.corrected, how), "uncompensated": dict(found.skipped)}
         if found.values:
             outputs.append(store_tensors(payload, found.values))
     return StepResult(result=facts, outputs=tuple(outputs))

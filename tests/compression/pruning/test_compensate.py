@@ -194,6 +194,6 @@ def test_operators_that_take_no_bias_or_another_one_say_so() -> None:
         "rows": "its weight is used with several biases",
     }
     fitted = found(program, INPUTS, "least_squares", gone)
-    assert fitted.layers == {"columns": "least_squares"}
+    assert list(fitted.corrected) == ["columns"]
     assert fitted.values["columns"].shape == (6, 3)
     assert not fitted.values["columns"][[0, 3]].any(), "columns of what is gone"

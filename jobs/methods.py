@@ -27,7 +27,8 @@ _PRUNE = {
     "scope": "layer: the share of every layer; global: of all units together",
     "normalize": "none; mean: scope global compares scores over the mean of their layer's",
     "structure": "kinds of units: channel, head, head_dim, recurrent, normalized; channel and head, if left out",
-    "compensate": "none; bias: add the means of deleted units where they were read; least_squares: fit what reads them",
+    "compensate": "none; bias: add the means of deleted units where they were read; least_squares: fit what reads "
+    "them; either only in layers where the outputs are nearer with it",
     "schedule": "one_shot; iterative: in rounds of pruning and fine-tuning, much at first and ever less",
     "rounds": "of an iterative schedule; the epochs of finetune are split over them",
     "layers": "single layers of a program by name, with a sparsity of their own, from 0",

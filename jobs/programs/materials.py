@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from fleetpress.compression.calibration import CalibrationStatistics
+from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
 from fleetpress.compression.pruning.compensate import with_compensation
@@ -255,6 +256,15 @@ def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:
         name: torch.from_numpy(value if value.flags.writeable else value.copy())
         for name, value in found.items()
     }
+
+
+@contextmanager
+def telling(file: Mapping[str, Any]) -> Iterator[None]:
+    """Names the shard where its samples do not fit the program, or lead to what is no number."""
+    try:
+        yield
+    except (DataMismatchError, TrainingDivergedError) as error:
+        raise type(error)(f"{file['root']}/{file['path']}: {error}") from error
 
 
 def store_tensors(payload: Payload, values: Mapping[str, Tensor], *, suffix: str = ".safetensors") -> Output:

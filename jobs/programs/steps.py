@@ -21,6 +21,7 @@ from .materials import (
     source_bytes,
     source_program,
     store_tensors,
+    telling,
     trained_program,
 )
 from .objective import loss_name
@@ -118,17 +119,18 @@ def collect(payload: Payload) -> StepResult:
     device = pick(gpu=payload.get("device") == GPU)
     for index, file in enumerate(payload["files"]):
         samples = shard_arrays(file)
-        found = collect_statistics(
-            program,
-            samples,
-            payload["options"]["batch_size"],
-            loss=loss_name(payload["data"], samples),
-            seed=_mixed(payload["seed"], payload["first_shard"] + index),
-            products=payload.get("products", False),
-            recurrent=payload.get("recurrent", False),
-            weights=payload.get("weights", False),
-            device=device,
-        )
+        with telling(file):
+            found = collect_statistics(
+                program,
+                samples,
+                payload["options"]["batch_size"],
+                loss=loss_name(payload["data"], samples),
+                seed=_mixed(payload["seed"], payload["first_shard"] + index),
+                products=payload.get("products", False),
+                recurrent=payload.get("recurrent", False),
+                weights=payload.get("weights", False),
+                device=device,
+            )
         statistics = found if statistics is None else statistics.merge(found)
     assert statistics is not None, "a chunk has at least one shard"
     return StepResult(result={}, outputs=(store_tensors(payload, statistics.to_tensors()),))
@@ -153,13 +155,14 @@ def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None =
     quota = -(-options["samples"] // payload["shards"])
     statistics: CalibrationStatistics | None = None
     for index, file in enumerate(payload["files"]):
-        found = calibrate_program(
-            program,
-            evenly(shard_arrays(file), quota),
-            options["batch_size"],
-            loss=loss,
-            seed=_mixed(payload["seed"], payload["first_shard"] + index),
-        )
+        with telling(file):
+            found = calibrate_program(
+                program,
+                evenly(shard_arrays(file), quota),
+                options["batch_size"],
+                loss=loss,
+                seed=_mixed(payload["seed"], payload["first_shard"] + index),
+            )
         statistics = found if statistics is None else statistics.merge(found)
     assert statistics is not None, "a chunk has at least one shard"
     return StepResult(

@@ -148,6 +148,25 @@ CASES: dict[str, Bad] = {
         says=("0.weight reads NaN, infinity", "in the data"),
         recipe="calibrated",
     ),
+    "one_shard_without_samples": Bad(
+        files={
+            "train-0.npz": good,
+            "train-1.npz": arrays(inputs=ones(0, 4), targets=torch.zeros(0, dtype=torch.long)),
+            "test.npz": half,
+        },
+        says=("train-1.npz: ", "no sample"),
+        recipe="calibrated",
+    ),
+    "one_shard_with_nan": Bad(
+        files={"train-0.npz": good, "train-1.npz": NAN_TO_TRAIN["train.npz"], "test.npz": half},
+        says=("train-1.npz: ", "0.weight reads NaN"),
+        recipe="calibrated",
+    ),
+    "one_shard_with_nan_collected": Bad(
+        files={"train-0.npz": good, "train-1.npz": NAN_TO_TRAIN["train.npz"], "test.npz": half},
+        says=("train-1.npz: ", "nan", "batch 1"),
+        recipe="gradients",
+    ),
     "nan_searched": Bad(
         files=NAN_TO_TRAIN,
         says=("nan", "data"),

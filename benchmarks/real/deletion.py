@@ -5,9 +5,9 @@
 
 The same nets and data as quantizers.py. For every way the sparsity is found by bisection whose MACs come nearest. Units
 are channels, hidden units and attention heads; residual streams keep their width. `least_squares` refits what reads the
-deleted units, where the outputs are nearer with it; `tuned` is one training of what is left, the same for both sides. torch-pruning 1.6.1 prunes the module,
-which is then exported, tuned and measured as ours. In brackets stands
-the share of MACs that is left. Numbers are kept in FOLDER/macs-NET.json.
+deleted units, where the outputs are nearer with it; `tuned` is one training of what is left, the same for both sides.
+torch-pruning 1.6.1 prunes the module, which is then exported, tuned and measured as ours. In brackets stands the share
+of MACs that is left. Numbers are kept in FOLDER/macs-NET.json.
 """
 
 import time

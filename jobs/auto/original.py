@@ -19,7 +19,7 @@ from fleetpress.compression.sensitivity import divergence
 from ..errors import ModelError
 from ..handover import Payload
 from ..planning.fleet import Fold
-from ..programs.materials import arrays, remembered, trained_program
+from ..programs.materials import arrays, first_arrays, remembered, trained_program
 from ..programs.objective import is_fidelity, loss_name, measured, metric_name
 from .choices import Searched
 from .effort import Effort, effort
@@ -34,7 +34,7 @@ _RATES = ((2_000_000, 2e-3), (10_000_000, 5e-4), (math.inf, 1e-4))  # learning r
 def effort_of(payload: Payload, program: ExportedProgram) -> Effort:
     """How long a candidate of this search is fine-tuned, and on how many folds it is measured."""
     files, options = payload["data"]["train"], payload["options"]
-    samples = arrays(files[:1])
+    samples = first_arrays(files)
     return effort(
         count(samples) * len(files),
         sample_macs(program, samples),
@@ -58,7 +58,7 @@ class Original:
         self._folds: int = payload["options"]["folds"]
         self.program = trained_program(payload)
         self._runner = Runner(self.program)
-        samples = arrays(payload["data"]["train"][:1])
+        samples = first_arrays(payload["data"]["train"])
         self._loss = loss_name(payload["data"], samples)
         self.metric = metric_name(payload["data"], measured(payload["data"], samples), self.program)
 
@@ -127,7 +127,7 @@ class Original:
     @cached_property
     def _output_bytes(self) -> int:
         """Of one sample."""
-        samples = arrays(self._payload["data"]["train"][:1])
+        samples = first_arrays(self._payload["data"]["train"])
         return all_outputs(self._runner, evenly(samples, 1)).nbytes
 
     def _samples(self, fold: Fold, of: int) -> Mapping[str, Tensor]:

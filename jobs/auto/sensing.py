@@ -22,7 +22,7 @@ from fleetpress.compression.unit_operations import Operations
 from ..handover import Payload, record
 from ..programs.materials import (
     calibration,
-    shard_arrays,
+    first_arrays,
     trained_program,
 )
 from ..programs.quantizing import every_layer, group_of
@@ -74,7 +74,7 @@ def sense(payload: Payload) -> StepResult:
     known = calibration(payload, "observe")
     assert known is not None, "the plan observes before it senses"
     index, count = payload["index"], payload["count"]
-    meter = Meter(program, shard_arrays(payload["data"]["train"][0]))
+    meter = Meter(program, first_arrays(payload["data"]["train"]))
     if payload["options"].get("of") == "operations":
         return StepResult(result=sense_operations(program, values, known, meter, index=index, count=count))
     mine = group_of(every_layer(program), values, index, count)

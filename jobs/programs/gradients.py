@@ -5,17 +5,15 @@ from functools import reduce
 from fleetpress.compression.statistics import GradientStatistics
 
 from ..handover import Payload
-from .materials import STATISTICS, stored_tensors
+from .materials import STATISTICS, statistics_parts, stored_tensors
 
 
 def gradient_statistics(payload: Payload) -> GradientStatistics | None:
     """Merged from the collect tasks in their order, or those of the training; None without either."""
     stages = payload["stages"]
     if "collect" in stages:
-        parts = (
-            GradientStatistics.from_tensors(stored_tensors(payload, digest)) for digest in stages["collect"]
-        )
-        return reduce(GradientStatistics.merge, parts)
+        parts = statistics_parts(payload, stages["collect"])
+        return reduce(GradientStatistics.merge, map(GradientStatistics.from_tensors, parts))
     if "train" not in stages or stages.get("rounds"):
         return None
     values = stored_tensors(payload, stages["train"])

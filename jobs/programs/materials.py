@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fleetpress.compression.batches import count
 from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
 from fleetpress.compression.program import aliases, tensors, with_tensors
@@ -202,7 +203,7 @@ def calibration(payload: Payload, stage: str = "calibrate") -> CalibrationStatis
         return None
 
     def merged() -> CalibrationStatistics:
-        return CalibrationStatistics.summed(stored_tensors(payload, digest) for digest in digests)
+        return CalibrationStatistics.summed(statistics_parts(payload, digests))
 
     return remembered("calibration-" + digests[-1], merged)
 
@@ -258,6 +259,12 @@ def shard_arrays(file: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
+def first_arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Those of the first shard that holds samples; of the first one, if none does."""
+    found = (arrays([file]) for file in files)
+    return next((some for some in found if count(some)), arrays(files[:1]))
+
+
 @contextmanager
 def telling(file: Mapping[str, Any]) -> Iterator[None]:
     """Names the shard where its samples do not fit the program, or lead to what is no number."""
@@ -277,6 +284,21 @@ def store_tensors(payload: Payload, values: Mapping[str, Tensor], *, suffix: str
 def stored_tensors(payload: Payload, digest: str, *, suffix: str = ".safetensors") -> dict[str, Tensor]:
     """The tensors that an earlier task stored, their hash checked."""
     return dict(load(_output(payload, digest, suffix)))
+
+
+def statistics_parts(payload: Payload, digests: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What earlier tasks stored that looked at chunks of the train data; some found no samples.
+
+    Raises ModelError if all did not.
+    """
+    told = [digest for digest in digests if record(payload, digest).outputs]
+    if not told:
+        raise ModelError(
+            "no shard of the train data holds a sample, or as many as the batches that the program was exported for; "
+            "give more"
+        )
+    for digest in told:
+        yield stored_tensors(payload, digest)
 
 
 def _output(payload: Payload, digest: str, suffix: str) -> bytes:

@@ -21,8 +21,8 @@ from ..tasks import StepResult
 from .gradients import gradient_statistics
 from .materials import (
     calibration,
+    first_arrays,
     round_program,
-    shard_arrays,
     store_tensors,
     trained_program,
 )
@@ -62,7 +62,7 @@ def prune(payload: Payload) -> StepResult:
     how = step.get("compensate", "none")
     if how != "none":
         found = compensate(program, result.removed, inputs, how, options.structure)
-        meter = Meter(program, shard_arrays(payload["data"]["train"][0]))
+        meter = Meter(program, first_arrays(payload["data"]["train"]))
         found = withdraw(program, result.removed, found, meter.increase_of, options.structure)
         facts |= {"compensated": dict.fromkeys(found.corrected, how), "uncompensated": dict(found.skipped)}
         if found.values:

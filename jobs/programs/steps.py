@@ -1,10 +1,10 @@
 """The steps of a program: export, train, collect, prune, finetune, calibrate, equalize, quantize, publish."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..handover import Payload, store_bytes
-from ..tasks import GPU, StepResult
+from ..tasks import GPU, Output, StepResult
 from . import publishing
 from .equalizing import (
     equalize_program,
@@ -30,8 +30,10 @@ from .trained_scales import scale_tensors
 from .tuning import constraints
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
 
+    from fleetpress.compression.calibration import CalibrationStatistics
     from fleetpress.compression.collectives import Collective
     from fleetpress.compression.statistics import GradientStatistics
 
@@ -117,23 +119,21 @@ def collect(payload: Payload) -> StepResult:
     program = round_program(payload)
     statistics: GradientStatistics | None = None
     device = pick(gpu=payload.get("device") == GPU)
-    for index, file in enumerate(payload["files"]):
-        samples = shard_arrays(file)
+    for number, file, samples in _shards(payload, program):
         with telling(file):
             found = collect_statistics(
                 program,
                 samples,
                 payload["options"]["batch_size"],
                 loss=loss_name(payload["data"], samples),
-                seed=_mixed(payload["seed"], payload["first_shard"] + index),
+                seed=_mixed(payload["seed"], number),
                 products=payload.get("products", False),
                 recurrent=payload.get("recurrent", False),
                 weights=payload.get("weights", False),
                 device=device,
             )
         statistics = found if statistics is None else statistics.merge(found)
-    assert statistics is not None, "a chunk has at least one shard"
-    return StepResult(result={}, outputs=(store_tensors(payload, statistics.to_tensors()),))
+    return StepResult(result={}, outputs=_stored(payload, statistics))
 
 
 def calibrate(payload: Payload) -> StepResult:
@@ -148,26 +148,48 @@ def observe(payload: Payload) -> StepResult:
 
 def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None = None) -> StepResult:
     from fleetpress.compression.batches import evenly
-    from fleetpress.compression.calibration import CalibrationStatistics
+    from fleetpress.compression.modes import fixed_batch
     from fleetpress.compression.observing import calibrate as calibrate_program
 
     options = payload["options"]
-    quota = -(-options["samples"] // payload["shards"])
+    quota = max(-(-options["samples"] // payload["shards"]), fixed_batch(program) or 1)
     statistics: CalibrationStatistics | None = None
-    for index, file in enumerate(payload["files"]):
+    for number, file, samples in _shards(payload, program):
         with telling(file):
             found = calibrate_program(
                 program,
-                evenly(shard_arrays(file), quota),
+                evenly(samples, quota),
                 options["batch_size"],
                 loss=loss,
-                seed=_mixed(payload["seed"], payload["first_shard"] + index),
+                seed=_mixed(payload["seed"], number),
             )
         statistics = found if statistics is None else statistics.merge(found)
-    assert statistics is not None, "a chunk has at least one shard"
-    return StepResult(
-        result={"samples": statistics.samples}, outputs=(store_tensors(payload, statistics.to_tensors()),)
-    )
+    looked_at = 0 if statistics is None else statistics.samples
+    return StepResult(result={"samples": looked_at}, outputs=_stored(payload, statistics))
+
+
+def _shards(
+    payload: Payload, program: "ExportedProgram"
+) -> Iterator[tuple[int, Mapping[str, Any], "dict[str, Tensor]"]]:
+    """Numbers, files and arrays of the chunk's shards, without those that hold too few samples for a batch.
+
+    The last shard of a data set may be small, and all of it may lie in the fold that is left out.
+    """
+    from fleetpress.compression.batches import count
+    from fleetpress.compression.modes import fixed_batch
+
+    least = fixed_batch(program) or 1
+    for number, file in enumerate(payload["files"], payload["first_shard"]):
+        found = shard_arrays(file)
+        if count(found) >= least:
+            yield number, file, found
+
+
+def _stored(
+    payload: Payload, statistics: "CalibrationStatistics | GradientStatistics | None"
+) -> tuple[Output, ...]:
+    """Nothing of a chunk without samples."""
+    return () if statistics is None else (store_tensors(payload, statistics.to_tensors()),)
 
 
 def quantize(payload: Payload) -> StepResult:

@@ -148,14 +148,20 @@ CASES: dict[str, Bad] = {
         says=("0.weight reads NaN, infinity", "in the data"),
         recipe="calibrated",
     ),
-    "one_shard_without_samples": Bad(
+    "no_shard_with_samples": Bad(
         files={
-            "train-0.npz": good,
+            "train-0.npz": arrays(inputs=ones(0, 4), targets=torch.zeros(0, dtype=torch.long)),
             "train-1.npz": arrays(inputs=ones(0, 4), targets=torch.zeros(0, dtype=torch.long)),
             "test.npz": half,
         },
-        says=("train-1.npz: ", "no sample"),
+        says=("no shard of the train data holds a sample", "give more"),
         recipe="calibrated",
+    ),
+    "no_shard_with_a_batch": Bad(
+        files={"train-0.npz": half, "train-1.npz": half, "test.npz": good},
+        says=("no shard of the train data", "batches that the program was exported for"),
+        recipe="calibrated",
+        model="batch_of_32.pt2",
     ),
     "one_shard_with_nan": Bad(
         files={"train-0.npz": good, "train-1.npz": NAN_TO_TRAIN["train.npz"], "test.npz": half},

@@ -131,7 +131,10 @@ class Original:
         return all_outputs(self._runner, evenly(samples, 1)).nbytes
 
     def _samples(self, fold: Fold, of: int) -> Mapping[str, Tensor]:
-        files = [{**file, "fold": dict(vars(fold))} for file in self._payload["data"]["train"]]
+        files = [
+            {**file, "fold": dict(vars(fold.in_shard(number)))}
+            for number, file in enumerate(self._payload["data"]["train"])
+        ]
         samples = arrays(files)
         if not count(samples):
             raise ModelError(

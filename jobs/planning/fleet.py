@@ -35,6 +35,10 @@ class Fold:
     of: int
     is_left_out: bool = False
 
+    def in_shard(self, number: int) -> "Fold":
+        """Of the shard of this number: shards begin with one fold after the other, so that small ones fill them all."""
+        return replace(self, index=(self.index - number) % self.of)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:

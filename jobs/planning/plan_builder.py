@@ -96,7 +96,9 @@ class PlanBuilder:
         """What is added from here on sees no other samples of the train data."""
         if fold is None or self.data is None:
             return
-        train = tuple(replace(shard, fold=fold) for shard in self.data.train)
+        train = tuple(
+            replace(shard, fold=fold.in_shard(number)) for number, shard in enumerate(self.data.train)
+        )
         self.data = replace(self.data, train=train)
         self.training |= {"trained_on": shard_contents(train)}
         self.shared["data"] = {**self.shared["data"], "train": [shard_facts(shard) for shard in train]}

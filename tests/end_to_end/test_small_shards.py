@@ -73,8 +73,11 @@ def test_of_a_fixed_batch_small_shards_are_left_out_and_many_shards_give_a_batch
     assert model.state == "published", model.reason
 
 
-def test_a_search_on_a_last_shard_of_one_sample_refuses_no_candidate_for_it(tmp_path: Path) -> None:
-    result = run(tmp_path, perceptron(), "searched", (0, 120, 120, 1))
+@pytest.mark.parametrize("shards", [(0, 120, 120, 1), (1,) * 60], ids=["a_last_one", "all_of_them"])
+def test_a_search_on_shards_of_one_sample_refuses_no_candidate_for_it(
+    tmp_path: Path, shards: tuple[int, ...]
+) -> None:
+    result = run(tmp_path, perceptron(), "searched", shards)
     (model,) = result.models
     assert model.state == "published", model.reason
     metrics = json.loads(open_store(result.output).get(f"models/net/{model.digest}/metrics.json"))

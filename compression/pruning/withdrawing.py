@@ -34,10 +34,9 @@ def withdraw(
         return found
     given = tensors(delete(program, removed, structure))
     best = delete(with_compensation(program, found.values), removed, structure)
-    least = increase(best)
+    least, held = increase(best), tensors(best)
     corrected, skipped = dict(found.corrected), dict(found.skipped)
     for layer, mine in found.corrected.items():
-        held = tensors(best)
         before = {
             name: given[name] if name in given else torch.zeros_like(held[name])  # a bias that there was not
             for name in mine

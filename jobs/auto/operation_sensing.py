@@ -11,13 +11,14 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import CompressionError
+from fleetpress.compression.meter import Meter
 from fleetpress.compression.pruning import UnitGroup, Units, delete, find_units, removed_with
 from fleetpress.compression.pruning.compensate import compensate, with_compensation
 from fleetpress.compression.unit_operations import operations_of
 from fleetpress.compression.unit_sensitivity import carried, lowest
 
 from .choices import STRUCTURES
-from .unit_sensing import Measures, by_magnitude, plain_parts, share_of
+from .unit_sensing import by_magnitude, plain_parts, share_of
 
 SHARES = (*(0.05 * step for step in range(19)), 0.925, 0.95, 0.97)
 _PROBED = (0.3, 0.6, 0.75, 0.87, 0.93, 0.97)  # of these shares what is measured, in nets of few groups
@@ -30,7 +31,7 @@ def sense_operations(
     program: ExportedProgram,
     values: Mapping[str, Tensor],
     known: CalibrationStatistics,
-    meter: Measures,
+    meter: Meter,
     *,
     index: int = 0,
     count: int = 1,
@@ -59,7 +60,7 @@ class _Probing:
     units: Units
     values: Mapping[str, Tensor]
     known: CalibrationStatistics
-    meter: Measures
+    meter: Meter
 
     def narrowings(self, group: UnitGroup) -> list[dict[str, float]]:
         """Shares of the group's units with what deleting them would cost; none if they cannot be deleted."""

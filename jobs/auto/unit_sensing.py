@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from fleetpress.compression.calibration import CalibrationStatistics
 from fleetpress.compression.errors import CompressionError
 from fleetpress.compression.joint_allocation import Part
 from fleetpress.compression.layers import layers
+from fleetpress.compression.meter import Meter
 from fleetpress.compression.pruning import PRUNERS, UnitGroup, Units, delete, find_units, removed_with
 from fleetpress.compression.pruning.coupling import idle
 from fleetpress.compression.pruning.method import ScoreContext
@@ -26,21 +27,13 @@ _TRUSTED = 8.0  # an estimate is corrected by no more than this factor
 _ROUNDING = 1e-6  # so that the share of so many units means that many again
 
 
-class Measures(Protocol):
-    """Measures by how much a program's outputs diverge."""
-
-    def increase_of(self, program: ExportedProgram) -> float:
-        """Mean divergence of a sample's outputs."""
-        ...
-
-
 def trusted(measured: float, expected: float) -> float:
     """Measured over expected, within bounds; 1 where nothing was expected."""
     return min(_TRUSTED, max(1 / _TRUSTED, measured / expected)) if expected > 0 else 1.0
 
 
 def sense_units(
-    program: ExportedProgram, values: Mapping[str, Tensor], known: CalibrationStatistics, meter: Measures
+    program: ExportedProgram, values: Mapping[str, Tensor], known: CalibrationStatistics, meter: Meter
 ) -> dict[str, Any]:
     """`deletions` by group of units, from none to most of them, the `parts` of every layer that shrink with groups, and
     the layers that are `idle`: nothing reads their outputs.
@@ -65,7 +58,7 @@ class _Pricing:
     units: Units
     values: Mapping[str, Tensor]
     known: CalibrationStatistics
-    meter: Measures
+    meter: Meter
 
     def deletions(self, group: UnitGroup) -> list[dict[str, float]]:
         """Shares of the group's units with what deleting them would cost; none if they cannot be deleted."""

@@ -20,7 +20,6 @@ from torch.export import ExportedProgram
 
 from fleetpress.compression.batches import count
 from fleetpress.compression.calibration import CalibrationStatistics
-from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
 from fleetpress.compression.program import aliases, tensors, with_tensors
 from fleetpress.compression.pruning import delete
 from fleetpress.compression.pruning.compensate import with_compensation
@@ -96,7 +95,7 @@ def source_program(payload: Payload) -> ExportedProgram:
 
 def _loaded(payload: Payload) -> ExportedProgram:
     uri = payload["model"]["uri"]
-    with naming(uri):
+    with naming(uri, InvalidModelFile):
         program = load_program(source_bytes(payload))
     state = tensors(program)
     check_finite(uri, {name: state[name] for name in program.graph_signature.parameters})
@@ -104,11 +103,11 @@ def _loaded(payload: Payload) -> ExportedProgram:
 
 
 @contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Inside, an InvalidModelFile says which file it is about: those who read bytes do not know."""
+def naming(where: str, *about: type[Exception]) -> Iterator[None]:
+    """Inside, errors of these kinds say which file they are about: those who read bytes or arrays do not know."""
     try:
         yield
-    except InvalidModelFile as error:
+    except about as error:
         raise type(error)(f"{where}: {error}") from None
 
 
@@ -265,15 +264,6 @@ def first_arrays(files: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return next((some for some in found if count(some)), arrays(files[:1]))
 
 
-@contextmanager
-def telling(file: Mapping[str, Any]) -> Iterator[None]:
-    """Names the shard where its samples do not fit the program, or lead to what is no number."""
-    try:
-        yield
-    except (DataMismatchError, TrainingDivergedError) as error:
-        raise type(error)(f"{file['root']}/{file['path']}: {error}") from error
-
-
 def store_tensors(payload: Payload, values: Mapping[str, Tensor], *, suffix: str = ".safetensors") -> Output:
     """Write tensors beside the record of the running task; tied tensors once."""
     tied = aliases(values)
@@ -291,18 +281,25 @@ def statistics_parts(payload: Payload, digests: Sequence[str]) -> Iterator[dict[
 
     Raises ModelError if all did not.
     """
-    told = [digest for digest in digests if record(payload, digest).outputs]
-    if not told:
+    is_empty = True
+    for digest in digests:
+        outputs = record(payload, digest).outputs
+        if outputs:
+            is_empty = False
+            yield dict(load(_checked(payload, outputs, ".safetensors")))
+    if is_empty:
         raise ModelError(
             "no shard of the train data holds a sample, or as many as the batches that the program was exported for; "
             "give more"
         )
-    for digest in told:
-        yield stored_tensors(payload, digest)
 
 
 def _output(payload: Payload, digest: str, suffix: str) -> bytes:
-    output = next(item for item in record(payload, digest).outputs if item.key.endswith(suffix))
+    return _checked(payload, record(payload, digest).outputs, suffix)
+
+
+def _checked(payload: Payload, outputs: Sequence[Output], suffix: str) -> bytes:
+    output = next(item for item in outputs if item.key.endswith(suffix))
     data = open_store(payload["output"]).get(output.key)
     if hashlib.sha256(data).hexdigest() != output.sha256:
         raise ModelError(

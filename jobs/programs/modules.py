@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fleetpress.compression.batches import TARGETS
+from fleetpress.storage.errors import InvalidModelFile
 from fleetpress.storage.programs import module_to_program
 from fleetpress.storage.state_dicts import load_state_dict
 
@@ -25,7 +26,7 @@ def build_program(model: Mapping[str, Any], data: bytes, arrays: Mapping[str, Te
     Its example inputs are those of the spec (`inputs`), else the first rows of its data. Raises ModelError.
     """
     module = _module(model["factory"])
-    with naming(model["uri"]):
+    with naming(model["uri"], InvalidModelFile):
         state = load_state_dict(data)
     try:
         module.load_state_dict(state)
@@ -33,7 +34,7 @@ def build_program(model: Mapping[str, Any], data: bytes, arrays: Mapping[str, Te
         details = " ".join(str(error).split())
         raise ModelError(f"{model['uri']} does not fit the module of {model['factory']}: {details}") from None
     check_finite(model["uri"], dict(module.named_parameters()))
-    with naming(model["uri"]):
+    with naming(model["uri"], InvalidModelFile):
         return module_to_program(module.eval(), _example(model, arrays))
 
 

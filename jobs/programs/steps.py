@@ -1,7 +1,7 @@
 """The steps of a program: export, train, collect, prune, finetune, calibrate, equalize, quantize, publish."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from ..handover import Payload, store_bytes
 from ..tasks import GPU, Output, StepResult
@@ -15,13 +15,13 @@ from .materials import (
     STATISTICS,
     arrays,
     final_program,
+    naming,
     pruned_program,
     round_program,
     shard_arrays,
     source_bytes,
     source_program,
     store_tensors,
-    telling,
     trained_program,
 )
 from .objective import loss_name
@@ -114,13 +114,15 @@ def _teacher(payload: Payload, kind: str, loss: str) -> "ExportedProgram | None"
 def collect(payload: Payload) -> StepResult:
     """Gradient statistics of one chunk of the train data at fixed weights, in file order, before a round of pruning."""
     from fleetpress.compression.device import pick
+    from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
+    from fleetpress.compression.modes import fixed_batch
     from fleetpress.compression.training import collect as collect_statistics
 
     program = round_program(payload)
     statistics: GradientStatistics | None = None
     device = pick(gpu=payload.get("device") == GPU)
-    for number, file, samples in _shards(payload, program):
-        with telling(file):
+    for number, where, samples in _shards(payload, fixed_batch(program) or 1):
+        with naming(where, DataMismatchError, TrainingDivergedError):
             found = collect_statistics(
                 program,
                 samples,
@@ -148,14 +150,16 @@ def observe(payload: Payload) -> StepResult:
 
 def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None = None) -> StepResult:
     from fleetpress.compression.batches import evenly
+    from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
     from fleetpress.compression.modes import fixed_batch
     from fleetpress.compression.observing import calibrate as calibrate_program
 
     options = payload["options"]
-    quota = max(-(-options["samples"] // payload["shards"]), fixed_batch(program) or 1)
+    least = fixed_batch(program) or 1
+    quota = max(-(-options["samples"] // payload["shards"]), least)
     statistics: CalibrationStatistics | None = None
-    for number, file, samples in _shards(payload, program):
-        with telling(file):
+    for number, where, samples in _shards(payload, least):
+        with naming(where, DataMismatchError, TrainingDivergedError):
             found = calibrate_program(
                 program,
                 evenly(samples, quota),
@@ -168,21 +172,17 @@ def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None =
     return StepResult(result={"samples": looked_at}, outputs=_stored(payload, statistics))
 
 
-def _shards(
-    payload: Payload, program: "ExportedProgram"
-) -> Iterator[tuple[int, Mapping[str, Any], "dict[str, Tensor]"]]:
-    """Numbers, files and arrays of the chunk's shards, without those that hold too few samples for a batch.
+def _shards(payload: Payload, least: int) -> Iterator[tuple[int, str, "dict[str, Tensor]"]]:
+    """Numbers, places and arrays of the chunk's shards that hold at least so many samples.
 
     The last shard of a data set may be small, and all of it may lie in the fold that is left out.
     """
     from fleetpress.compression.batches import count
-    from fleetpress.compression.modes import fixed_batch
 
-    least = fixed_batch(program) or 1
     for number, file in enumerate(payload["files"], payload["first_shard"]):
         found = shard_arrays(file)
         if count(found) >= least:
-            yield number, file, found
+            yield number, f"{file['root']}/{file['path']}", found
 
 
 def _stored(

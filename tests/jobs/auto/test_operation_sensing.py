@@ -1,30 +1,17 @@
 """Measured prices of narrower layers."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from fleetpress.compression.cost import macs
-from fleetpress.compression.evaluation import Runner, all_outputs
+from fleetpress.compression.meter import Meter
 from fleetpress.compression.observing import calibrate
-from fleetpress.compression.outputs import meaning
 from fleetpress.compression.program import tensors
-from fleetpress.compression.sensitivity import divergence
 from fleetpress.jobs.auto.operation_sensing import sense_operations
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Meter:
-    program: ExportedProgram
-    inputs: Tensor
-
-    def increase_of(self, program: ExportedProgram) -> float:
-        before, after = (all_outputs(Runner(one), {"inputs": self.inputs}) for one in (self.program, program))
-        return divergence(before, after, meaning(self.program))
 
 
 def _sensed(net: nn.Module, index: int = 0, count: int = 1) -> tuple[ExportedProgram, dict[str, Any]]:
@@ -36,7 +23,7 @@ def _sensed(net: nn.Module, index: int = 0, count: int = 1) -> tuple[ExportedPro
     batch = torch.export.Dim("batch")
     program = torch.export.export(net.eval(), (inputs[:2],), dynamic_shapes=({0: batch},))
     known = calibrate(program, {"inputs": inputs}, 32, loss="distillation", seed=0)
-    meter = _Meter(program=program, inputs=inputs)
+    meter = Meter(program, {"inputs": inputs})
     return program, sense_operations(program, tensors(program), known, meter, index=index, count=count)
 
 

@@ -20,6 +20,7 @@ VERSIONS = {
     "observe": 4,
     "sense": 6,
     "trial": 8,
+    "ladder": 1,  # no step of its own: what a search publishes of its trials
     "fleet": 1,
     "equalize": 1,
     "prune": 3,

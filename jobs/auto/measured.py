@@ -7,8 +7,6 @@ from typing import Any
 
 from .candidates import Family
 
-_RUNG = 1.1  # factor of the cost from one rung of the ladder to the next, where both lost as much
-
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
@@ -91,28 +89,6 @@ def ranked(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
         good.sort(key=lambda trial: (trial.drop, trial.costs[goal.cost], trial.digest))
         rest.sort(key=lambda trial: (trial.costs[goal.cost], trial.drop, trial.digest))
     return good + rest
-
-
-def ladder(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
-    """The trials to publish, one after the other until one passes: the best, then only what lost less before, or no
-    more and costs a tenth more.
-
-    For a budget of the cost: then only what cost less; nothing that was over it if anything was not.
-    """
-    rungs: list[Measured] = []
-    for trial in ranked(trials, goal):
-        if goal.budget is not None and rungs and not is_good(trial, goal):
-            break
-        if not rungs or _is_safer(trial, rungs[-1], goal):
-            rungs.append(trial)
-    return rungs
-
-
-def _is_safer(trial: Measured, last: Measured, goal: Goal) -> bool:
-    if goal.budget is not None:
-        return trial.costs[goal.cost] < last.costs[goal.cost]
-    costs_more = trial.costs[goal.cost] > _RUNG * last.costs[goal.cost]
-    return trial.drop < last.drop or (trial.drop <= last.drop and costs_more)
 
 
 def front(trials: Sequence[Measured], cost: str) -> list[Measured]:

@@ -1,10 +1,12 @@
 """The last step of a search: the best candidate, built on all train data, and a ladder if it does not pass.
 
-Rungs are what was measured: each lost less on held-out train data than the one before it. Below them is what may never
-have been measured, 8 bits in every layer. What was backed off from, and why, stands in the metrics.
+Rungs are what was measured: each lost less on held-out train data than the one before it. Where two of them are far
+apart, some that were not measured are made in between; below them is 8 bits in every layer. What was backed off from,
+and why, stands in the metrics.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from fleetpress.compression.cost import macs
@@ -15,10 +17,12 @@ from ..handover import Payload
 from ..programs.materials import trained_program
 from ..programs.publishing import publish as publish_candidate
 from ..tasks import StepResult
-from .candidates import last_resort
+from .candidates import last_resort, recipe_of
 from .chain import built
-from .measured import Goal, Measured, front, is_good, ladder, refusals
-from .original import METHOD
+from .ladder import between, ladder
+from .measured import Goal, Measured, front, is_good, refusals
+from .original import METHOD, Original
+from .search import prices_of
 from .sensing import table_of
 from .trials import goal_of, trials_of
 
@@ -76,10 +80,31 @@ def _rungs(payload: Payload, trials: list[Measured], goal: Goal) -> Iterator[Map
     own = next((trial for trial in trials if trial.digest == payload.get("allotted")), None)
     if own is not None:
         rungs = [own, *(trial for trial in rungs if trial.digest != own.digest and trial.drop < own.drop)]
-    recipes = [trial.recipe for trial in rungs]
-    yield from recipes
-    if goal.limit is not None and (last := last_resort(table_of(payload), METHOD)) not in recipes:
+    recipes = [trial.recipe for trial in trials]
+    for rung, after in zip_longest(rungs, rungs[1:]):
+        yield rung.recipe
+        for recipe in _made_between(payload, rung, after, trials, goal) if after is not None else ():
+            if recipe not in recipes:
+                recipes.append(recipe)
+                yield recipe
+    last = last_resort(table_of(payload), METHOD)
+    if goal.limit is not None and last not in [rung.recipe for rung in rungs]:
         yield last
+
+
+def _made_between(
+    payload: Payload, lower: Measured, upper: Measured, trials: list[Measured], goal: Goal
+) -> Iterator[Mapping[str, Any]]:
+    """Recipes between two rungs, made as the search would have made its next ones."""
+    places = between(lower, upper, trials, goal)
+    if not places:
+        return
+    table, searched = table_of(payload), Original(payload).searched()
+    prices = prices_of(trials, goal, table)
+    for family, x in places:
+        recipe = recipe_of(family, x, table, searched, prices)
+        if recipe is not None:
+            yield recipe
 
 
 def _told(

@@ -35,7 +35,7 @@ def propose(
     if goal.budget is not None and goal.cost == "bytes":  # a small program's file is mostly graph
         share = min(0.9, goal.budget / table.float_bytes)
     begin = starts(searched, goal.cost, share)
-    prices = _prices(trials, goal, table)
+    prices = prices_of(trials, goal, table)
     wanted: list[tuple[Family, float]] = []
     if not trials:
         wanted = _openings(begin)
@@ -66,7 +66,7 @@ def propose(
     return found
 
 
-def _prices(trials: Sequence[Measured], goal: Goal, table: Table) -> Prices:
+def prices_of(trials: Sequence[Measured], goal: Goal, table: Table) -> Prices:
     """What trials tell of the prices: by kind of change where bytes count, by group of units where operations do."""
     if goal.cost == "bytes":
         # One share for all units costs less than its parts: it tells of prices only while there is nothing better.

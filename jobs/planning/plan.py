@@ -45,6 +45,7 @@ TRIALS_AT_ONCE = (
     4  # candidates of a search that are measured side by side before anything is learnt from them
 )
 SENSED_SAMPLES = 512
+_SEARCH = ("sense", "trial", "ladder")  # versions that decide on what a search publishes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def artifact_digest(
         workers=_trainers(model, workers),
         **(device_facts(gpus) if _has_gradients(model) else {}),
         **({"fleet": fleet} if fleet is not None and model.recipe.auto is not None else {}),
-        **({"search": [VERSIONS["sense"], VERSIONS["trial"]]} if model.recipe.auto is not None else {}),
+        **({"search": [VERSIONS[name] for name in _SEARCH]} if model.recipe.auto is not None else {}),
         **({"solved": [VERSIONS["observe"], VERSIONS["solve"]]} if _looks_at_inputs(model.recipe) else {}),
     )
 

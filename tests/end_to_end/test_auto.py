@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from fleetpress.jobs import load_artifact, run_fleet
+from fleetpress.jobs.auto.ladder import ladder
+from fleetpress.jobs.auto.measured import Goal, Measured
+from fleetpress.jobs.handover import Payload
 from fleetpress.jobs.preview.fleet import preview
+from fleetpress.jobs.programs.publishing import publish
 from fleetpress.jobs.runs.events import Event
 from fleetpress.jobs.runs.results import FleetResult
 from fleetpress.jobs.spec.fleet_spec import parse_spec
+from fleetpress.jobs.tasks import StepResult
 
 _SPEC = """
 version: 1
@@ -98,6 +104,35 @@ def test_the_last_rung_is_8_bits_in_every_layer(folder: Path, monkeypatch: pytes
     assert not any(trial.get("is_chosen") for trial in metrics["search"]["trials"])
     (page,) = (folder / f"output/runs/{result.run}").glob("report.html")
     assert "quantize to 8 bits" in page.read_text()
+
+
+def test_between_two_rungs_one_is_made_that_was_not_tried(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first candidate is refused, and the next one that was tried is much larger."""
+    refusals = [{"state": "failed", "reason": "more was lost than is allowed"}]
+
+    def refuses_the_first(payload: Payload) -> StepResult:
+        return StepResult(result=refusals.pop()) if refusals else publish(payload)
+
+    monkeypatch.setattr("fleetpress.jobs.auto.publishing.publish_candidate", refuses_the_first)
+    monkeypatch.setattr("fleetpress.jobs.auto.publishing.ladder", _ends)
+    result = _run(folder, "{max_drop: 2%, trials: 4, epochs: 0, folds: 2}")
+    assert [(model.state, model.reason) for model in result.models] == [("published", None)]
+    metrics = _metrics(folder, result)
+    search = metrics["search"]
+    assert [item["why"] for item in search["backed_off"]] == ["more was lost than is allowed"]
+    ends = sorted(trial["bytes"] for trial in search["trials"] if trial.get("is_good"))
+    assert ends[0] < metrics["after"]["bytes"] < ends[-1]
+    assert not any(trial.get("is_chosen") for trial in search["trials"])
+    (page,) = (folder / f"output/runs/{result.run}").glob("report.html")
+    assert "made for the ladder" in page.read_text()
+
+
+def _ends(trials: Sequence[Measured], goal: Goal) -> list[Measured]:
+    """The smallest and the largest of the rungs."""
+    rungs = ladder(trials, goal)
+    return [rungs[0], max(rungs, key=lambda trial: trial.costs["bytes"])]
 
 
 def test_the_most_accurate_model_within_a_size(folder: Path) -> None:

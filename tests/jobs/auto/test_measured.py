@@ -1,15 +1,14 @@
-"""Which of the measured trials are good, which are tried for publishing and in which order, and their front."""
+"""Which of the measured trials are good, in which order, and their front."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 
+from fleetpress.jobs.auto.ladder import ladder
 from fleetpress.jobs.auto.measured import (
     Goal,
     Measured,
     front,
     is_good,
-    ladder,
     measured_in,
     ranked,
     refusals,
@@ -37,29 +36,6 @@ def trials(drops_and_bytes: Iterable[tuple[float, float]]) -> list[Measured]:
 
 def told(some: Iterable[Measured]) -> list[tuple[float, float]]:
     return [(trial.drop, trial.costs["bytes"]) for trial in some]
-
-
-def test_the_ladder_goes_from_the_best_to_what_is_safer() -> None:
-    found = trials([(0.5, 10), (0.0095, 20), (0.008, 30), (0.0085, 25), (0.0, 100), (math.nan, 5)])
-    # 0.0095 and its standard error are over the limit.
-    assert told(ladder(found, SMALLEST)) == [(0.0085, 25), (0.008, 30), (0.0, 100)]
-
-
-def test_the_ladder_goes_on_where_nothing_was_lost() -> None:
-    """On few samples many trials lose nothing; what passes there need not pass elsewhere."""
-    found = trials((0.0, cost) for cost in (10, 10.5, 14, 30))
-    assert told(ladder(found, SMALLEST)) == [(0.0, 10), (0.0, 14), (0.0, 30)]
-
-
-def test_only_trials_within_the_budget_are_published_if_there_are_any() -> None:
-    goal = Goal(goal="most_accurate", cost="bytes", budget=50)
-    found = trials((1 / share, 15.0 * share) for share in range(1, 6))
-    assert [cost for _, cost in told(ladder(found, goal))] == [45, 30, 15]
-
-
-def test_the_least_bad_trial_is_published_where_none_is_within_the_budget() -> None:
-    goal = Goal(goal="most_accurate", cost="bytes", budget=5)
-    assert told(ladder(trials([(0.1, 30), (0.3, 10)]), goal)) == [(0.3, 10)]
 
 
 def test_the_front_holds_what_no_other_beats_both_ways() -> None:

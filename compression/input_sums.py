@@ -30,10 +30,21 @@ class InputSums:
     triangles: Tensor | None = None
     range: Tensor | None = None
     histogram: Tensor | None = None
+    importance: Tensor | None = None
 
-    def add(self, x: Tensor) -> None:
-        """Input rows x [rows, G, columns]; doubles are rounded to float32, in which products are kept."""
+    def add(self, x: Tensor, importance: Tensor | None = None) -> None:
+        """Input rows x [rows, G, columns]; doubles are rounded to float32, in which products are kept.
+
+        With `importance` [rows, G], float64, every product is times its row's.
+        """
         x = x.float() if x.dtype == torch.float64 else x
+        rows = x
+        if importance is not None:
+            total = importance.sum(0)
+            self.importance = total if self.importance is None else self.importance + total
+            # Of a squared gradient the root is a number of the gradient's own size.
+            x = x * importance.sqrt().to(x.dtype).unsqueeze(2)
+            rows = x * importance.sqrt().to(x.dtype).unsqueeze(2)
         _, groups, columns = x.shape
         if self.total is None:
             self.size = block_columns(columns) if self.size is None else min(self.size, columns)
@@ -43,7 +54,7 @@ class InputSums:
         assert self.triangles is not None
         assert self.size is not None
         self.rows += x.shape[0]
-        self.total += _sum_of_rows(x)
+        self.total += _sum_of_rows(rows)
         padded = functional.pad(x, (0, -columns % self.size)) if columns % self.size else x
         parts = padded.reshape(x.shape[0], groups, -1, self.size).permute(
             1, 2, 3, 0
@@ -94,6 +105,7 @@ class InputSums:
             size=self.size,
             range=self.range.to(CPU),
             histogram=self.histogram.to(CPU),
+            importance=None if self.importance is None else self.importance.to(CPU),
         )
 
 

@@ -33,7 +33,7 @@ from fleetpress.compression.calibration import (
 )
 from fleetpress.compression.convolutions import each, sides
 from fleetpress.compression.device import CPU, deterministic
-from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
+from fleetpress.compression.errors import DataMismatchError, MethodError, TrainingDivergedError
 from fleetpress.compression.evaluation import Runner
 from fleetpress.compression.input_sums import InputSums
 from fleetpress.compression.layers import LAYER_OPS, RECURRENT_OPS, LayerOp
@@ -59,6 +59,7 @@ def calibrate(
     batch_size: int,
     *,
     loss: str | None = None,
+    by_importance: bool = False,
     seed: int = 0,
     first_batch: int = 0,
     device: torch.device = CPU,
@@ -68,10 +69,16 @@ def calibrate(
     With a `loss` the squared gradients of the outputs are kept, too: their mean times half the squared change of an
     output estimates what the change adds to the loss (Fisher; Kunstner et al. 2019, arXiv:1905.12558); not of recurrent
     layers, which never show what their weights give. Targets of a loss without any are drawn as in `training.collect`,
-    by (seed, number of the batch). A program with a fixed batch size uses that one and drops a smaller last batch.
-    Raises DataMismatchError for arrays that do not fit, and where a layer reads what is not finite.
+    by (seed, number of the batch). `by_importance` an input row counts as much as the squared gradients of what is made
+    of it, added over all units that read it: so that an error there weighs what it does to the loss (GuidedQuant, Kim
+    et al. 2025, arXiv:2505.07004, with one group a layer). Rows of recurrent layers count alike.
+
+    A program with a fixed batch size uses that one and drops a smaller last batch. Raises DataMismatchError for arrays
+    that do not fit, and where a layer reads what is not finite; MethodError for importance without a loss.
     """
     rule = LOSSES[loss] if loss else None
+    if by_importance and rule is None:
+        raise MethodError("the importance of what layers read is that for a loss; name one")
     check_arrays(program, arrays, rule is not None and rule.needs_targets, loss=loss)
     if rule is not None:
         check_differentiable(program)
@@ -84,7 +91,7 @@ def calibrate(
     for parameter in runner.module.parameters():
         if rule is not None and parameter.is_floating_point():
             parameter.requires_grad_()  # also of what was frozen: it may be quantized all the same
-    taps = _tap(runner.module, program, gradients=rule is not None)
+    taps = _tap(runner.module, program, gradients=rule is not None, by_importance=by_importance)
     kind = meaning(program) if rule is not None else "values"
     samples = 0
     with deterministic(device), torch.set_grad_enabled(rule is not None):
@@ -117,10 +124,42 @@ def _predictions(outputs: Tensor, *, drawn: bool) -> int:
 
 
 @dataclass(kw_only=True)
-class _Weight:
-    """One weight: where its input sums are, and the outputs of the batch at hand with their squared gradients."""
+class _Read:
+    """What some weights read: its sums. Where rows do not count alike, each use of them in the batch at hand waits for
+    its importance.
+    """
 
-    seen: InputSums
+    sums: InputSums = field(default_factory=InputSums)
+    waits: bool = False
+    waiting: dict[int, tuple["_Geometry", Tensor]] = field(default_factory=dict)
+
+    def look(self, use: int, geometry: "_Geometry", x: Tensor) -> None:
+        """At the input of one use."""
+        with torch.no_grad():
+            self.sums.add_range(x)
+            if self.waits:
+                self.waiting[use] = geometry, x.detach()
+                return
+            for rows in geometry.rows(x.detach()):
+                self.sums.add(rows)
+
+    def weigh(self, gradients: Mapping[int, Sequence[Tensor]]) -> None:
+        """Add what waits, given the gradients of the outputs that were made of each use."""
+        for use, (geometry, x) in sorted(self.waiting.items()):
+            importance = sum(geometry.squares(gradient) for gradient in gradients[use])
+            assert isinstance(importance, Tensor), "what is read gives something"
+            begin = 0
+            for rows in geometry.rows(x):
+                self.sums.add(rows, importance[begin : begin + len(rows)])
+                begin += len(rows)
+        self.waiting.clear()
+
+
+@dataclass(kw_only=True)
+class _Weight:
+    """One weight: what it reads, and the outputs of the batch at hand with their squared gradients."""
+
+    seen: _Read
     axis: int
     outputs: list[Tensor] = field(default_factory=list)
     squares: Tensor | None = None
@@ -176,6 +215,17 @@ class _Geometry:
             piece = patches[start : start + step][tuple(where)]
             yield piece.reshape(-1, self.groups, columns // self.groups)
 
+    def squares(self, gradient: Tensor) -> Tensor:
+        """The squared gradient of what was made of every input row, float64 [rows, G], in the order of `rows`."""
+        if not self.kernel:
+            return gradient.reshape(-1, 1, gradient.shape[-1]).square().sum(2, dtype=torch.float64)
+        if gradient.dim() == len(self.kernel) + 1:
+            gradient = gradient.unsqueeze(0)
+        by_place = gradient.reshape(len(gradient), self.groups, -1, gradient.shape[2:].numel())
+        chosen = _spread(by_place.shape[-1], _POSITIONS).to(gradient.device)
+        squares = by_place[..., chosen].square().sum(2, dtype=torch.float64)  # [N, G, places]
+        return squares.transpose(1, 2).reshape(-1, self.groups)
+
 
 def _spread(positions: int, most: int) -> Tensor:
     """At most `most` of so many positions, evenly spread."""
@@ -183,7 +233,9 @@ def _spread(positions: int, most: int) -> Tensor:
     return torch.arange(taken) * positions // max(1, taken)
 
 
-def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -> dict[str, _Weight]:
+def _tap(
+    module: fx.GraphModule, program: ExportedProgram, *, gradients: bool, by_importance: bool
+) -> dict[str, _Weight]:
     """Put taps in front of (and with `gradients` behind) every operator whose weight is stored; by state name."""
     tied = aliases(tensors(program))
     uses: dict[str, list[tuple[fx.Node, _Geometry, LayerOp]]] = {}
@@ -200,14 +252,14 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
                 uses.setdefault(name, []).append((node, _geometry(node, op, weight), op))
                 shapes[name] = weight.shape
     wide: dict[tuple[Any, ...], tuple[int, int, int]] = {}
-    seen: dict[tuple[Any, ...], InputSums] = {}
+    seen: dict[tuple[Any, ...], _Read] = {}
     found = {}
     for name, mine in uses.items():
         read = tuple((node.args[op.input], geometry) for node, geometry, op in mine)
         if read not in seen:
-            sums = seen[read] = InputSums()
-            for node, geometry, op in mine:
-                _insert(module, node.args[op.input], node, partial(_look, sums, geometry))
+            seen[read] = _Read(waits=by_importance)
+            for use, (node, geometry, op) in enumerate(mine):
+                _insert(module, node.args[op.input], node, partial(seen[read].look, use, geometry))
         if (columns := shapes[name][1:].numel()) > NARROW_COLUMNS:
             before = wide[read][2] if read in wide else 0
             wide[read] = columns, mine[0][1].groups, before + shapes[name].numel()
@@ -218,7 +270,7 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
     for read, (columns, groups, entries) in wide.items():
         # All are in memory at once, so each gets an equal share.
         most = min(_WIDE_BYTES // len(wide), _TIMES * 4 * entries)
-        seen[read].size = block_columns(columns, most // groups)
+        seen[read].sums.size = block_columns(columns, most // groups)
     found |= _tap_recurrent(module, tied)
     module.recompile()
     return found
@@ -227,7 +279,7 @@ def _tap(module: fx.GraphModule, program: ExportedProgram, *, gradients: bool) -
 class _RecurrentTap(nn.Module):
     """Shows what the weights of a recurrent operator read to `seen`, in the order of `read_together`."""
 
-    def __init__(self, op: Callable[..., Any], seen: Sequence[InputSums]) -> None:
+    def __init__(self, op: Callable[..., Any], seen: Sequence[_Read]) -> None:
         super().__init__()
         self._op = op
         self._seen = seen
@@ -246,14 +298,14 @@ class _RecurrentTap(nn.Module):
                 bidirectional=bidirectional,
                 batch_first=batch_first,
             )
-            for sums, rows in zip(self._seen, read, strict=True):
-                _look(sums, _Geometry(), rows)
+            for seen, rows in zip(self._seen, read, strict=True):
+                seen.look(0, _Geometry(), rows)
         return x
 
 
 def _tap_recurrent(module: fx.GraphModule, tied: Mapping[str, str]) -> dict[str, _Weight]:
     """Put a tap in front of every recurrent operator whose weights are stored."""
-    seen: dict[tuple[str, ...], InputSums] = {}
+    seen: dict[tuple[str, ...], _Read] = {}
     found: dict[str, _Weight] = {}
     for node in list(module.graph.nodes):
         stored = node.args[2] if node.op == "call_function" and node.target in RECURRENT_OPS else ()
@@ -264,24 +316,17 @@ def _tap_recurrent(module: fx.GraphModule, tied: Mapping[str, str]) -> dict[str,
             tuple(names[place] for place in places)
             for places in read_together(len(names), int(node.args[4]), bool(node.args[7]))
         ]
-        sums = [seen.setdefault(weights, InputSums()) for weights in together]
-        module.add_submodule(f"tap_{node.name}", _RecurrentTap(node.target, sums))
+        read = [seen.setdefault(weights, _Read()) for weights in together]
+        module.add_submodule(f"tap_{node.name}", _RecurrentTap(node.target, read))
         with module.graph.inserting_before(node):
             tap = module.graph.call_module(f"tap_{node.name}", node.args)
         node.update_arg(0, tap)
         found |= {
             name: _Weight(seen=mine, axis=-1)
-            for weights, mine in zip(together, sums, strict=True)
+            for weights, mine in zip(together, read, strict=True)
             for name in weights
         }
     return found
-
-
-def _look(sums: InputSums, geometry: _Geometry, x: Tensor) -> None:
-    with torch.no_grad():
-        sums.add_range(x)
-        for rows in geometry.rows(x.detach()):
-            sums.add(rows)
 
 
 def _insert(module: fx.GraphModule, source: Any, user: fx.Node | None, see: Callable[[Tensor], None]) -> None:
@@ -310,17 +355,22 @@ def _geometry(node: fx.Node, op: LayerOp, weight: Tensor) -> _Geometry:
 
 
 def _add_gradients(value: Tensor, taps: dict[str, _Weight]) -> None:
-    """Squares of the gradients at all outputs of this batch, unit by unit."""
+    """Squares of the gradients at all outputs of this batch, unit by unit; and what waits for its importance."""
     outputs = [output for item in taps.values() for output in item.outputs]
     if not outputs:
         return
     gradients = iter(torch.autograd.grad(value, outputs, allow_unused=True, materialize_grads=True))
+    readers: dict[int, tuple[_Read, dict[int, list[Tensor]]]] = {}
     for item in taps.values():
-        for gradient in islice(gradients, len(item.outputs)):
+        _, by_use = readers.setdefault(id(item.seen), (item.seen, {}))
+        for use, gradient in enumerate(islice(gradients, len(item.outputs))):
             units = gradient.movedim(item.axis, -1).reshape(-1, gradient.shape[item.axis])
             squares = units.square().sum(0, dtype=torch.float64)
             item.squares = squares if item.squares is None else item.squares + squares
+            by_use.setdefault(use, []).append(gradient)
         item.outputs.clear()
+    for read, by_use in readers.values():
+        read.weigh(by_use)
 
 
 def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:
@@ -328,7 +378,7 @@ def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:
     found = {}
     for name, item in taps.items():
         if id(item.seen) not in made:
-            made[id(item.seen)] = item.seen.statistics(name)
+            made[id(item.seen)] = item.seen.sums.statistics(name)
         inputs = made[id(item.seen)]
         if inputs is not None:
             squares = None if item.squares is None else item.squares.to(CPU)

@@ -41,7 +41,7 @@ def output_errors(change: Tensor, statistics: WeightStatistics) -> Tensor:
         total = torch.zeros(len(rows), dtype=torch.float64)
         for at, gram in inputs.group(index).blocks():
             total += (rows[:, at] @ gram * rows[:, at]).sum(1, dtype=torch.float64)
-        parts.append(total.clamp(min=0) / max(1, inputs.rows))
+        parts.append(total.clamp(min=0) / inputs.counted[index])
     return torch.cat(parts)
 
 

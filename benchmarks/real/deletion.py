@@ -74,13 +74,22 @@ class Chooser:
         return best[0]
 
 
-def ours(case: Case, column: str, *, method: str, scope: str = "layer", mend: bool = False) -> Made:
-    """The smaller program."""
+def ours(
+    case: Case,
+    column: str,
+    *,
+    method: str,
+    scope: str = "layer",
+    mend: bool = False,
+    by_importance: bool = False,
+) -> Made:
+    """The smaller program; what `mend` fits counts `by_importance` or alike."""
     start = time.process_time()
     program = case.net.program
     found = Chooser(case, method, scope).at(1 / FEWER[column])
     if mend:
-        inputs = {name: item.inputs for name, item in case.statistics.weights.items()}
+        known = case.important if by_importance else case.statistics
+        inputs = {name: item.inputs for name, item in known.weights.items()}
         fitted = compensate(program, found.removed, inputs, "least_squares")
         meter = Meter(program, case.net.calibration)
         fitted = withdraw(program, found.removed, fitted, meter.increase_of)
@@ -127,6 +136,9 @@ def _ways() -> dict[str, Way]:
         "`wanda_structured`, least_squares": partial(ours, method="wanda_structured", mend=True),
         "`fisher`, least_squares": partial(ours, method="fisher", mend=True),
         "`fisher` global, least_squares": partial(ours, method="fisher", scope="global", mend=True),
+        "`fisher` global, least_squares by importance": partial(
+            ours, method="fisher", scope="global", mend=True, by_importance=True
+        ),
         "torch-pruning, magnitude": partial(theirs, importance="magnitude"),
         "torch-pruning, magnitude, global": partial(theirs, importance="magnitude global"),
         "torch-pruning, Taylor": partial(theirs, importance="taylor"),

@@ -51,11 +51,18 @@ def naive(case: Case, column: str) -> Made:
 
 
 def ours(
-    case: Case, column: str, *, method: str, equalizer: str | None = None, bias_correction: bool = False
+    case: Case,
+    column: str,
+    *,
+    method: str,
+    equalizer: str | None = None,
+    bias_correction: bool = False,
+    by_importance: bool = False,
 ) -> Made:
     """The program with the weights that are read back from their codes."""
+    known = (case.important if by_importance else case.statistics).weights
     start = time.process_time()
-    program, known, scheme = case.net.program, case.statistics.weights, SETTINGS[column]
+    program, scheme = case.net.program, SETTINGS[column]
     if equalizer:
         schemes = {name: scheme for _, name in peers.chosen(case)}
         found = equalize(program, EQUALIZERS[equalizer], schemes, known)
@@ -111,6 +118,8 @@ def _ways() -> dict[str, Way]:
     ways: dict[str, Way] = {"naive floor": naive}
     for name in ("round_to_nearest", "smallest_error", "half_quadratic", "gptq", "coordinate_descent"):
         ways[f"`{name}`"] = partial(ours, method=name)
+    for name in ("gptq", "coordinate_descent"):
+        ways[f"`{name}`, by importance"] = partial(ours, method=name, by_importance=True)
     for name in ("round_to_nearest", "coordinate_descent"):
         ways[f"`{name}` + bias"] = partial(ours, method=name, bias_correction=True)
     for name in ("round_to_nearest", "coordinate_descent"):

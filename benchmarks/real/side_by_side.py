@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ class Case:
     statistics: CalibrationStatistics
     peer: str | None
     made: dict[str, ExportedProgram] = field(default_factory=dict)  # what other rows start from
+
+    @cached_property
+    def important(self) -> CalibrationStatistics:
+        """The same where what moves the net's outputs more counts more."""
+        return self.net.statistics(by_importance=True)
 
 
 # A number about a column, or about a program; shown in the table.

@@ -38,14 +38,23 @@ def gradients(case: Case, batch_size: int) -> dict[str, WeightMoments]:
     return _gradients[key]
 
 
-def ours(case: Case, column: str, *, method: str, by_sample: bool = False, **others: str) -> Made:
+def ours(
+    case: Case,
+    column: str,
+    *,
+    method: str,
+    by_sample: bool = False,
+    by_importance: bool = False,
+    **others: str,
+) -> Made:
     """The program with zeros."""
+    known = (case.important if by_importance else case.statistics).weights
     needed = SPARSIFIERS[method].needs_gradients
     found = gradients(case, 1 if by_sample else case.net.options.batch_size) if needed else {}
     start = time.process_time()
     chosen = list(dict.fromkeys(layer for layer, _ in peers.chosen(case)))
     options = {"method": method, "sparsity": AMOUNTS[column], **others}
-    made = zero_layers(chosen, tensors(case.net.program), options, case.statistics.weights, found)
+    made = zero_layers(chosen, tensors(case.net.program), options, known, found)
     values = {name: weight.values for name, weight in made.weights.items()}
     return with_tensors(case.net.program, values), time.process_time() - start
 
@@ -98,6 +107,7 @@ def _ways() -> dict[str, Way]:
         "`magnitude_unstructured`, global": partial(ours, method="magnitude_unstructured", scope="global"),
         "`wanda`": partial(ours, method="wanda"),
         "`sparsegpt`": partial(ours, method="sparsegpt"),
+        "`sparsegpt`, by importance": partial(ours, method="sparsegpt", by_importance=True),
         "llm-compressor 0.14, Wanda": partial(theirs, method="wanda"),
         "llm-compressor 0.14, SparseGPT": partial(theirs, method="sparsegpt"),
     }

@@ -59,12 +59,19 @@ class Trained:
     judge: Callable[[Tensor], tuple[float, ...]]
     outputs: Outputs
 
-    def statistics(self) -> CalibrationStatistics:
-        """What its layers read of the calibration data."""
-        kept = self.place / "calibration.safetensors"
+    def statistics(self, *, by_importance: bool = False) -> CalibrationStatistics:
+        """What its layers read of the calibration data, which counts alike or `by_importance`."""
+        kept = self.place / f"{'important' if by_importance else 'calibration'}.safetensors"
         if not kept.exists():
             self.place.mkdir(parents=True, exist_ok=True)
-            made = calibrate(self.program, self.calibration, self.options.batch_size)
+            loss = "distillation" if by_importance else None
+            made = calibrate(
+                self.program,
+                self.calibration,
+                self.options.batch_size,
+                loss=loss,
+                by_importance=by_importance,
+            )
             save_file(made.to_tensors(), kept)
         return CalibrationStatistics.from_tensors(load_file(kept))
 

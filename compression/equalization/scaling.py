@@ -62,6 +62,7 @@ def divided(inputs: InputStatistics, scale: Tensor) -> InputStatistics:
         squares=inputs.squares / scale.square(),
         gram=gram,
         range=torch.stack([low[0], high[1]]),
+        importance=inputs.importance,
     )
 
 

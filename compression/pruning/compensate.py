@@ -182,5 +182,5 @@ def _products(seen: InputStatistics, rows: Tensor, columns: Tensor, centred: boo
     """Means of products of some columns with others, float64, about their means if `centred`."""
     found = torch.empty(len(rows), len(columns), dtype=torch.float64)
     pick(seen.gram[0, 0], rows, columns, found)
-    found.div_(max(1, seen.rows))
+    found.div_(seen.counted[0])
     return found.addr_(seen.mean[0, rows], seen.mean[0, columns], alpha=-1) if centred else found

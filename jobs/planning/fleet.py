@@ -228,6 +228,8 @@ def _unfit_for_checkpoint(asks: str, recipe: Recipe) -> str | None:
             asked.append(f"prune by {recipe.prune.method}")
         elif recipe.prune.scope == "global":
             asked.append("prune with scope global")
+    if recipe.calibrate is not None and recipe.calibrate.importance is not None:
+        asked.append(f"calibrate with importance: {recipe.calibrate.importance}")
     if recipe.prune is not None and recipe.prune.layers:
         asked.append("prune single layers otherwise (`layers`)")
     if recipe.quantize is not None and recipe.quantize.layers:

@@ -140,7 +140,13 @@ def collect(payload: Payload) -> StepResult:
 
 def calibrate(payload: Payload) -> StepResult:
     """What the layers of the final program read, on the samples of one chunk: as many of every shard."""
-    return _calibrated(payload, final_program(payload))
+    by_importance = payload["options"].get("importance") is not None
+    return _calibrated(
+        payload,
+        final_program(payload),
+        loss="distillation" if by_importance else None,
+        by_importance=by_importance,
+    )
 
 
 def observe(payload: Payload) -> StepResult:
@@ -148,7 +154,9 @@ def observe(payload: Payload) -> StepResult:
     return _calibrated(payload, round_program(payload), loss="distillation")
 
 
-def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None = None) -> StepResult:
+def _calibrated(
+    payload: Payload, program: "ExportedProgram", *, loss: str | None, by_importance: bool = False
+) -> StepResult:
     from fleetpress.compression.batches import evenly
     from fleetpress.compression.errors import DataMismatchError, TrainingDivergedError
     from fleetpress.compression.modes import fixed_batch
@@ -165,6 +173,7 @@ def _calibrated(payload: Payload, program: "ExportedProgram", loss: str | None =
                 evenly(samples, quota),
                 options["batch_size"],
                 loss=loss,
+                by_importance=by_importance,
                 seed=_mixed(payload["seed"], number),
             )
         statistics = found if statistics is None else statistics.merge(found)

@@ -203,8 +203,8 @@ class QuantizeStep(Strict):
 class CalibrateStep(Strict):
     """Statistics of what every layer reads, for methods of `prune` and `quantize` that need them: on so many samples.
 
-    They are taken evenly from all train shards, right before the step that needs them. With `importance: gradients` what
-    a layer reads counts as much as what is made of it moves the model's outputs, which takes a backward pass.
+    They are taken evenly from all train shards, right before the step that needs them. With `importance: gradients`
+    what a layer reads counts as much as it moves the model's outputs, which takes a backward pass.
     """
 
     samples: Count = 512

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from fleetpress.compression.modes import eval_module
 from fleetpress.jobs import load_artifact, run_fleet
@@ -98,19 +99,73 @@ def test_what_is_not_asked_for_is_one_recipe() -> None:
     assert spelled == plain
 
 
+class _Gated(nn.Module):
+    """Two layers between which a gate, the first input, lets through all or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.layer(inputs[:, 1:]) * inputs[:, :1])
+        return outputs
+
+
+def test_what_counts_by_importance_is_kept(tmp_path: Path) -> None:
+    """Behind a closed gate nothing matters, however large it is."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 16, generator=generator)
+    gate = (torch.arange(600) % 2).float().unsqueeze(1)
+    few = torch.randn(4, 16, generator=generator)
+    loud = 10 * torch.randn(600, 4, generator=generator) @ few
+    inputs = torch.cat([gate, torch.where(gate > 0, x, loud)], 1)
+    torch.manual_seed(0)
+    net = _Gated().eval()
+    program = torch.export.export(net, (inputs[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "gated.pt2")
+    for part, some in (("train", inputs[:400]), ("eval", inputs[400:])):
+        np.savez(tmp_path / f"{part}.npz", inputs=some.numpy(), targets=net(some).detach().numpy())
+    text = f"""\
+version: 1
+name: important
+output: {tmp_path}/output
+models:
+  - {{name: alike, source: "{tmp_path}/gated.pt2", data: gates, recipe: alike}}
+  - {{name: important, source: "{tmp_path}/gated.pt2", data: gates, recipe: important}}
+data: {{gates: {{train: "{tmp_path}/train.npz", eval: "{tmp_path}/eval.npz", loss: mse, metric: r2}}}}
+recipes:
+  alike:
+    quantize: {{num_bits: 3, strategy: channel, method: gptq, targets: [layer]}}
+    validate: {{max_drop: 1.0}}
+  important:
+    calibrate: {{importance: gradients}}
+    quantize: {{num_bits: 3, strategy: channel, method: gptq, targets: [layer]}}
+    validate: {{max_drop: 1.0}}
+"""
+    found = run_fleet(parse_spec(text, "spec.yaml"), executor="inline").models
+    assert [(model.state, model.reason) for model in found] == [("published", None)] * 2
+    alike, important = (1 - (model.after or {})["value"] for model in found)
+    assert 0 < important < 0.7 * alike
+
+
 def test_checkpoints_are_told_what_they_cannot_do(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.put("models/one/model.safetensors", save({"a.weight": torch.ones(4, 4)}))
+    store.put("train.npz", b"never read")
     text = f"""\
 version: 1
 name: fleet
 output: {tmp_path}/output
 models:
-  - {{source: {tmp_path}/models/one, recipe: small}}
+  - {{source: {tmp_path}/models/one, recipe: small, data: texts}}
 recipes:
-  small: {{quantize: {{scheme: W4A16, equalize: cross_layer, biases: FP8}}}}
+  small:
+    calibrate: {{importance: gradients}}
+    quantize: {{scheme: W4A16, equalize: cross_layer, biases: FP8}}
+data: {{texts: {{train: {tmp_path}/train.npz}}}}
 """
     found = run_fleet(parse_spec(text, "spec.yaml"), executor="inline")
-    assert "equalize by cross_layer, round biases, which a bare checkpoint cannot do" in str(
-        found.models[0].reason
+    assert (
+        "calibrate with importance: gradients, equalize by cross_layer, round biases, which a bare checkpoint cannot do"
+        in str(found.models[0].reason)
     )

@@ -124,7 +124,7 @@ def _steps(recipe: object) -> str:
         layers = quantize.get("layers")
         bits = [item.get("num_bits") for item in layers.values()] if isinstance(layers, Mapping) else []
         known = sorted(value for value in bits if isinstance(value, int))
-        own = f"{known[0]} to {known[-1]} bits, layer by layer" if known else quantize.get("scheme")
+        own = f"{_span(known)} bits, layer by layer" if known else quantize.get("scheme")
         found.append(f"quantize to {own or str(quantize.get('num_bits')) + ' bits'}")
     return ", ".join(found)
 
@@ -136,7 +136,13 @@ def _shares(step: Mapping[str, Any]) -> str:
     known = sorted(value for value in own if value is not None)
     if not known:
         return str(step.get("sparsity"))
-    return f"{known[0]:.2g} to {known[-1]:.2g}, layer by layer"
+    return f"{_span([float(f'{value:.2g}') for value in known])}, layer by layer"
+
+
+def _span(values: Sequence[float]) -> str:
+    """From the first to the last of sorted values; one where they are the same."""
+    low, high = values[0], values[-1]
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _logarithms(values: Sequence[float]) -> tuple[float, float]:

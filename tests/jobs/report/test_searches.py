@@ -37,6 +37,15 @@ def test_what_was_backed_off_from_is_told_with_its_reason() -> None:
     assert found.backed_off == [("prune by magnitude, 0.5, quantize to W4A16", "too much was lost")]
 
 
+def test_what_is_the_same_in_all_layers_is_told_once() -> None:
+    recipe = {
+        "prune": {"method": "fisher", "layers": {"a": {"sparsity": 0.5}}},
+        "quantize": {"layers": {"a": {"num_bits": 8}, "b": {"num_bits": 8}}},
+    }
+    (found,) = searches({"net": told(recipe=recipe)})
+    assert found.steps == "prune by fisher, 0.5, layer by layer, quantize to 8 bits, layer by layer"
+
+
 @pytest.mark.parametrize(
     "metrics",
     [

@@ -38,13 +38,13 @@ class InputSums:
         With `importance` [rows, G], float64, every product is times its row's.
         """
         x = x.float() if x.dtype == torch.float64 else x
-        rows = x
+        weighed = x
         if importance is not None:
             total = importance.sum(0)
             self.importance = total if self.importance is None else self.importance + total
-            # Of a squared gradient the root is a number of the gradient's own size.
-            x = x * importance.sqrt().to(x.dtype).unsqueeze(2)
-            rows = x * importance.sqrt().to(x.dtype).unsqueeze(2)
+            root = importance.sqrt().to(x.dtype).unsqueeze(2)
+            x = x * root  # so that a product of two is times the importance
+            weighed = x * root
         _, groups, columns = x.shape
         if self.total is None:
             self.size = block_columns(columns) if self.size is None else min(self.size, columns)
@@ -54,7 +54,7 @@ class InputSums:
         assert self.triangles is not None
         assert self.size is not None
         self.rows += x.shape[0]
-        self.total += _sum_of_rows(rows)
+        self.total += _sum_of_rows(weighed)
         padded = functional.pad(x, (0, -columns % self.size)) if columns % self.size else x
         parts = padded.reshape(x.shape[0], groups, -1, self.size).permute(
             1, 2, 3, 0

@@ -11,8 +11,8 @@ from .candidates import Family
 from .measured import Goal, Measured, is_good, ranked
 
 _RUNG = 1.1  # factor of the cost from one rung to the next, where both lost as much
-_STEP = 1.06  # about that factor between rungs of which some were not measured
-_MOST_STEPS = 4  # from one that was measured to the next
+_STEP = 1.04  # about that factor between rungs of which some were not measured
+_MOST_STEPS = 6  # from one that was measured to the next
 _LEAST = 1e-3  # of the limit: what was lost less than this is not told apart
 
 

@@ -1,5 +1,8 @@
 """Input rows that count as much as the squared gradients of what is made of them, against hooks on the module."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,7 @@ from fleetpress.compression.errors import DataMismatchError, MethodError
 from fleetpress.compression.observing import calibrate
 from fleetpress.compression.quantization.weight import to_rows
 
+Exported = Callable[[str, bool], tuple[nn.Module, ExportedProgram]]
 SAMPLES = 6
 TARGETS = torch.tensor([0, 1, 2, 0, 1, 2])
 
@@ -133,6 +137,29 @@ def test_what_several_weights_read_counts_for_all_of_them() -> None:
         importance = mine.double().square().sum(1) + other.double().square().sum(1)
         total += importance @ read.double()
     torch.testing.assert_close(found["a.weight"].inputs.total[0], total, rtol=1e-5, atol=1e-7)
+
+
+def test_importance_is_that_of_all_outputs_of_any_architecture(
+    architecture: str, architectures: dict[str, Any], exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read counts for as much as all that is made of it, unit by unit, whoever reads it."""
+    monkeypatch.setattr(observing, "_POSITIONS", 1 << 20)
+    _, program = exported(architecture, True)
+    arrays = {"inputs": architectures[architecture].inputs(3)}
+    found = calibrate(program, arrays, 2, loss="distillation", by_importance=True).weights
+    plain = calibrate(program, arrays, 2).weights
+    made: dict[int, list[Tensor]] = {}
+    for name, item in found.items():
+        assert item.inputs.rows == plain[name].inputs.rows
+        assert torch.equal(item.inputs.range, plain[name].inputs.range)
+        if item.output_squares is not None:
+            made.setdefault(id(item.inputs), []).append(item.output_squares.sum())
+    assert made
+    for item in found.values():
+        if item.output_squares is not None:
+            assert item.inputs.importance is not None
+            whole = torch.stack(made[id(item.inputs)]).sum()
+            torch.testing.assert_close(item.inputs.importance.sum(), whole, rtol=1e-5, atol=0)
 
 
 def test_batches_and_parts_add_up_to_the_whole_and_survive_a_file() -> None:

@@ -87,7 +87,7 @@ def summed(x: Tensor, size: int) -> InputStatistics:
     for batch in x.split(BATCH_ROWS):
         sums.add_range(batch)
         sums.add(batch[:, None])
-    found = sums.statistics()
+    found = sums.statistics("weight")
     assert found is not None
     return found
 

@@ -21,6 +21,7 @@ from typing import Any
 import bench
 import criteria_nets
 import torch
+from char_gpt_net import CharGpt
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -47,7 +48,7 @@ def trained(
 ) -> tuple[nn.Module, ExportedProgram]:
     """The net as a module and as a program, with the same weights."""
     torch.manual_seed(seed)
-    net = criteria_nets.CharGpt(symbols, length, width=128, blocks=4).eval()
+    net = CharGpt(symbols, length, width=128, blocks=4).eval()
     program = module_to_program(net, [text.train_data["inputs"][:2]])
     options = TrainOptions(epochs=1, batch_size=32, lr=3e-3)
     values = train(program, text.train_data, options, loss=text.loss, seed=seed).values

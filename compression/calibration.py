@@ -86,9 +86,14 @@ class InputStatistics:
         return self.total / self.counted
 
     @property
+    def mean_square(self) -> Tensor:
+        """Mean square of every column, float64 [G, columns]."""
+        return self.squares / self.counted
+
+    @property
     def root_mean_square(self) -> Tensor:
         """Root mean square of every column, float64 [G, columns]."""
-        return (self.squares / self.counted).sqrt()
+        return self.mean_square.sqrt()
 
     @property
     def is_whole(self) -> bool:

@@ -132,6 +132,7 @@ class _Read:
     sums: InputSums = field(default_factory=InputSums)
     waits: bool = False
     waiting: dict[int, tuple["_Geometry", Tensor]] = field(default_factory=dict)
+    importance: dict[int, Tensor] = field(default_factory=dict)
 
     def look(self, use: int, geometry: "_Geometry", x: Tensor) -> None:
         """At the input of one use."""
@@ -143,16 +144,21 @@ class _Read:
             for rows in geometry.rows(x.detach()):
                 self.sums.add(rows)
 
-    def weigh(self, gradients: Mapping[int, Sequence[Tensor]]) -> None:
-        """Add what waits, given the gradients of the outputs that were made of each use."""
+    def weigh(self, use: int, gradient: Tensor) -> None:
+        """Count one use as much as the gradient of an output that was made of it, on top of others."""
+        if use in self.waiting:
+            found = self.waiting[use][0].squares(gradient)
+            self.importance[use] = self.importance[use] + found if use in self.importance else found
+
+    def add_waiting(self) -> None:
+        """What waits, once it has its importance."""
         for use, (geometry, x) in sorted(self.waiting.items()):
-            importance = sum(geometry.squares(gradient) for gradient in gradients[use])
-            assert isinstance(importance, Tensor), "what is read gives something"
             begin = 0
             for rows in geometry.rows(x):
-                self.sums.add(rows, importance[begin : begin + len(rows)])
+                self.sums.add(rows, self.importance[use][begin : begin + len(rows)])
                 begin += len(rows)
         self.waiting.clear()
+        self.importance.clear()
 
 
 @dataclass(kw_only=True)
@@ -360,17 +366,15 @@ def _add_gradients(value: Tensor, taps: dict[str, _Weight]) -> None:
     if not outputs:
         return
     gradients = iter(torch.autograd.grad(value, outputs, allow_unused=True, materialize_grads=True))
-    readers: dict[int, tuple[_Read, dict[int, list[Tensor]]]] = {}
     for item in taps.values():
-        _, by_use = readers.setdefault(id(item.seen), (item.seen, {}))
         for use, gradient in enumerate(islice(gradients, len(item.outputs))):
             units = gradient.movedim(item.axis, -1).reshape(-1, gradient.shape[item.axis])
             squares = units.square().sum(0, dtype=torch.float64)
             item.squares = squares if item.squares is None else item.squares + squares
-            by_use.setdefault(use, []).append(gradient)
+            item.seen.weigh(use, gradient)
         item.outputs.clear()
-    for read, by_use in readers.values():
-        read.weigh(by_use)
+    for item in taps.values():
+        item.seen.add_waiting()
 
 
 def _statistics(taps: dict[str, _Weight]) -> dict[str, WeightStatistics]:

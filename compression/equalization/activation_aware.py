@@ -50,7 +50,7 @@ def _candidates(
     weights = torch.zeros(place.channels, dtype=torch.float64)
     for reader in readers:
         inputs = context.statistics[reader.weight].inputs
-        squares += (inputs.squares[0] / inputs.counted[0]).view(place.channels, -1).mean(1)
+        squares += inputs.mean_square[0].view(place.channels, -1).mean(1)
         columns = scaled.value(reader.weight).movedim(reader.axis, 0).flatten(1).square()
         weights += columns.reshape(place.channels, -1).mean(1)
     size, weight = _positive(squares.sqrt()), _positive(weights.sqrt())

@@ -5,7 +5,8 @@ None of it follows from the eval data, which only say whether a rung passes.
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+
+import numpy as np
 
 from .candidates import Family
 from .measured import Goal, Measured, is_good, ranked
@@ -51,13 +52,16 @@ def between(
         return []
     low, high = (math.log(cost) for cost in ends)
     steps = min(_MOST_STEPS, round((high - low) / math.log(_STEP)))
+    families = {
+        family: _by_cost(family, trials, goal) for family in (trial.family for trial in (upper, *trials))
+    }
     found: list[tuple[Family, float]] = []
     for step in range(1, steps):
         at = low + (high - low) * step / steps
         expected = [
-            (drop, family, x)
-            for family in dict.fromkeys((upper.family, *(trial.family for trial in trials)))
-            for drop, x in _expected(at, [trial for trial in trials if trial.family == family], goal)
+            (float(np.interp(at, costs, drops)), family, math.exp(np.interp(at, costs, places)))
+            for family, (costs, drops, places) in families.items()
+            if costs and costs[0] < at < costs[-1]
         ]
         if not expected:
             continue
@@ -67,19 +71,19 @@ def between(
     return found
 
 
-def _expected(at: float, mine: Sequence[Measured], goal: Goal) -> list[tuple[float, float]]:
-    """The logarithm of the drop, and x, of one family at a cost whose logarithm is `at`; nothing where no two of its
-    trials lie around it.
-    """
-    known = [trial for trial in mine if trial.costs and math.isfinite(trial.drop)]
+def _by_cost(
+    family: Family, trials: Sequence[Measured], goal: Goal
+) -> tuple[list[float], list[float], list[float]]:
+    """Logarithms of the costs, the drops and x of a family's trials that were built, cheapest first."""
+    known = [
+        trial for trial in trials if trial.family == family and trial.costs and math.isfinite(trial.drop)
+    ]
     known.sort(key=lambda trial: trial.costs[goal.cost])
-    for less, more in pairwise(known):
-        low, high = (math.log(trial.costs[goal.cost]) for trial in (less, more))
-        if low < at < high:
-            share = (at - low) / (high - low)
-            start, end = _logarithm(less, goal), _logarithm(more, goal)
-            return [(start + share * (end - start), less.x * (more.x / less.x) ** share)]
-    return []
+    return (
+        [math.log(trial.costs[goal.cost]) for trial in known],
+        [_logarithm(trial, goal) for trial in known],
+        [math.log(trial.x) for trial in known],
+    )
 
 
 def _logarithm(trial: Measured, goal: Goal) -> float:

@@ -1,37 +1,18 @@
 """What is published one after the other until something passes: what was tried, and what lies between."""
 
 import math
-from collections.abc import Iterable
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent))
+
+from example_trials import SMALLEST, told, trials
+
 from fleetpress.jobs.auto.ladder import between, ladder
-from fleetpress.jobs.auto.measured import Goal, Measured
-
-SMALLEST = Goal(goal="smallest", cost="bytes", limit=0.01)
-
-
-def trials(drops_and_bytes: Iterable[tuple[float, float]], family: str = "quantize") -> list[Measured]:
-    """Such trials of one family, in which x is a thousandth of the bytes."""
-    return [
-        Measured(
-            digest=f"{family}-{index}",
-            family=family,  # type: ignore[arg-type]
-            x=cost / 1000,
-            recipe={},
-            before=0.9,
-            after=0.9 - drop,
-            drop=drop,
-            standard_error=0.001,
-            costs={"bytes": cost},
-        )
-        for index, (drop, cost) in enumerate(drops_and_bytes)
-    ]
-
-
-def told(some: Iterable[Measured]) -> list[tuple[float, float]]:
-    return [(trial.drop, trial.costs["bytes"]) for trial in some]
+from fleetpress.jobs.auto.measured import Goal
 
 
 def test_the_ladder_goes_from_the_best_to_what_is_safer() -> None:

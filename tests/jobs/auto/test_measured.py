@@ -1,41 +1,21 @@
 """Which of the measured trials are good, in which order, and their front."""
 
-from collections.abc import Iterable
+import sys
 from dataclasses import replace
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+
+from example_trials import SMALLEST, told, trials
 
 from fleetpress.jobs.auto.ladder import ladder
 from fleetpress.jobs.auto.measured import (
-    Goal,
-    Measured,
     front,
     is_good,
     measured_in,
     ranked,
     refusals,
 )
-
-SMALLEST = Goal(goal="smallest", cost="bytes", limit=0.01)
-
-
-def trials(drops_and_bytes: Iterable[tuple[float, float]]) -> list[Measured]:
-    return [
-        Measured(
-            digest=f"{index}",
-            family="quantize",
-            x=0.1 + 0.01 * index,
-            recipe={},
-            before=0.9,
-            after=0.9 - drop,
-            drop=drop,
-            standard_error=0.001,
-            costs={"bytes": cost},
-        )
-        for index, (drop, cost) in enumerate(drops_and_bytes)
-    ]
-
-
-def told(some: Iterable[Measured]) -> list[tuple[float, float]]:
-    return [(trial.drop, trial.costs["bytes"]) for trial in some]
 
 
 def test_the_front_holds_what_no_other_beats_both_ways() -> None:

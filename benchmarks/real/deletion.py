@@ -84,12 +84,12 @@ def ours(
     by_importance: bool = False,
 ) -> Made:
     """The smaller program; what `mend` fits counts `by_importance` or alike."""
+    known = case.read(by_importance=by_importance)
     start = time.process_time()
     program = case.net.program
     found = Chooser(case, method, scope).at(1 / FEWER[column])
     if mend:
-        known = case.important if by_importance else case.statistics
-        inputs = {name: item.inputs for name, item in known.weights.items()}
+        inputs = {name: item.inputs for name, item in known.items()}
         fitted = compensate(program, found.removed, inputs, "least_squares")
         meter = Meter(program, case.net.calibration)
         fitted = withdraw(program, found.removed, fitted, meter.increase_of)

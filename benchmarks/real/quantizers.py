@@ -60,7 +60,7 @@ def ours(
     by_importance: bool = False,
 ) -> Made:
     """The program with the weights that are read back from their codes."""
-    known = (case.important if by_importance else case.statistics).weights
+    known = case.read(by_importance=by_importance)
     start = time.process_time()
     program, scheme = case.net.program, SETTINGS[column]
     if equalizer:

@@ -16,7 +16,7 @@ from results_file import Results
 from torch.export import ExportedProgram
 from trained import TRAINED, Measure, Trained
 
-from fleetpress.compression.calibration import CalibrationStatistics
+from fleetpress.compression.calibration import CalibrationStatistics, WeightStatistics
 from fleetpress.jobs.runs.figures import MISSING
 
 ORIGINAL, _BYTES = "the original", "bytes of these layers"
@@ -33,9 +33,12 @@ class Case:
     made: dict[str, ExportedProgram] = field(default_factory=dict)  # what other rows start from
 
     @cached_property
-    def important(self) -> CalibrationStatistics:
-        """The same where what moves the net's outputs more counts more."""
+    def _important(self) -> CalibrationStatistics:
         return self.net.statistics(by_importance=True)
+
+    def read(self, *, by_importance: bool) -> Mapping[str, WeightStatistics]:
+        """What each weight reads; with `by_importance` what moves the net's outputs more counts more."""
+        return (self._important if by_importance else self.statistics).weights
 
 
 # A number about a column, or about a program; shown in the table.

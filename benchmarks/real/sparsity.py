@@ -48,7 +48,7 @@ def ours(
     **others: str,
 ) -> Made:
     """The program with zeros."""
-    known = (case.important if by_importance else case.statistics).weights
+    known = case.read(by_importance=by_importance)
     needed = SPARSIFIERS[method].needs_gradients
     found = gradients(case, 1 if by_sample else case.net.options.batch_size) if needed else {}
     start = time.process_time()
